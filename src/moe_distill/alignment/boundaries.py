@@ -1,0 +1,56 @@
+"""Where two tokenisations of the same bytes meet.
+
+All offsets are byte offsets; a token covers the half-open span [start, end).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_distill.shards.windows import NextToken
+
+Offsets = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+def token_starts(lengths: Offsets, text_starts: Offsets, counts: Offsets) -> Offsets:
+    """Start of every token: its text's start plus the bytes of the tokens before it in that text.
+
+    Args:
+        lengths: bytes of each token, the texts one after the other, [tokens].
+        text_starts: offset of each text, [texts].
+        counts: tokens of each text, [texts].
+    """
+    before = np.cumsum(lengths) - lengths
+    first_token = np.cumsum(counts) - counts
+    base = np.where(counts > 0, before[np.minimum(first_token, max(len(before) - 1, 0))] if len(before) else 0, 0)
+    shifted: Offsets = before + np.repeat(text_starts - base, counts)
+    return shifted
+
+
+def code_point_boundaries(text: bytes) -> Flags:
+    """[len(text) + 1]: True where an offset lies between two characters of UTF-8 text."""
+    starts = (np.frombuffer(text, np.uint8) & 0xC0) != 0x80
+    return np.append(starts, True)
+
+
+def aligned_rows(student_starts: Offsets, teacher_starts: Offsets) -> Offsets:
+    """For each student token the teacher token that starts at the same byte, or -1.
+
+    The position that predicts a token has consumed exactly the bytes before it, so equal starts mean
+    that both models have read the same text. `teacher_starts` is strictly increasing.
+    """
+    found = np.searchsorted(teacher_starts, student_starts)
+    within = np.minimum(found, len(teacher_starts) - 1)
+    rows: Offsets = np.where(teacher_starts[within] == student_starts, within, -1)
+    return rows
+
+
+def next_token_relation(student_ends: Offsets, teacher_ends: Offsets, rows: Offsets) -> NDArray[np.int8]:
+    """How the next student token compares with the next teacher token at each position (see `NextToken`)."""
+    ends = teacher_ends[rows]  # rows of -1 read some value; they are overwritten below
+    relation = np.select(
+        [rows < 0, student_ends == ends, student_ends < ends],
+        [NextToken.UNALIGNED, NextToken.SAME, NextToken.SHORTER],
+        NextToken.LONGER,
+    )
+    return relation.astype(np.int8)

@@ -1,0 +1,124 @@
+"""The `tokenize` stage's work: both splits, the vocabulary map, and what they came to."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moe_distill.alignment.encode import Encoder, make_encoder
+from moe_distill.alignment.tokenize import Tally, WindowLimits, tokenize_split
+from moe_distill.alignment.vocabulary_map import exact_vocabulary_share, vocabulary_map
+from moe_distill.config import Windows
+from moe_distill.documents import draw, read_documents
+from moe_distill.errors import DataError
+from moe_distill.pretrained import load_tokenizer, prefix_token_id
+from moe_distill.progress import say
+from moe_distill.shards.windows import MAP_FIELDS, SPLITS, VOCABULARY_MAP
+from moe_distill.shards.writer import ShardWriter
+from moe_distill.workspace import fingerprint, sha256_file
+
+SHOWN_LOSSES = 5
+
+
+def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, output: Path) -> dict[str, float]:
+    """Write `teacher/{train,validation}` and `student/{train,validation,vocabulary_map}` below `output`.
+
+    Args:
+        corpus: folder with train.parquet and validation.parquet.
+        teacher, student: model folders; only their tokenizers and configurations are read.
+
+    Returns:
+        The figures of metrics/tokenize.json.
+    """
+    encoders = _encoder(teacher, "teacher"), _encoder(student, "student")
+    tallies = {split: _write_split(split, params, corpus, teacher, student, encoders, output) for split in SPLITS}
+    _write_map(encoders, teacher, student, output / "student/vocabulary_map")
+    for tally in tallies.values():
+        for line in tally.lost[:SHOWN_LOSSES]:
+            say(f"tokenize: skipped {line}")
+    return _figures(tallies["train"], tallies["validation"]) | {
+        "exact_vocabulary_share": exact_vocabulary_share(*encoders)
+    }
+
+
+def _encoder(folder: Path, name: str) -> Encoder:
+    tokenizer = load_tokenizer(folder)
+    return make_encoder(tokenizer, prefix_token_id(folder, tokenizer), name)
+
+
+def _write_split(
+    split: str,
+    params: Windows,
+    corpus: Path,
+    teacher: Path,
+    student: Path,
+    encoders: tuple[Encoder, Encoder],
+    output: Path,
+) -> Tally:
+    path = corpus / f"{split}.parquet"
+    fraction = params.train_fraction if split == "train" else 1.0
+    max_windows = params.max_train_windows if split == "train" else params.max_validation_windows
+    teacher_key = fingerprint(
+        {
+            "corpus": sha256_file(path),
+            "fraction": fraction,
+            "max_windows": max_windows,
+            "tokenizer": sha256_file(teacher / "tokenizer.json"),
+            "max_length": params.teacher_max_length,
+        }
+    )
+    student_key = fingerprint(
+        {
+            "teacher_windows": teacher_key,
+            "tokenizer": sha256_file(student / "tokenizer.json"),
+            "max_length": params.student_max_length,
+        }
+    )
+    documents = (
+        [document for document in group if draw(document.document_id, "distil") < fraction]
+        for group in read_documents(path)
+    )
+    limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens, max_windows)
+    outputs = output / "teacher" / split, output / "student" / split
+    return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key)
+
+
+def _write_map(encoders: tuple[Encoder, Encoder], teacher: Path, student: Path, output: Path) -> None:
+    student_ids = vocabulary_map(*encoders, output_rows=_output_rows(teacher, encoders[0]))
+    writer = ShardWriter(output, MAP_FIELDS, "teacher_ids", len(student_ids))
+    writer.append({"student_ids": torch.from_numpy(student_ids.astype(np.int32))}, cursor=0)
+    tokenizers = [sha256_file(folder / "tokenizer.json") for folder in (teacher, student)]
+    writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), {"student_ids": len(encoders[1].token_bytes.table)})
+
+
+def _output_rows(folder: Path, encoder: Encoder) -> int:
+    """Rows of a model's output matrix: at least its tokenizer's ids.
+
+    Raises:
+        DataError: the model has fewer rows than its tokenizer has ids.
+    """
+    rows = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+    n_ids = len(encoder.token_bytes.table)
+    if rows < n_ids:
+        raise DataError(
+            f"{folder} has {rows} output rows and a tokenizer of {n_ids} ids", "the tokenizer is another model's"
+        )
+    return rows
+
+
+def _figures(train: Tally, validation: Tally) -> dict[str, float]:
+    both = (train, validation)
+    student_tokens = sum(tally.student_tokens for tally in both)
+    aligned = sum(tally.aligned for tally in both)
+    return {
+        "windows": float(sum(tally.windows for tally in both)),
+        "student_windows": float(sum(tally.student_windows for tally in both)),
+        "train_tokens_student": float(train.student_tokens),
+        "train_tokens_teacher": float(train.teacher_tokens),
+        "aligned_position_coverage": aligned / student_tokens,
+        "one_to_one_coverage": sum(tally.one_to_one for tally in both) / student_tokens,
+        "suspect_row_share": sum(tally.longer for tally in both) / max(aligned, 1),
+        "skipped_documents": float(sum(len(tally.lost) for tally in both)),
+        "forced_cuts": float(sum(tally.forced_cuts for tally in both)),
+    }

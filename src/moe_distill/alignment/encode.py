@@ -1,0 +1,61 @@
+"""Encode texts in batches and prove, text by text, that no byte was lost or invented."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from moe_distill.alignment.token_bytes import TokenBytes, token_bytes, without_invented_space
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer that encodes text as it stands, with the bytes of its tokens."""
+
+    tokenizer: Tokenizer
+    token_bytes: TokenBytes
+    prefix_id: int  # begins every window (the model's BOS, else its EOS)
+    name: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of several texts, one after the other.
+
+    Attributes:
+        ids: int64 [tokens].
+        counts: int64 [texts]; tokens of each text, 0 for a text that was lost.
+        lost: (number of the text, first differing byte) of texts whose tokens do not spell them.
+    """
+
+    ids: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    lost: list[tuple[int, int]]
+
+
+def make_encoder(tokenizer: Tokenizer, prefix_id: int, name: str) -> Encoder:
+    """Prepare a tokenizer for windows; see `token_bytes` for what is refused."""
+    return Encoder(without_invented_space(tokenizer), token_bytes(tokenizer, name), prefix_id, name)
+
+
+def encode(encoder: Encoder, texts: Sequence[bytes]) -> Encoded:
+    """Encode UTF-8 texts on all cores; a text whose tokens spell something else counts as lost."""
+    encodings = encoder.tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+    ids: list[list[int]] = [encoding.ids for encoding in encodings]
+    lost = []
+    for number, text in enumerate(texts):
+        spelled = encoder.token_bytes.join(ids[number])
+        if spelled != text:
+            lost.append((number, _first_difference(spelled or b"", text)))
+            ids[number] = []
+    flat = [np.array(text_ids, dtype=np.int64) for text_ids in ids]
+    counts = np.array([len(text_ids) for text_ids in ids], dtype=np.int64)
+    return Encoded(np.concatenate(flat) if flat else np.zeros(0, np.int64), counts, lost)
+
+
+def _first_difference(spelled: bytes, text: bytes) -> int:
+    shorter = min(len(spelled), len(text))
+    differs = np.frombuffer(spelled, np.uint8, shorter) != np.frombuffer(text, np.uint8, shorter)
+    return int(differs.argmax()) if differs.any() else shorter

@@ -1,0 +1,147 @@
+"""A token is its bytes: a table from token id to the bytes the token stands for.
+
+Two families are known. Byte-level BPE (GPT-2, Llama-3, Qwen, SmolLM) writes each byte as one printable
+character. SentencePiece with byte fallback (Llama-2, Mistral, Gemma) writes a space as U+2581 and a byte
+without a token of its own as `<0xNN>`. Special tokens stand for no text and have no bytes; added tokens that
+are not special (`<think>` in Qwen3) stand for their content.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+
+from moe_distill.errors import DataError
+
+SPACE_MARK = "\u2581"
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class _AddedToken(TypedDict):
+    id: int
+    content: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """The bytes of every id of a tokenizer.
+
+    Attributes:
+        table: by id; None for an id that stands for no text.
+        lengths: int64 [ids]; bytes of each id, 0 where the table has None.
+    """
+
+    table: tuple[bytes | None, ...]
+    lengths: NDArray[np.int64]
+
+    def join(self, ids: Iterable[int]) -> bytes | None:
+        """The text of a token sequence as bytes; None where a token stands for no text."""
+        try:
+            return b"".join(map(self.table.__getitem__, ids))  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def by_bytes(self) -> dict[bytes, int]:
+        """The id of each byte string; the smallest where several ids share one."""
+        return {token: number for number, token in reversed(list(enumerate(self.table))) if token is not None}
+
+
+def gpt2_alphabet() -> dict[str, int]:
+    """Character -> byte of byte-level BPE (Radford et al. 2019): printable Latin-1 bytes stand for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in printable)
+    alphabet.update({chr(256 + number): byte for number, byte in enumerate(others)})
+    return alphabet
+
+
+def token_bytes(tokenizer: Tokenizer, name: str) -> TokenBytes:
+    """Build the table of a tokenizer of either family.
+
+    Raises:
+        DataError: the tokenizer is of neither family; `name` says which one.
+    """
+    description = json.loads(tokenizer.to_str())
+    kinds = set(_kinds(description["decoder"])) | set(_kinds(description["pre_tokenizer"]))
+    if "ByteLevel" in kinds:
+        alphabet = gpt2_alphabet()
+        decode: Callable[[str], bytes | None] = partial(_byte_level, alphabet)
+    elif "ByteFallback" in kinds:
+        decode = _sentencepiece
+    else:
+        raise DataError(
+            f"tokenizer {name} is neither byte-level BPE nor SentencePiece with byte fallback",
+            f"its decoder and pre-tokenizer are {', '.join(sorted(kinds)) or 'absent'}",
+            "choose a model whose tokenizer.json has a ByteLevel or ByteFallback decoder",
+        )
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    table: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
+    for token, number in vocabulary.items():
+        table[number] = decode(token)
+    for added in _added_tokens(description):
+        table[added["id"]] = None if added["special"] else added["content"].encode()
+    lengths = np.array([len(token) if token else 0 for token in table], dtype=np.int64)
+    return TokenBytes(tuple(token or None for token in table), lengths)
+
+
+def without_invented_space(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that does not put a space before the text.
+
+    SentencePiece tokenizers invent a leading space, a byte the text does not have. Windows begin anywhere in a
+    document, so text is encoded as it stands.
+    """
+    description = json.loads(tokenizer.to_str())
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    if "Prepend" in _kinds(description["normalizer"]):
+        kept = [part for part in description["normalizer"]["normalizers"] if part["type"] != "Prepend"]
+        plain.normalizer = normalizers.Sequence([_replace_space(part) for part in kept])
+    if "Metaspace" in _kinds(description["pre_tokenizer"]):
+        plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    plain.encode_special_tokens = True
+    plain.no_truncation()
+    plain.no_padding()
+    return plain
+
+
+def _replace_space(part: dict[str, object]) -> normalizers.Normalizer:
+    pattern, content = part["pattern"], part["content"]
+    assert isinstance(pattern, dict)
+    assert isinstance(content, str)
+    return normalizers.Replace(pattern["String"], content)
+
+
+def _added_tokens(description: dict[str, object]) -> list[_AddedToken]:
+    added = description["added_tokens"]
+    assert isinstance(added, list)
+    return added
+
+
+def _kinds(component: object) -> Iterator[str]:
+    """The `type` of a part of tokenizer.json and of all parts nested in it."""
+    if isinstance(component, dict):
+        if isinstance(component.get("type"), str):
+            yield component["type"]
+        for value in component.values():
+            yield from _kinds(value)
+    elif isinstance(component, list):
+        for value in component:
+            yield from _kinds(value)
+
+
+def _byte_level(alphabet: dict[str, int], token: str) -> bytes | None:
+    try:
+        return bytes(alphabet[character] for character in token)
+    except KeyError:  # not written in the alphabet: no text can produce it
+        return None
+
+
+def _sentencepiece(token: str) -> bytes:
+    byte = BYTE_TOKEN.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE_MARK, " ").encode()

@@ -1,0 +1,67 @@
+"""Where the teacher's probability mass goes in the student's vocabulary.
+
+Teacher id -> student id: the token with the same bytes where it exists; else the first token of the student's
+own segmentation of those bytes; else (fragments of characters) the longest student token that is a prefix of
+them. The map is a function, so mass moves whole: q(s) = sum of p(t) over map(t) = s, and what maps to nothing
+is known and kept apart. Ids are never compared, nor decoded strings.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_distill.alignment.encode import Encoder
+
+UNMAPPED = -1
+
+
+def vocabulary_map(teacher: Encoder, student: Encoder, output_rows: int) -> NDArray[np.int32]:
+    """int32 [output_rows]: the student id of each row of the teacher's output matrix, or -1.
+
+    Args:
+        output_rows: rows of the teacher's output matrix, at least its tokenizer's ids; the rest have no token.
+    """
+    by_bytes = student.token_bytes.by_bytes()
+    result = np.full(output_rows, UNMAPPED, dtype=np.int32)
+    remaining: list[tuple[int, bytes]] = []
+    for teacher_id, token in enumerate(teacher.token_bytes.table):
+        if token is None:
+            continue
+        exact = by_bytes.get(token)
+        if exact is None:
+            remaining.append((teacher_id, token))
+        else:
+            result[teacher_id] = exact
+    first = _first_of_segmentation(student, [token for _, token in remaining])
+    for (teacher_id, token), student_id in zip(remaining, first, strict=True):
+        result[teacher_id] = _longest_prefix(by_bytes, token) if student_id is None else student_id
+    return result
+
+
+def exact_vocabulary_share(teacher: Encoder, student: Encoder) -> float:
+    """Share of the student's ids whose bytes are a token of the teacher too."""
+    known = set(teacher.token_bytes.by_bytes())
+    shared = sum(token in known for token in student.token_bytes.by_bytes())
+    return shared / len(student.token_bytes.table)
+
+
+def _first_of_segmentation(student: Encoder, tokens: list[bytes]) -> list[int | None]:
+    """The student's first token of each text; None for bytes that are not text or that it cannot spell."""
+    texts = [_as_text(token) for token in tokens]
+    encodings = student.tokenizer.encode_batch_fast([text or "" for text in texts], add_special_tokens=False)
+    first: list[int | None] = []
+    for token, text, encoding in zip(tokens, texts, encodings, strict=True):
+        spelled = text is not None and student.token_bytes.join(encoding.ids) == token
+        first.append(encoding.ids[0] if spelled else None)
+    return first
+
+
+def _as_text(token: bytes) -> str | None:
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _longest_prefix(by_bytes: dict[bytes, int], token: bytes) -> int:
+    lengths = range(len(token), 0, -1)
+    return next((by_bytes[token[:length]] for length in lengths if token[:length] in by_bytes), UNMAPPED)

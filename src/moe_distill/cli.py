@@ -1,0 +1,82 @@
+"""`moe-distill`: what one does beside `dvc repro`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+
+from moe_distill.config import load_params
+from moe_distill.errors import MoeDistillError
+from moe_distill.progress import say
+from moe_distill.workspace import project_root
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+STORES = {
+    "data/windows/teacher/train": "moe-distill/teacher-windows",
+    "data/windows/teacher/validation": "moe-distill/teacher-windows",
+    "data/windows/student/train": "moe-distill/student-windows",
+    "data/windows/student/validation": "moe-distill/student-windows",
+    "data/windows/student/vocabulary_map": "moe-distill/vocabulary-map",
+    "data/teacher_shards/train": "moe-distill/teacher-targets",
+    "data/teacher_shards/validation": "moe-distill/teacher-targets",
+}
+
+
+@app.command()
+def doctor() -> None:
+    """Check parameters, device, precision and disk before a long run; takes seconds."""
+    from moe_distill.doctor import examine  # torch: seconds that `--help` need not wait for
+
+    failures = 0
+    for finding in examine(load_params()):
+        say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.text}")
+        failures += not finding.ok
+    raise typer.Exit(4 if failures else 0)
+
+
+@app.command()
+def verify() -> None:
+    """Read every byte of windows, shards and teacher head, and compare with the recorded hashes."""
+    import torch
+
+    from moe_distill.replay.head import read_head
+    from moe_distill.shards.reader import ShardReader
+
+    present = {folder: name for folder, name in STORES.items() if Path(folder).is_dir()}
+    for folder, store_format in present.items():
+        reader = ShardReader(Path(folder), store_format)
+        reader.verify()
+        say(f"ok  {folder}: {len(reader.index.files)} files")
+    if Path("models/teacher_head").is_dir():
+        read_head(Path("models/teacher_head"), torch.device("cpu"))
+        say("ok  models/teacher_head")
+    if not present:
+        say("nothing to verify yet; run: dvc repro")
+
+
+@app.command()
+def track() -> None:
+    """Bring MLflow up to what the files of this workspace say, also where every stage came from DVC's cache."""
+    from moe_distill.tracking import track as fill_in
+
+    fill_in(load_params(), ["train_kd", "train_router", "control", "evaluate"])
+
+
+@app.command()
+def ui(port: int = 5000) -> None:
+    """Open the MLflow UI of this project on 127.0.0.1."""
+    store = f"sqlite:///{project_root() / 'mlflow.db'}"
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store]
+    subprocess.run([*command, "--host", "127.0.0.1", "--port", str(port)], env=environment, check=False)
+
+
+def main() -> None:
+    """Entry point: an error with a known cause is one line and an exit code, not a traceback."""
+    try:
+        app()
+    except MoeDistillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

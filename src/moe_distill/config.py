@@ -1,0 +1,289 @@
+"""Every key of params.yaml and of a profile: its type, its range and its meaning.
+
+Two files, two audiences. `params.yaml` holds what one studies (temperature, loss weights, the
+curriculum); `profiles/<profile>.yaml` holds what a machine and a pair of models need (sizes, paths,
+steps). No key has a default here: what a run uses is what stands in the two files, so that DVC sees
+every change. Unknown keys are refused.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from moe_distill.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Rate = Annotated[float, Field(gt=0.0)]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+class Section(BaseModel):
+    """A group of keys: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PythonDocs(Section):
+    """The documentation inside the installed Python."""
+
+    kind: Literal["python_docs"]
+    weight: Share  # share of its training documents that is kept
+
+
+class Files(Section):
+    """Local text: .txt, .jsonl or .parquet files, folders of them, or globs."""
+
+    kind: Literal["files"]
+    name: str  # the name its figures are reported under
+    paths: list[str] = Field(min_length=1)
+    field: str  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
+    weight: Share
+    max_documents: Positive | None
+
+
+class Hub(Section):
+    """A dataset of the Hugging Face hub, streamed at a pinned revision."""
+
+    kind: Literal["hub"]
+    name: str
+    repository: str
+    revision: str = Field(min_length=1)
+    subset: str | None
+    split: str
+    field: str
+    weight: Share
+    max_documents: Positive
+
+
+Source = Annotated[PythonDocs | Files | Hub, Field(discriminator="kind")]
+
+
+class Corpus(Section):
+    sources: list[Source] = Field(min_length=1)
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]  # by document hash
+
+
+class TinyTokenizer(Section):
+    """A byte-level BPE tokenizer trained on a share of the training documents."""
+
+    vocabulary_size: Annotated[int, Field(ge=300)]
+    pre_tokenizer: Literal["qwen", "smollm", "gpt2"]  # whose splitting rules it imitates
+    sample_fraction: Share
+    sample_seed: int
+
+
+class TinyTeacher(Section):
+    """A small Qwen3-MoE, trained from random weights on the training split."""
+
+    kind: Literal["tiny"]
+    tokenizer: TinyTokenizer
+    hidden_size: Positive
+    layers: Positive
+    heads: Positive
+    key_value_heads: Positive
+    num_experts: Annotated[int, Field(ge=2)]
+    experts_per_token: Positive
+    expert_size: Positive
+    max_length: Positive
+    router_auxiliary_weight: Weight
+    steps: Positive
+    batch_windows: Positive
+    learning_rate: Rate
+
+
+class TinyStudent(Section):
+    """A small Llama with random weights: deeper and narrower than the teacher."""
+
+    kind: Literal["tiny"]
+    tokenizer: TinyTokenizer
+    hidden_size: Positive
+    layers: Positive
+    heads: Positive
+    key_value_heads: Positive
+    intermediate_size: Positive
+    max_length: Positive
+
+
+class HubModel(Section):
+    """A model of the Hugging Face hub at a pinned revision: safetensors only, no remote code."""
+
+    kind: Literal["hub"]
+    repository: str
+    revision: str = Field(min_length=1)
+
+
+class FolderModel(Section):
+    """A local `save_pretrained` folder with its tokenizer."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class Models(Section):
+    seed: int  # of both models' random weights, where they are made here
+    teacher: Annotated[TinyTeacher | HubModel | FolderModel, Field(discriminator="kind")]
+    student: Annotated[TinyStudent | HubModel | FolderModel, Field(discriminator="kind")]
+
+
+class Windows(Section):
+    teacher_max_length: Annotated[int, Field(ge=8)]  # tokens of a teacher window, prefix token included
+    student_max_length: Annotated[int, Field(ge=8)]
+    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)]  # share of training documents distilled on
+    max_train_windows: Positive | None
+    max_validation_windows: Positive | None
+    shard_tokens: Positive  # tokens a windows file holds
+
+
+class Capture(Section):
+    """What the teacher stage records of each position."""
+
+    seed: int  # of the tail samples and of the choice of runs
+    k: Positive  # logits kept per position
+    tail_samples: Annotated[int, Field(ge=0)]  # samples of the distribution outside the top-k
+    hidden_layers: list[Annotated[int, Field(ge=0)]]  # residual states kept; 0 = embeddings
+    hidden_fraction: Share  # share of the windows that keep a run of hidden states
+    hidden_run: Annotated[int, Field(ge=64)]  # consecutive positions of such a run
+    precision: Precision
+    batch_windows: Positive
+    chunk_positions: Positive  # rows of the output-matrix product held at once
+    shard_positions: Positive  # positions a shard file holds
+
+
+class Train(Section):
+    max_steps: Positive  # optimizer steps of both phases together
+    batch_windows: Positive  # student windows of one optimizer step
+    micro_batch_windows: Positive  # of one forward pass; the rest is accumulated
+    learning_rate: Rate
+    router_learning_rate: Rate  # of the projections and the student-aware router
+    warmup_fraction: Share  # of the optimizer steps
+    final_learning_rate_fraction: Share  # of the cosine's end
+    weight_decay: Weight
+    gradient_clip: Rate
+    chunk_tokens: Positive  # positions whose logits are held at once
+    log_every: Positive
+    validate_every: Positive
+    validation_windows: Positive  # student windows of an in-training validation
+    checkpoint_every: Positive
+    max_consecutive_nonfinite: Positive
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> "Train":
+        if self.batch_windows % self.micro_batch_windows:
+            raise ValueError("batch_windows must be a multiple of micro_batch_windows")
+        return self
+
+
+class Evaluate(Section):
+    batch_windows: Positive
+    samples: Annotated[int, Field(ge=0)]  # texts continued by the student in the report
+    sample_tokens: Positive
+
+
+class Profile(Section):
+    corpus: Corpus
+    models: Models
+    windows: Windows
+    teacher: Capture
+    train: Train
+    evaluate: Evaluate
+
+
+class Losses(Section):
+    """The weight each term has once its ramp is complete (see curriculum); 0 = never computed."""
+
+    feature: Weight
+    attention: Weight
+    layerwise: Weight
+    contrastive: Weight
+    router_feature: Weight
+    router_attention: Weight
+    router_balance: Weight
+    router_importance: Weight
+
+
+class Curriculum(Section):
+    phase1_share: Annotated[float, Field(gt=0.0, lt=1.0)]  # of the curriculum: LM and KD only
+    curriculum_share: Annotated[float, Field(gt=0.0, le=1.0)]  # of max_steps, when the last ramp is complete
+
+
+class Router(Section):
+    """Schedules of the student-aware router over phase 2, linear from start to end (R28)."""
+
+    temperature_start: Annotated[float, Field(gt=0.0)]
+    temperature_end: Annotated[float, Field(gt=0.0)]
+    experts_start: Positive  # experts mixed at the beginning of phase 2
+    experts_end: Positive
+    noise: Weight  # standard deviation of seeded exploration noise on the gate, annealed to 0
+
+
+class EarlyStopping(Section):
+    patience: Positive  # validations without progress
+    min_delta: Weight  # bits per byte that count as progress
+    warmup_steps: Annotated[int, Field(ge=0)]
+
+
+class Study(Section):
+    """params.yaml."""
+
+    profile: str
+    seed: int  # of the order of windows, of the heads' weights and of the router's noise
+    precision: Precision
+    temperature: Annotated[float, Field(ge=1.0, le=4.0)]
+    kd_weight: Share
+    kd_order: Literal["temper_then_map", "map_then_temper"]
+    kd_tail: Literal["sampled", "residual"]
+    balance: Literal["fixed", "adaptive"]
+    losses: Losses
+    curriculum: Curriculum
+    router: Router
+    early_stopping: EarlyStopping
+
+
+class Params(Section):
+    """All parameters of a run."""
+
+    study: Study
+    profile: Profile
+
+
+def _read_yaml(path: Path) -> Mapping[str, object]:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist", fix="set `profile` in params.yaml to a file of profiles/")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML", why=" ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values")
+    return content
+
+
+def _validate(section: type[Section], path: Path) -> Section:
+    try:
+        return section.model_validate(_read_yaml(path))
+    except ValidationError as error:
+        # a misspelt key is unknown and leaves the right one missing: name what the user wrote
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        key = ".".join(str(part) for part in first["loc"])
+        given = "" if first["type"] in ("missing", "extra_forbidden") else f", not {first['input']!r}"
+        what = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(first["type"])
+        message = what or first["msg"][0].lower() + first["msg"][1:] + given
+        raise ConfigError(f"{path}: `{key}` {message}", fix=f"change `{key}` in {path}") from error
+
+
+def load_params(root: Path = Path()) -> Params:
+    """Read and validate `root/params.yaml` and the profile it names.
+
+    Raises:
+        ConfigError: naming the file and the first wrong key.
+    """
+    study = _validate(Study, root / "params.yaml")
+    assert isinstance(study, Study)
+    profile = _validate(Profile, root / "profiles" / f"{study.profile}.yaml")
+    assert isinstance(profile, Profile)
+    return Params(study=study, profile=profile)

@@ -1,0 +1,113 @@
+"""Build the corpus: sources -> NFC -> without duplicates -> training and validation split.
+
+One pass; memory holds one row group a split and a 16-byte digest a document, whatever the corpus' size.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_distill.config import Corpus, Source
+from moe_distill.corpus.raw import Skip
+from moe_distill.corpus.skips import SkipLog
+from moe_distill.corpus.sources import read_source, source_name
+from moe_distill.corpus.split import document_id, is_kept, is_validation
+from moe_distill.corpus.writer import DocumentWriter, open_writer
+from moe_distill.documents import Document
+from moe_distill.errors import ConfigError, DataError
+from moe_distill.progress import say
+from moe_distill.workspace import write_json
+
+METRICS = (
+    "train_documents",
+    "train_bytes",
+    "validation_documents",
+    "validation_bytes",
+    "skipped_documents",
+    "duplicate_documents",
+)
+
+
+def build_corpus(params: Corpus, output: Path) -> dict[str, float]:
+    """Write `train.parquet`, `validation.parquet` and `skipped.json` to `output`.
+
+    Returns:
+        Counts of documents and of UTF-8 bytes, under the names of `METRICS`: in all, and for each source
+        as `<source>_<metric>`. Training documents that a weight leaves out are in none of them.
+
+    Raises:
+        ConfigError: two sources share a name.
+        DataError: a source is unusable, or a split would be empty.
+    """
+    names = _distinct_names(params.sources)
+    output.mkdir(parents=True, exist_ok=True)
+    skips = SkipLog(names)
+    seen: set[bytes] = set()
+    counts: dict[str, Counter[str]] = {}
+    with open_writer(output / "train.parquet") as train, open_writer(output / "validation.parquet") as validation:
+        writers = {"train": train, "validation": validation}
+        for name, source in zip(names, params.sources, strict=True):
+            counts[name] = _add_source(name, source, params.validation_fraction, writers, seen, skips)
+            _say_counts(name, counts[name])
+        write_json(output / "skipped.json", skips.to_json())
+        metrics: dict[str, float] = {metric: sum(count[metric] for count in counts.values()) for metric in METRICS}
+        _check_splits(metrics)
+    return metrics | {f"{name}_{metric}": count[metric] for name, count in counts.items() for metric in METRICS}
+
+
+def _distinct_names(sources: Sequence[Source]) -> list[str]:
+    names = [source_name(source) for source in sources]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(f"{count} of corpus.sources are named `{name}`", fix="give each its own `name`")
+    return names
+
+
+def _add_source(
+    name: str,
+    source: Source,
+    validation_fraction: float,
+    writers: dict[str, DocumentWriter],
+    seen: set[bytes],
+    skips: SkipLog,
+) -> Counter[str]:
+    """Write a source's documents, add their digests to `seen` and what is unusable to `skips`."""
+    counts: Counter[str] = Counter()
+    for item in read_source(source):
+        if isinstance(item, Skip):
+            skips.add(name, item)
+            counts["skipped_documents"] += 1
+            continue
+        # Qwen tokenizers normalise to NFC. Done once, here, both models and all byte counts see the same bytes.
+        text = unicodedata.normalize("NFC", item.text)
+        key = document_id(text)
+        split = "validation" if is_validation(key, validation_fraction) else "train"
+        if split == "train" and not is_kept(key, source.weight):
+            continue  # not in `seen` either: another source may hold the same text at a higher weight
+        digest = bytes.fromhex(key[:32])
+        if digest in seen:
+            counts["duplicate_documents"] += 1
+            continue
+        seen.add(digest)
+        writers[split].append(Document(key, name, text))
+        counts[f"{split}_documents"] += 1
+        counts[f"{split}_bytes"] += len(text.encode())
+    return counts
+
+
+def _say_counts(name: str, counts: Counter[str]) -> None:
+    say(
+        f"corpus: {name}: {counts['train_documents']:,} training and {counts['validation_documents']:,} validation"
+        f" documents, {counts['skipped_documents']:,} skipped, {counts['duplicate_documents']:,} duplicates"
+    )
+
+
+def _check_splits(metrics: dict[str, float]) -> None:
+    found = ", ".join(f"{metric} {metrics[metric]}" for metric in METRICS if metric.endswith("documents"))
+    if not metrics["train_documents"]:
+        fix = "add documents to corpus.sources, raise a `weight`, or lower corpus.validation_fraction"
+        raise DataError("the training split is empty", found, fix)
+    if not metrics["validation_documents"]:
+        fix = "raise corpus.validation_fraction, or add documents to corpus.sources"
+        raise DataError("the validation split is empty", found, fix)

@@ -1,0 +1,39 @@
+"""A dataset of the Hugging Face hub, streamed: what is not read is not downloaded."""
+
+from collections.abc import Iterator
+
+from moe_distill.config import Hub
+from moe_distill.corpus.raw import RawDocument, Skip, from_value
+from moe_distill.errors import DataError
+
+
+def hub_documents(source: Hub) -> Iterator[RawDocument | Skip]:
+    """Yield the rows of a dataset at its pinned revision, in its own order.
+
+    Raises:
+        DataError: the dataset cannot be reached, does not exist, or lacks the column.
+    """
+    import datasets  # here, since it takes a second or more to import and only this source needs it
+
+    try:
+        rows = datasets.load_dataset(
+            source.repository, source.subset, split=source.split, revision=source.revision, streaming=True
+        )
+        for number, row in enumerate(rows, start=1):
+            if source.field not in row:
+                raise _missing_column(source, list(row))
+            yield from_value(row[source.field], source.repository, number)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"the dataset {source.repository} at revision {source.revision} cannot be streamed",
+            " ".join(str(error).split()),
+            "check the network, and `repository`, `subset`, `split` and `revision` in corpus.sources",
+        ) from error
+
+
+def _missing_column(source: Hub, columns: list[str]) -> DataError:
+    return DataError(
+        f"the dataset {source.repository} has no column `{source.field}`",
+        f"its columns: {', '.join(columns)}",
+        "change `field` in corpus.sources",
+    )

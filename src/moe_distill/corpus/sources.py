@@ -1,0 +1,40 @@
+"""Open a source of `corpus.sources` by its kind."""
+
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe_distill.config import Files, PythonDocs, Source
+from moe_distill.corpus.files import file_documents
+from moe_distill.corpus.hub import hub_documents
+from moe_distill.corpus.python_docs import python_documents
+from moe_distill.corpus.raw import RawDocument, Skip, examine
+
+
+def source_name(source: Source) -> str:
+    """The name a source's figures are reported under."""
+    return "python_docs" if isinstance(source, PythonDocs) else source.name
+
+
+def read_source(source: Source) -> Iterator[RawDocument | Skip]:
+    """Yield a source's usable documents, `max_documents` of them at most, and what was skipped on the way.
+
+    Raises:
+        DataError: the source itself, not a document of it, is unusable.
+    """
+    limit = None if isinstance(source, PythonDocs) else source.max_documents
+    usable = 0
+    for item in _open(source):
+        checked = examine(item) if isinstance(item, RawDocument) else item
+        yield checked
+        usable += isinstance(checked, RawDocument)
+        if usable == limit:
+            return
+
+
+def _open(source: Source) -> Iterator[RawDocument | Skip]:
+    if isinstance(source, PythonDocs):
+        return python_documents(Path(sysconfig.get_path("stdlib")))
+    if isinstance(source, Files):
+        return file_documents(source.paths, source.field)
+    return hub_documents(source)

@@ -1,0 +1,87 @@
+"""Put the figures of all students and of the teacher together (metrics/evaluate.json)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moe_distill.config import Evaluate
+from moe_distill.errors import DataError
+from moe_distill.evaluation.measure import Measured, measure, teacher_nll
+from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
+from moe_distill.pretrained import load_causal_lm
+from moe_distill.shards.targets import open_targets
+from moe_distill.shards.windows import (
+    STUDENT_WINDOWS,
+    TEACHER_WINDOWS,
+    WindowStore,
+    read_vocabulary_map,
+)
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """Folders that evaluation reads; none holds the teacher."""
+
+    windows: Path  # data/windows
+    targets: Path  # data/teacher_shards
+    student_init: Path
+    student_kd: Path
+    student_lm_only: Path
+    student: Path
+
+
+def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -> dict[str, float]:
+    """Every figure that can be had without the teacher, in fp32; flat, all finite but for an overflowing perplexity."""
+    windows = WindowStore(inputs.windows / "student/validation", STUDENT_WINDOWS)
+    teacher_windows = WindowStore(inputs.windows / "teacher/validation", TEACHER_WINDOWS)
+    targets = open_targets(inputs.targets / "validation")
+    map_V = read_vocabulary_map(inputs.windows / "student/vocabulary_map").to(device)
+
+    measured: dict[str, Measured] = {}
+    parameters = 0
+    for name, folder in (
+        ("student_init", inputs.student_init),
+        ("student_kd", inputs.student_kd),
+        ("lm_only", inputs.student_lm_only),
+        ("student", inputs.student),
+    ):
+        model = load_causal_lm(folder, torch.float32, device)
+        measured[name] = measure(model, windows, targets, map_V, params.batch_windows)
+        parameters = model.num_parameters()
+    documents = {int(number) for column in windows.reader.columns("documents") for number in column}
+    teacher_sum, teacher_bytes = teacher_nll(teacher_windows, targets, documents)
+    if teacher_bytes != measured["student"].n_bytes:
+        raise DataError(
+            f"the student's validation windows have {measured['student'].n_bytes} bytes, the teacher's {teacher_bytes}",
+            fix="run: dvc repro -f tokenize",
+        )
+    bpb = {name: bits_per_byte(each.nll, each.n_bytes) for name, each in measured.items()}
+    bpb["teacher"] = bits_per_byte(teacher_sum, teacher_bytes)
+    teacher_parameters = targets.index.metadata["teacher_parameters"]
+    assert isinstance(teacher_parameters, int)
+    figures = {f"{name}_bits_per_byte": value for name, value in bpb.items()}
+    figures |= {
+        "gain_over_lm_only": bpb["lm_only"] - bpb["student"],
+        "teacher_parameters": float(teacher_parameters),
+        "student_parameters": float(parameters),
+        "compression_ratio": teacher_parameters / parameters,
+    }
+    kept = retention(bpb["student_init"], bpb["student"], bpb["teacher"])
+    figures |= {"retention_undefined": 1.0} if kept is None else {"retention": kept}
+    return figures | student_figures(measured["student"])
+
+
+def student_figures(student: Measured) -> dict[str, float]:
+    """The final student's own figures, and its agreement with the teacher at aligned positions."""
+    nll_per_token = student.nll / student.tokens
+    positions = max(student.agreement.positions, 1)
+    return {
+        "student_nll_per_token": nll_per_token,
+        "student_perplexity": perplexity(nll_per_token),
+        "top1_agreement": student.agreement.top1 / positions,
+        "top5_overlap": student.agreement.top5 / positions,
+        "kl_teacher_student": student.agreement.kl / positions,
+        "expected_calibration_error": expected_calibration_error(student.confidence_N, student.correct_N),
+        "student_tokens_per_second": student.tokens / student.seconds,
+    }

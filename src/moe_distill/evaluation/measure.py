@@ -1,0 +1,112 @@
+"""Run a student over the validation windows, once, in its own dtype; everything after its layers is fp32 (R1).
+
+No autocast: the layers compute in the dtype of their weights, and the product with the output matrix, the
+cross-entropy and the comparison with the fp16 shards are done after an explicit cast.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, agreement
+from moe_distill.losses.lm import lm_nll
+from moe_distill.losses.target import sparse_target
+from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.targets import TeacherRows, read_rows
+from moe_distill.shards.windows import WindowStore
+
+CHUNK_POSITIONS = 2048
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Sums over a split, and per-position values for calibration."""
+
+    nll: float  # nats
+    tokens: int
+    n_bytes: int
+    agreement: Agreement
+    confidence_N: Tensor
+    correct_N: Tensor
+    seconds: float
+
+
+@torch.inference_mode()
+def measure(
+    model: PreTrainedModel, windows: WindowStore, targets: ShardReader, map_V: Tensor, batch_windows: int
+) -> Measured:
+    """Negative log-likelihood, agreement with the teacher and confidence over all windows of a split."""
+    device = next(model.parameters()).device
+    weight_VD = model.get_output_embeddings().weight.float()
+    nll, seconds, agreed = 0.0, 0.0, NO_AGREEMENT
+    confidence, correct = [], []
+    for numbers in _groups(len(windows), batch_windows):
+        inputs, labels, rows = _read(windows, numbers)
+        began = time.perf_counter()
+        hidden_BLD = model.get_decoder()(input_ids=inputs.to(device), use_cache=False).last_hidden_state
+        hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
+        seconds += time.perf_counter() - began
+        labels_N, rows_N = torch.cat(labels).to(device), torch.cat(rows)
+        aligned = rows_N >= 0
+        cached = read_rows(targets, rows)
+        done = 0
+        for start in range(0, len(hidden_ND), CHUNK_POSITIONS):
+            chunk = slice(start, start + CHUNK_POSITIONS)
+            logits_NV = hidden_ND[chunk] @ weight_VD.T
+            nll += float(lm_nll(logits_NV, labels_N[chunk]).double().sum())
+            top, chosen = logits_NV.softmax(-1).max(-1)
+            confidence.append(top.cpu())
+            correct.append((chosen == labels_N[chunk]).cpu())
+            inside = aligned[chunk]
+            n_inside = int(inside.sum())
+            part = _part(cached, done, done + n_inside, device)
+            done += n_inside
+            if n_inside:
+                target = sparse_target(part, map_V, 1.0, "temper_then_map", "residual")
+                agreed += agreement(logits_NV[inside.to(device)], target)
+    return Measured(
+        nll=nll,
+        tokens=int(windows.token_counts.sum()),
+        n_bytes=int(windows.byte_counts.sum()),
+        agreement=agreed,
+        confidence_N=torch.cat(confidence),
+        correct_N=torch.cat(correct),
+        seconds=seconds,
+    )
+
+
+def teacher_nll(teacher_windows: WindowStore, targets: ShardReader, documents: set[int]) -> tuple[float, int]:
+    """The teacher's cached NLL in nats over the windows of the given documents, and their bytes."""
+    numbers = torch.cat(list(teacher_windows.reader.columns("documents")))
+    kept = torch.tensor([int(number) in documents for number in numbers])
+    logprobs = torch.cat(list(targets.columns("target_logprob"))).double()
+    per_position = kept.repeat_interleave(teacher_windows.token_counts)
+    return -float(logprobs[per_position].sum()), int(teacher_windows.byte_counts[kept].sum())
+
+
+def _groups(n_windows: int, size: int) -> Iterator[range]:
+    return (range(start, min(start + size, n_windows)) for start in range(0, n_windows, size))
+
+
+def _read(windows: WindowStore, numbers: range) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Input ids [B, L] padded to the right, and the labels and teacher rows of each window."""
+    prefix = windows.reader.index.metadata["prefix_id"]
+    assert isinstance(prefix, int)
+    labels = [windows.tokens("token_ids", number).long() for number in numbers]
+    rows = [windows.tokens("teacher_rows", number) for number in numbers]
+    padded = pad_sequence(labels, batch_first=True, padding_value=prefix)
+    return torch.cat([torch.full((len(labels), 1), prefix), padded[:, :-1]], dim=1), labels, rows
+
+
+def _part(rows: TeacherRows, start: int, stop: int, device: torch.device) -> TeacherRows:
+    return TeacherRows(
+        *(
+            column[start:stop].to(device)
+            for column in (rows.topk_ids, rows.topk_logprobs, rows.tail_logsumexp, rows.tail_ids, rows.tail_logprobs)
+        )
+    )

@@ -1,0 +1,50 @@
+"""The report and the model card: what was trained, what it came to, what it writes."""
+
+from pathlib import Path
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from moe_distill.config import Params
+from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts
+from moe_distill.pretrained import load_causal_lm, load_tokenizer
+
+PROMPTS = ("The ", "Return the ", "If the argument is ")
+
+
+def write_report(params: Params, figures: dict[str, float], curves: Path, student: Path, folder: Path) -> None:
+    """Write `report.md`, `MODEL_CARD.md` and the pictures to `folder`."""
+    plot_bits_per_byte(curves, figures["teacher_bits_per_byte"], folder / "bits_per_byte.png")
+    values = {
+        "figures": figures,
+        "params": params,
+        "has_router": plot_experts(curves, folder / "experts.png"),
+        "samples": continuations(student, params.profile.evaluate.samples, params.profile.evaluate.sample_tokens),
+    }
+    environment = Environment(
+        loader=PackageLoader("moe_distill.evaluation", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    for name in ("report.md", "MODEL_CARD.md"):
+        text = environment.get_template(f"{name}.jinja").render(values)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+@torch.inference_mode()
+def continuations(student: Path, n_samples: int, n_tokens: int) -> list[tuple[str, str]]:
+    """(prompt, greedy continuation) by the student."""
+    model = load_causal_lm(student, torch.float32, torch.device("cpu"))
+    tokenizer = load_tokenizer(student)
+    result = []
+    for prompt in PROMPTS[:n_samples]:
+        ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids])
+        n_prompt = ids.shape[1]
+        for _ in range(n_tokens):  # greedy; the model's own `generate` would read its sampling settings
+            logits = model(input_ids=ids, use_cache=False).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
+        result.append((prompt, tokenizer.decode(ids[0, n_prompt:].tolist())))
+    return result

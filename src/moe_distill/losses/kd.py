@@ -1,0 +1,49 @@
+"""Knowledge distillation against a sparse target: a truncated KL that never renormalises.
+
+KL(q || p) = sum over entries of q (log q - log p) + r (log r - log p_rest), where r is the target's residual mass
+and p_rest the student's mass outside the entries: the KL of the two distributions with everything outside the entries
+put into one bucket, a lower bound of the full KL. Its gradient says nothing about where in the bucket mass belongs;
+tail samples say it. Hinton, Vinyals and Dean (2015) temper both sides; the factor T^2 that keeps gradients comparable
+is the weight's business (training/objective), not this function's.
+
+Legend: N positions, V student vocabulary, S support entries, M tail samples.
+"""
+
+import torch
+from torch import Tensor
+
+from moe_distill.losses.target import SparseTarget
+
+NO_RESIDUAL = 1e-7  # fp32 rounding of a row that sums to 1
+
+
+def forward_kl(logits_NV: Tensor, target: SparseTarget, temperature: float) -> Tensor:
+    """KL(target || student at `temperature`) of each position in nats, fp32 [N].
+
+    The value is the bucketed KL. Where the target has tail samples, the gradient is that of the full KL, estimated:
+    softmax(student) less entries, samples and what has no place in the student's vocabulary.
+
+    The log of the student's residual is a logsumexp over the logits with the entries masked out: one minus the
+    entries' sum would lose its gradient where the residual is small.
+    """
+    tempered_NV = logits_NV.float() / temperature
+    normalizer_N = tempered_NV.logsumexp(-1)
+    student_NS = tempered_NV.gather(-1, target.ids) - normalizer_N[:, None]
+    is_entry = target.logprobs > float("-inf")
+    entries_N = (target.probs * (target.logprobs - student_NS).masked_fill(~is_entry, 0.0)).sum(-1)
+    rest_N = _rest_logprob(tempered_NV, normalizer_N, target.ids, is_entry)
+    has_rest = (target.residual > NO_RESIDUAL) & (rest_N > float("-inf"))
+    rest_N = rest_N.masked_fill(~has_rest, 0.0)
+    residual_N = target.residual.masked_fill(~has_rest, 1.0)
+    kl_N = entries_N + residual_N * (residual_N.log() - rest_N) * has_rest
+    if not target.tail_ids.shape[1]:
+        return kl_N
+    tail_NM = tempered_NV.gather(-1, target.tail_ids) - normalizer_N[:, None]
+    within_N = (target.tail_probs * (rest_N[:, None] - tail_NM)).sum(-1)
+    return kl_N + within_N - within_N.detach()
+
+
+def _rest_logprob(tempered_NV: Tensor, normalizer_N: Tensor, ids_NS: Tensor, is_entry_NS: Tensor) -> Tensor:
+    """Log of the student's probability outside the entries, [N]; -inf where they cover the vocabulary."""
+    taken_NV = torch.zeros_like(tempered_NV, dtype=torch.bool).scatter_reduce(-1, ids_NS, is_entry_NS, "amax")
+    return tempered_NV.masked_fill(taken_NV, float("-inf")).logsumexp(-1) - normalizer_N

@@ -1,0 +1,45 @@
+"""Gates over replayed experts: mixtures, balance and importance.
+
+Legend: N positions, E experts.
+"""
+
+import torch
+from torch import Tensor
+
+
+def mixture(gate_logits_NE: Tensor, temperature: float, n_experts: int) -> Tensor:
+    """Weights of the experts at each position, fp32 [N, E], summing to 1.
+
+    The `n_experts` largest of the tempered softmax, normalised. With one expert a normalised weight is always 1
+    and its gradient 0; there the gradient passes straight through to the softmax.
+    """
+    probs_NE = (gate_logits_NE.float() / temperature).softmax(-1)
+    top, chosen = probs_NE.topk(n_experts, dim=-1)
+    kept_NE = torch.zeros_like(probs_NE).scatter(1, chosen, top / top.sum(-1, keepdim=True))
+    return kept_NE + probs_NE - probs_NE.detach() if n_experts == 1 else kept_NE
+
+
+def load_balancing_loss(expert_share_E: Tensor, mean_probs_E: Tensor) -> Tensor:
+    """E * sum of f * P, less 1: 0 at uniform use, E - 1 where one expert takes all.
+
+    Fedus, Zoph and Shazeer (2022), equation 4, shifted so that balance is zero.
+
+    Args:
+        expert_share_E: f, share of the mixture's weight each expert gets; taken as a constant.
+        mean_probs_E: P, mean gate probability of each expert.
+    """
+    n_experts = len(expert_share_E)
+    return n_experts * (expert_share_E.detach() * mean_probs_E).sum() - 1.0
+
+
+def importance_kl(student_probs_E: Tensor, teacher_probs_E: Tensor) -> Tensor:
+    """KL(mean student-aware gate || mean teacher gate) in nats: how far use of the experts has drifted."""
+    tiny = torch.finfo(torch.float32).tiny
+    ratio_E = student_probs_E.clamp_min(tiny).log() - teacher_probs_E.clamp_min(tiny).log()
+    return (student_probs_E * ratio_E).sum()
+
+
+def expert_entropy(expert_share_E: Tensor) -> Tensor:
+    """Entropy of the experts' shares in nats; ln E at uniform use, 0 at collapse."""
+    entropy: Tensor = torch.special.entr(expert_share_E).sum()
+    return entropy

@@ -1,0 +1,121 @@
+"""The teacher's cached distribution at a temperature, moved to the student's vocabulary.
+
+Legend: N positions, K kept logits, M tail samples, G temperature nodes, S support entries.
+
+Two orders exist, and they have different minimisers. *Temper then map*: q(s) is the sum over map(t) = s of
+p_T(t); the student's tempered distribution is asked to equal the mapped tempered teacher. *Map then temper*:
+q(s) is proportional to (sum over map(t) = s of p(t))^(1/T); the student is asked to equal the mapped teacher
+itself, seen at temperature T. They agree at T = 1 and wherever the map is one to one.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_distill.shards.targets import TAIL_SAMPLE_TEMPERATURE, TAIL_TEMPERATURES, TeacherRows
+
+Order = Literal["temper_then_map", "map_then_temper"]
+Tail = Literal["sampled", "residual"]
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class SparseTarget:
+    """A distribution over the student's vocabulary: exact entries, one bucket for all the rest, samples of the rest.
+
+    `probs` of a row and its `residual` sum to 1; the samples' probabilities sum to the part of the residual that has a
+    place in the student's vocabulary.
+    """
+
+    ids: Tensor  # int64 [N, S], each once in a row; a place without an entry has id 0 and probability 0
+    logprobs: Tensor  # [N, S]; -inf at a place without an entry
+    residual: Tensor  # [N]: mass outside the entries
+    tail_ids: Tensor  # int64 [N, M]; samples may repeat
+    tail_probs: Tensor  # [N, M]
+
+    @property
+    def probs(self) -> Tensor:
+        return self.logprobs.exp()
+
+
+def interpolation_weights(temperature: float) -> Tensor:
+    """Lagrange weights over TAIL_TEMPERATURES, as a polynomial in 1/T, fp32 [G].
+
+    The log of the tail's sum is smooth and convex in 1/T; the polynomial passes through every node.
+
+    Raises:
+        ValueError: `temperature` lies outside the nodes.
+    """
+    nodes = 1.0 / np.array(TAIL_TEMPERATURES)
+    if not min(TAIL_TEMPERATURES) <= temperature <= max(TAIL_TEMPERATURES):
+        raise ValueError(f"temperature {temperature} lies outside [1, 4], where the tail was recorded")
+    point = 1.0 / temperature
+    weights = [np.prod([(point - other) / (node - other) for other in nodes if other != node]) for node in nodes]
+    return torch.tensor(np.array(weights), dtype=torch.float32)
+
+
+def tail_logsumexp_at(rows: TeacherRows, temperature: float) -> Tensor:
+    """Log of the sum of exp(logprob / T) outside the top-k, [N]; -inf for an empty tail."""
+    weights_G = interpolation_weights(temperature).to(rows.tail_logsumexp.device)
+    return torch.where(weights_G == 0, 0.0, rows.tail_logsumexp * weights_G).sum(-1)
+
+
+def sparse_target(rows: TeacherRows, map_V: Tensor, temperature: float, order: Order, tail: Tail) -> SparseTarget:
+    """The teacher's distribution at `temperature` over the student's vocabulary.
+
+    The top-k part is exact, and so is the mass of the rest. With `tail="sampled"` that mass is also spread over the
+    tail samples by importance weights, so that on average the gradient is that of the full distribution. Mass on ids
+    that map to nothing stays in the residual alone.
+
+    Args:
+        map_V: student id of each teacher id, -1 for none, int64 [rows of the teacher's output matrix].
+    """
+    tail_N = tail_logsumexp_at(rows, temperature)
+    mapped_ids = map_V[rows.topk_ids]
+    if order == "temper_then_map":
+        normalizer_N = torch.logaddexp((rows.topk_logprobs / temperature).logsumexp(-1), tail_N)
+        ids, logprobs = _merge(mapped_ids, rows.topk_logprobs / temperature - normalizer_N[:, None])
+    else:
+        ids, merged = _merge(mapped_ids, rows.topk_logprobs)
+        unmapped = (rows.topk_logprobs / temperature).masked_fill(mapped_ids >= 0, NEGATIVE_INFINITY)
+        head_N = torch.cat([merged / temperature, unmapped], -1).logsumexp(-1)
+        normalizer_N = torch.logaddexp(head_N, tail_N)
+        logprobs = merged / temperature - normalizer_N[:, None]
+    n_samples = rows.tail_ids.shape[1] if tail == "sampled" else 0
+    tail_ids, tail_probs = _tail_samples(rows, map_V, temperature, (tail_N - normalizer_N).exp(), n_samples)
+    residual = (1.0 - logprobs.exp().sum(-1)).clamp_min(0.0)
+    return SparseTarget(ids, logprobs, residual, tail_ids, tail_probs)
+
+
+def _tail_samples(
+    rows: TeacherRows, map_V: Tensor, temperature: float, tail_mass_N: Tensor, n_samples: int
+) -> tuple[Tensor, Tensor]:
+    """Student ids and probabilities of the tail samples, each [N, M].
+
+    A sample's weight is proportional to exp(logprob / T) over the density it was drawn from,
+    exp(logprob / TAIL_SAMPLE_TEMPERATURE); the weights share out the tail's exact mass.
+    """
+    exponent = 1.0 / temperature - 1.0 / TAIL_SAMPLE_TEMPERATURE
+    shares_NM = (rows.tail_logprobs[:, :n_samples] * exponent).softmax(-1)
+    ids_NM = map_V[rows.tail_ids[:, :n_samples]]
+    return ids_NM.clamp_min(0), (tail_mass_N[:, None] * shares_NM).masked_fill(ids_NM < 0, 0.0)
+
+
+def _merge(ids_NK: Tensor, logprobs_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Add up the entries of a row that share an id; ids below 0 are dropped.
+
+    Returns:
+        Ids and log-probabilities, [N, K]: each id once, the remaining places id 0 with log-probability -inf.
+    """
+    sorted_ids, order = ids_NK.sort(dim=-1, stable=True)
+    sorted_logprobs = logprobs_NK.gather(-1, order).masked_fill(sorted_ids < 0, NEGATIVE_INFINITY)
+    is_first = torch.ones_like(sorted_ids, dtype=torch.bool)
+    is_first[:, 1:] = sorted_ids[:, 1:] != sorted_ids[:, :-1]
+    group = is_first.cumsum(-1) - 1
+    peak_N1 = sorted_logprobs.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
+    sums = torch.zeros_like(sorted_logprobs).scatter_add(-1, group, (sorted_logprobs - peak_N1).exp())
+    ids = torch.zeros_like(sorted_ids).scatter(-1, group, sorted_ids.clamp_min(0))
+    return ids, sums.log() + peak_N1

@@ -1,0 +1,149 @@
+"""The embedded default's teacher: a small Qwen3-MoE, trained from random weights on the training split.
+
+Shapes: N tokens of the packed text, B windows of a batch, L positions of a window.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from moe_distill.config import TinyTeacher
+from moe_distill.documents import read_documents
+from moe_distill.errors import DivergenceError
+from moe_distill.models.token_windows import Batch, document_batches, packed_tokens, training_batches
+from moe_distill.models.tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
+from moe_distill.progress import bar, say
+from moe_distill.runtime import make_runtime
+
+WARMUP_SHARE = 0.05  # of the steps
+FINAL_LEARNING_RATE_SHARE = 0.1
+ADAM_BETAS = (0.9, 0.95)
+WEIGHT_DECAY = 0.1
+GRADIENT_CLIP = 1.0
+SAY_EVERY = 200  # steps
+MEASURED_WINDOWS = 32  # of a batch when bits per byte are measured
+
+
+def train_tiny_teacher(
+    params: TinyTeacher, seed: int, train_documents: Path, validation_documents: Path, output: Path
+) -> dict[str, float]:
+    """Train a tokenizer and a model on the training documents; save both, weights in fp32, in `output`.
+
+    On the CPU of one machine equal arguments give equal bytes. The validation documents are only measured on.
+
+    Returns:
+        `teacher_bits_per_byte` on the validation documents and `teacher_steps`.
+
+    Raises:
+        DataError: there is too little text for the vocabulary or for one window.
+        DivergenceError: the loss is not finite.
+    """
+    tokenizer = train_tokenizer(params.tokenizer, train_documents)
+    tokenizer.encode_special_tokens = True  # text that spells a special token is ordinary text
+    end_id = end_of_text_id(tokenizer)
+    model = _random_model(params, tokenizer.get_vocab_size(), end_id, seed)
+    model.to(make_runtime("fp32").device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+    tokens_N = packed_tokens(train_documents, tokenizer, end_id)
+    batches = training_batches(tokens_N, end_id, params.max_length, params.batch_windows, seed)
+    _train(model, params, batches)
+    bits_per_byte = _bits_per_byte(model, tokenizer, validation_documents, params.max_length)
+    say(f"teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
+    model.save_pretrained(output)
+    save_tokenizer(tokenizer, params.max_length, output)
+    return {"teacher_bits_per_byte": bits_per_byte, "teacher_steps": float(params.steps)}
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up to 1, then half a cosine down to `FINAL_LEARNING_RATE_SHARE` at the last step."""
+    warmup = max(1, int(WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def output_rows(tokens: int) -> int:
+    """Rows of the output matrix: like Qwen3's, a multiple of 128 and some more than the tokenizer has tokens."""
+    return math.ceil(tokens / 128) * 128 + 128
+
+
+def _random_model(params: TinyTeacher, tokens: int, end_id: int, seed: int) -> PreTrainedModel:
+    config = Qwen3MoeConfig(
+        vocab_size=output_rows(tokens),
+        hidden_size=params.hidden_size,
+        intermediate_size=params.expert_size,  # of dense blocks; there are none
+        num_hidden_layers=params.layers,
+        num_attention_heads=params.heads,
+        num_key_value_heads=params.key_value_heads,
+        num_experts=params.num_experts,
+        num_experts_per_tok=params.experts_per_token,
+        moe_intermediate_size=params.expert_size,
+        norm_topk_prob=True,
+        router_aux_loss_coef=params.router_auxiliary_weight,
+        max_position_embeddings=params.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen3MoeForCausalLM(config)
+    # Not in the model's own config: nn.Embedding would keep that row, which begins every window, from learning.
+    model.generation_config.pad_token_id = end_id
+    # Each expert adds to a row once, so sums have one order. The backward pass of `grouped_mm` adds a row's
+    # experts in any order; on CPU it is no faster, and on a GPU it needs compute capability 8.
+    model.set_experts_implementation("eager")
+    return model
+
+
+def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]) -> None:
+    """Minimise the next-token cross-entropy plus the router's load-balancing loss, in place."""
+    model.train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=params.learning_rate, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY, fused=True
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, params.steps))
+    losses: list[float] = []
+    started = time.monotonic()
+    for step, (inputs_BL, targets_BL) in enumerate(
+        bar(islice(batches, params.steps), params.steps, "teacher"), start=1
+    ):
+        output = model(input_ids=inputs_BL.to(model.device), output_router_logits=True, use_cache=False)
+        loss = F.cross_entropy(output.logits.flatten(0, 1), targets_BL.to(model.device).flatten())
+        (loss + params.router_auxiliary_weight * output.aux_loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise DivergenceError(
+                f"the tiny teacher's loss is {losses[-1]} at step {step}", fix="lower `learning_rate`"
+            )
+        if step % SAY_EVERY == 0 or step == params.steps:
+            mean = sum(losses[-SAY_EVERY:]) / len(losses[-SAY_EVERY:])
+            speed = step * inputs_BL.numel() / (time.monotonic() - started)
+            say(f"teacher: step {step:,} of {params.steps:,}, loss {mean:.3f} nats/token, {speed:,.0f} tokens/s")
+
+
+@torch.inference_mode()
+def _bits_per_byte(model: PreTrainedModel, tokenizer: Tokenizer, documents: Path, length: int) -> float:
+    """Nats the model needs for every token of every document, over the documents' UTF-8 bytes times ln 2."""
+    model.eval()
+    end_id = end_of_text_id(tokenizer)
+    nats, size = 0.0, 0
+    for batch in read_documents(documents):
+        texts = [document.text for document in batch]
+        size += sum(len(text.encode()) for text in texts)
+        for inputs_BL, targets_BL in document_batches(texts, tokenizer, end_id, length, MEASURED_WINDOWS):
+            logits_BLV = model(input_ids=inputs_BL.to(model.device), use_cache=False).logits
+            targets = targets_BL.to(model.device).flatten()
+            nats += F.cross_entropy(logits_BLV.flatten(0, 1), targets, reduction="sum").item()
+    return nats / size / math.log(2)

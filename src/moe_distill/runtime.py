@@ -1,0 +1,100 @@
+"""The machine: device, precision and seeds, chosen explicitly and said aloud."""
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from moe_distill.errors import ConfigError, ResourceError
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and in what precision a stage computes."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the forward pass under autocast; losses and weights stay fp32
+
+    @property
+    def autocast(self) -> bool:
+        return self.dtype is not torch.float32
+
+    @property
+    def scales_loss(self) -> bool:
+        """fp16 gradients underflow without a loss scale; bf16 has the range of fp32."""
+        return self.dtype is torch.float16
+
+    def describe(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        return f"{name}, {str(self.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+
+
+def resolve_precision(
+    precision: Literal["auto", "fp32", "fp16", "bf16"], compute_capability: tuple[int, int] | None
+) -> torch.dtype:
+    """The dtype a precision key means on a device.
+
+    `auto` is bf16 from compute capability 8 on, fp16 on older GPUs, fp32 on CPU. The capability is asked, not
+    `torch.cuda.is_bf16_supported()`, which answers True on a P100, where bf16 is emulated.
+
+    Args:
+        compute_capability: (major, minor) of the GPU, None for a CPU.
+
+    Raises:
+        ConfigError: bf16 asked of a GPU that only emulates it.
+    """
+    if precision == "bf16" and compute_capability is not None and compute_capability < (8, 0):
+        raise ConfigError(
+            "`precision: bf16` needs compute capability 8.0",
+            f"this GPU has {compute_capability[0]}.{compute_capability[1]} and would emulate it",
+            "set `precision: auto` (fp16 with loss scaling here)",
+        )
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if compute_capability is None:
+        return torch.float32
+    return torch.bfloat16 if compute_capability >= (8, 0) else torch.float16
+
+
+def probe_gpu() -> str | None:
+    """Run a real kernel; the reason why it failed, None where it ran.
+
+    `torch.cuda.is_available()` is True on a GPU for which the installed wheel has no kernels.
+    """
+    try:
+        ones = torch.ones(64, 64, device="cuda", dtype=torch.float16)
+        total = float((ones @ ones).sum())
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return None if total == 64.0**3 else f"a product of ones summed to {total}"
+
+
+def make_runtime(precision: Literal["auto", "fp32", "fp16", "bf16"]) -> Runtime:
+    """Choose the GPU where one works, else the CPU, and resolve the precision.
+
+    Raises:
+        ResourceError: a GPU is there, yet the installed wheel has no kernels for it.
+        ConfigError: the precision does not exist on the device.
+    """
+    if not torch.cuda.is_available():
+        return Runtime(torch.device("cpu"), resolve_precision(precision, None))
+    failure = probe_gpu()
+    if failure is not None:
+        raise ResourceError(
+            f"the GPU {torch.cuda.get_device_name()} cannot run a kernel of this torch ({torch.__version__})",
+            failure,
+            "install a wheel with its kernels (a P100 needs a cu126 build), or hide it: CUDA_VISIBLE_DEVICES=",
+        )
+    return Runtime(torch.device("cuda"), resolve_precision(precision, torch.cuda.get_device_capability()))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, and ask torch for deterministic kernels where they exist."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)

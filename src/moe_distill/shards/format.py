@@ -1,0 +1,92 @@
+"""The index of a store: `index.json`, written last, complete to the byte (docs/formats.md).
+
+A store is a folder of `shard_00000.safetensors`, `shard_00001.safetensors`, … Each file holds the next
+rows of one or more tables; the fields of one table have equal row counts in a file.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moe_distill.errors import DataError
+from moe_distill.workspace import Json
+
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+DTYPES = {
+    "int8": torch.int8,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+Count = Annotated[int, Field(ge=0)]
+Metadata = dict[str, str | int | float | list[int] | None]
+
+
+class FieldSpec(BaseModel):
+    """One column: the table whose rows it has, the dtype, and the shape of one row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    table: str
+    dtype: Literal["int8", "int32", "int64", "float16", "float32"]
+    shape: tuple[Count, ...] = ()
+
+
+class FileEntry(BaseModel):
+    """One shard file: its size, its SHA-256 and the rows of each table in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    bytes: Count
+    sha256: str
+    rows: dict[str, Count]
+
+
+class Index(BaseModel):
+    """All that a reader must know, and check, about a store."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str
+    format_version: int
+    fingerprint: str  # of everything that determined the content
+    fields: dict[str, FieldSpec]
+    files: list[FileEntry]
+    metadata: Metadata
+
+    def rows(self, table: str) -> int:
+        """Rows of `table` over all files."""
+        return sum(entry.rows[table] for entry in self.files)
+
+    def to_json(self) -> Json:
+        dumped: Json = self.model_dump(mode="json")
+        return dumped
+
+
+def shard_name(number: int) -> str:
+    return f"shard_{number:05d}.safetensors"
+
+
+def read_index(folder: Path, expected_format: str) -> Index:
+    """Read `folder/index.json` and check that it is a store of `expected_format` in this version.
+
+    Raises:
+        DataError: missing, unreadable, or of another format or version; names both values.
+    """
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise DataError(f"{path} does not exist", "the store is missing or unfinished", "run: dvc repro")
+    try:
+        index = Index.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path} is not an index", why=f"{error.errors()[0]['msg']}", fix="run: dvc repro") from error
+    found, expected = (index.format, index.format_version), (expected_format, FORMAT_VERSION)
+    if found != expected:
+        raise DataError(f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}")
+    return index

@@ -1,0 +1,1 @@
+"""The teacher runs once: forward passes become records of its distribution and its states."""

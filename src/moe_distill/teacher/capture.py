@@ -1,0 +1,209 @@
+"""Run the teacher over its windows, in order, and write what it says (shards/targets.py)."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moe_distill.config import Capture
+from moe_distill.errors import ConfigError, DataError
+from moe_distill.progress import bar
+from moe_distill.shards.format import Index
+from moe_distill.shards.targets import (
+    SCALE_MAXIMUM,
+    TAIL_SAMPLE_TEMPERATURE,
+    TEACHER_TARGETS,
+    target_fields,
+)
+from moe_distill.shards.windows import WindowStore
+from moe_distill.shards.writer import ShardWriter
+from moe_distill.teacher.anatomy import Anatomy, dissect
+from moe_distill.teacher.forward import States, forward
+from moe_distill.teacher.sparsify import Records, sparsify
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A finished capture of one split."""
+
+    index: Index
+    nonfinite_batches: int  # computed again in fp32
+    text_mass: float  # mean probability mass on ids that stand for text
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Consecutive windows, padded to the right."""
+
+    numbers: range
+    input_ids_BL: Tensor  # prefix token, then all tokens but the last
+    targets_BL: Tensor
+    lengths: list[int]
+
+    def rows(self, values: Tensor) -> Tensor:
+        """[B, L, ...] -> [positions, ...] without padding, in window order."""
+        return torch.cat([values[number, :length] for number, length in enumerate(self.lengths)])
+
+
+def capture(
+    model: PreTrainedModel,
+    windows: WindowStore,
+    text_ids_V: Tensor,
+    params: Capture,
+    seed: int,
+    teacher_fingerprint: str,
+    key: str,
+    output: Path,
+) -> Captured:
+    """Write the targets of every position of `windows` to `output`; continue where a killed run ended.
+
+    Args:
+        text_ids_V: ids that stand for text (`text_token_mask`).
+        key: fingerprint of windows, teacher and capture parameters.
+
+    Raises:
+        ConfigError: a captured layer does not exist, or k leaves no tail.
+        DataError: the teacher gives non-finite values in fp32 too.
+    """
+    anatomy = dissect(model)
+    _check(params, anatomy)
+    device = next(model.parameters()).device
+    hidden_size = anatomy.output.shape[1]
+    experts = 0 if anatomy.moe is None else anatomy.moe.gate_weight.shape[0]
+    fields = target_fields(
+        params.k, params.tail_samples, len(params.hidden_layers), hidden_size, int(experts > 0), experts
+    )
+    writer = ShardWriter(output, fields, "positions", params.shard_positions)
+    output_VD = anatomy.output.detach().float()
+    text_ids_V = text_ids_V.to(device)
+    starts = range(writer.cursor, len(windows), params.batch_windows)
+    for start in bar(starts, len(starts), "teacher"):
+        began = time.perf_counter()
+        batch = _read_batch(windows, range(start, min(start + params.batch_windows, len(windows))))
+        states, in_fp32 = forward(model, anatomy, batch.input_ids_BL.to(device), params.hidden_layers)
+        if not states.finite():
+            raise DataError(f"the teacher gives non-finite values in windows {batch.numbers}, in fp32 too")
+        columns, text_mass = _position_columns(batch, states, output_VD, text_ids_V, params, seed)
+        columns |= _hidden_columns(batch, states, windows, params, seed)
+        tallies = {
+            "nonfinite_batches": float(in_fp32),
+            "text_mass": text_mass,
+            "seconds": time.perf_counter() - began,
+        }
+        writer.append(columns, cursor=batch.numbers.stop, tallies=tallies)
+    totals = {name: writer.tally(name) for name in ("nonfinite_batches", "text_mass", "seconds")}
+    index = writer.finish(
+        TEACHER_TARGETS,
+        key,
+        {
+            "windows_fingerprint": windows.reader.index.fingerprint,
+            "teacher_fingerprint": teacher_fingerprint,
+            "teacher_parameters": sum(weight.numel() for weight in model.parameters()),
+            "teacher_bytes": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
+            "output_rows": output_VD.shape[0],
+            "layers": len(anatomy.layers),
+            "hidden_layers": params.hidden_layers,
+            "tail_sample_temperature": TAIL_SAMPLE_TEMPERATURE,
+        },
+    )
+    positions = index.rows("positions")
+    return Captured(index, int(totals["nonfinite_batches"]), totals["text_mass"] / positions, totals["seconds"])
+
+
+def _check(params: Capture, anatomy: Anatomy) -> None:
+    n_layers, vocabulary = len(anatomy.layers), anatomy.output.shape[0]
+    if any(layer > n_layers for layer in params.hidden_layers):
+        raise ConfigError(f"`teacher.hidden_layers` names a layer beyond {n_layers}, the teacher's last")
+    if params.k >= vocabulary:
+        raise ConfigError(f"`teacher.k` is {params.k}; the teacher has {vocabulary} logits and needs a tail")
+
+
+def _read_batch(windows: WindowStore, numbers: range) -> _Batch:
+    prefix = windows.reader.index.metadata["prefix_id"]
+    assert isinstance(prefix, int)
+    tokens = [windows.tokens("token_ids", number).long() for number in numbers]
+    lengths = [len(ids) for ids in tokens]
+    targets = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=prefix)
+    inputs = torch.cat([torch.full((len(tokens), 1), prefix), targets[:, :-1]], dim=1)
+    return _Batch(numbers, inputs, targets, lengths)
+
+
+def _position_columns(
+    batch: _Batch, states: States, output_VD: Tensor, text_ids_V: Tensor, params: Capture, seed: int
+) -> tuple[dict[str, Tensor], float]:
+    """The columns of table `positions`, and the sum over positions of the mass on text ids."""
+    final_ND = batch.rows(states.final_BLD)
+    targets_N = batch.rows(batch.targets_BL).to(final_ND.device)
+    generator = torch.Generator().manual_seed(_stable_hash(seed, batch.numbers.start))
+    uniforms_N = torch.rand(len(final_ND), generator=generator).to(final_ND.device)
+    records, text_mass = [], 0.0
+    for hidden, targets, uniforms in _chunks(params.chunk_positions, final_ND, targets_N, uniforms_N):
+        logits = hidden @ output_VD.T  # fp32: an fp16 product alone costs 0.02 in log-probability
+        records.append(sparsify(logits, targets, params.k, params.tail_samples, uniforms))
+        text_mass += float(logits.softmax(-1)[:, text_ids_V].sum())
+    return _columns(records), text_mass
+
+
+def _columns(records: list[Records]) -> dict[str, Tensor]:
+    dtypes = {
+        "topk_ids": torch.int32,
+        "topk_logprobs": torch.float16,
+        "tail_logsumexp": torch.float32,
+        "tail_ids": torch.int32,
+        "tail_logprobs": torch.float16,
+        "target_logprob": torch.float32,
+    }
+    return {name: torch.cat([getattr(record, name) for record in records]).to(dtype) for name, dtype in dtypes.items()}
+
+
+def _chunks(size: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(column.split(size) for column in columns), strict=True)
+
+
+def _hidden_columns(
+    batch: _Batch, states: States, windows: WindowStore, params: Capture, seed: int
+) -> dict[str, Tensor]:
+    """The columns of table `hidden`: one run of positions of each sampled window."""
+    places = [
+        (number, run)
+        for number, window in enumerate(batch.numbers)
+        if (run := _run_of(window, batch.lengths[number], params, seed)) is not None
+    ]
+    rows = [torch.arange(run.start, run.stop) + windows.span(batch.numbers[n]).start for n, run in places]
+    columns = {"hidden_rows": torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)}
+
+    def picked(values: Tensor) -> Tensor:
+        parts = [values[number, run.start : run.stop] for number, run in places]
+        return torch.cat(parts) if parts else values[0, :0]
+
+    columns["hidden"], columns["hidden_scales"] = _scaled(picked(states.hidden_BLSD))
+    if states.moe_input_BLD is not None and states.router_logits_BLE is not None:
+        columns["moe_input"], columns["moe_input_scales"] = _scaled(picked(states.moe_input_BLD))
+        columns["router_logits"] = picked(states.router_logits_BLE)[:, None].half()
+    return columns
+
+
+def _run_of(window: int, length: int, params: Capture, seed: int) -> range | None:
+    """The run of positions whose states are kept, or None: decided by the window's number and the seed alone."""
+    draw = _stable_hash(seed, window)
+    sampled = (draw >> 32) / 2**32 < params.hidden_fraction
+    if not sampled or length < params.hidden_run:
+        return None
+    start = (draw & 0xFFFFFFFF) % (length - params.hidden_run + 1)
+    return range(start, start + params.hidden_run)
+
+
+def _stable_hash(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:8], "big") >> 1
+
+
+def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
+    """fp16 values with one fp32 scale a row: value = stored * scale, the largest stored is 2^15."""
+    scales = values.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny * SCALE_MAXIMUM) / SCALE_MAXIMUM
+    return (values / scales[..., None]).half(), scales

@@ -1,0 +1,67 @@
+"""The `teacher` stage's work: capture both splits, hand on the head."""
+
+from pathlib import Path
+
+from moe_distill.config import Capture
+from moe_distill.pretrained import load_causal_lm, load_tokenizer, text_token_mask
+from moe_distill.progress import say
+from moe_distill.runtime import make_runtime, seed_everything
+from moe_distill.shards.windows import SPLITS, TEACHER_WINDOWS, WindowStore
+from moe_distill.teacher.capture import Captured, capture
+from moe_distill.teacher.export_head import export_head
+from moe_distill.workspace import fingerprint, folder_fingerprint
+
+LOGIT_FIELDS = ("topk_ids", "topk_logprobs", "tail_logsumexp", "tail_ids", "tail_logprobs")
+FIELD_BYTES = {"int32": 4, "int64": 8, "float16": 2, "float32": 4, "int8": 1}
+
+
+def capture_key(params: Capture, windows: Path, teacher: Path) -> str:
+    """Everything that determines the shards, so that unfinished ones are continued only where they fit."""
+    inputs = {split: WindowStore(windows / split, TEACHER_WINDOWS).reader.index.fingerprint for split in SPLITS}
+    return fingerprint(
+        {"windows": inputs, "teacher": folder_fingerprint(teacher), "capture": params.model_dump(mode="json")}
+    )
+
+
+def run_teacher(params: Capture, windows: Path, teacher: Path, output: Path) -> dict[str, float]:
+    """Write `shards/{train,validation}` and `head` below `output`; returns the figures of metrics/teacher.json."""
+    seed_everything(params.seed)
+    runtime = make_runtime(params.precision)
+    say(f"teacher: {runtime.describe()}")
+    model = load_causal_lm(teacher, runtime.dtype, runtime.device)
+    rows = model.get_output_embeddings().weight.shape[0]
+    text_ids_V = text_token_mask(load_tokenizer(teacher), rows)
+    teacher_key, key = folder_fingerprint(teacher), capture_key(params, windows, teacher)
+    captured = {
+        split: capture(
+            model,
+            WindowStore(windows / split, TEACHER_WINDOWS),
+            text_ids_V,
+            params,
+            params.seed,
+            teacher_key,
+            fingerprint([key, split]),
+            output / "shards" / split,
+        )
+        for split in SPLITS
+    }
+    export_head(model, teacher_key, output / "head")
+    return _figures(list(captured.values()))
+
+
+def _figures(captured: list[Captured]) -> dict[str, float]:
+    positions = sum(each.index.rows("positions") for each in captured)
+    n_bytes = sum(entry.bytes for each in captured for entry in each.index.files)
+    fields = captured[0].index.fields
+    logit_bytes = sum(
+        FIELD_BYTES[fields[name].dtype] * (fields[name].shape[0] if fields[name].shape else 1) for name in LOGIT_FIELDS
+    )
+    return {
+        "positions": float(positions),
+        "hidden_positions": float(sum(each.index.rows("hidden") for each in captured)),
+        "bytes_per_position": n_bytes / positions,
+        "logit_bytes_per_position": float(logit_bytes),
+        "positions_per_second": positions / sum(each.seconds for each in captured),
+        "nonfinite_batches": float(sum(each.nonfinite_batches for each in captured)),
+        "mapped_mass_coverage": sum(each.text_mass * each.index.rows("positions") for each in captured) / positions,
+    }

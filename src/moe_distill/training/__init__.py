@@ -1,0 +1,1 @@
+"""Train the student from windows and shards; nothing here opens the teacher."""

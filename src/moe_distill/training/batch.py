@@ -1,0 +1,84 @@
+"""What one forward pass of the student is given.
+
+Legend: B windows, L positions, N positions that predict a token, A of them with a teacher target,
+W windows with a run of teacher states, R positions of a run (padded), S captured layers, D teacher's hidden size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from moe_distill.shards.targets import TeacherRows
+
+Tensors = TypeVar("Tensors")
+
+
+@dataclass(frozen=True)
+class HiddenRuns:
+    """Teacher states at runs of aligned positions, upcast to fp32."""
+
+    places_WR: Tensor  # int64: position in the flattened [B * L]; 0 where padded
+    mask_WR: Tensor  # bool
+    states_WRSD: Tensor  # residual stream at the captured layers
+    moe_input_WRD: Tensor | None  # None: the teacher's last block is dense
+
+
+@dataclass(frozen=True)
+class Batch:
+    input_ids_BL: Tensor  # prefix token, then all tokens but the last, padded to the right
+    places_N: Tensor  # int64: the predicting positions in the flattened [B * L]
+    labels_N: Tensor
+    aligned_A: Tensor  # int64: numbers in [0, N) of the positions that have a target, ascending
+    rows: TeacherRows | None  # of those A positions
+    runs: HiddenRuns | None
+    n_bytes: int  # text bytes of the windows
+
+    @property
+    def counts(self) -> "Counts":
+        hidden = 0 if self.runs is None else int(self.runs.mask_WR.sum())
+        return Counts(len(self.labels_N), 0 if self.rows is None else len(self.aligned_A), hidden, self.n_bytes)
+
+    @property
+    def padding_share(self) -> float:
+        return 1.0 - len(self.labels_N) / self.input_ids_BL.numel()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What sums of losses are divided by, over a whole optimizer step or validation set."""
+
+    tokens: int
+    aligned: int
+    hidden: int
+    n_bytes: int
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.tokens + other.tokens,
+            self.aligned + other.aligned,
+            self.hidden + other.hidden,
+            self.n_bytes + other.n_bytes,
+        )
+
+
+NO_COUNTS = Counts(0, 0, 0, 0)
+
+
+def to_device(value: Tensors, device: torch.device) -> Tensors:
+    """Move every tensor of a (nested) dataclass."""
+    moved: Tensors = _map_tensors(value, lambda tensor: tensor.to(device, non_blocking=True))
+    return moved
+
+
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed: dict[str, Any] = {
+            field.name: _map_tensors(getattr(value, field.name), change) for field in fields(value)
+        }
+        return type(value)(**changed)
+    return value

@@ -1,0 +1,69 @@
+"""Checkpoints as atomic, hashed folders: the newest valid one is taken, a broken one is named and skipped.
+
+A folder `checkpoint_000200` holds `tensors.safetensors`, `state.json` and, written last, `manifest.json` with the
+SHA-256 of both. It gets its name by a rename when all three are on the disk.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moe_distill.progress import say
+from moe_distill.workspace import Json, sha256_file, sync, write_json
+
+KEPT = 2
+FILES = ("tensors.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Json]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint below `folder` and remove all but the newest ones."""
+    final = folder / f"checkpoint_{checkpoint.step:06d}"
+    incoming = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, incoming / FILES[0])
+    sync(incoming / FILES[0])
+    write_json(incoming / FILES[1], checkpoint.state)
+    write_json(incoming / "manifest.json", {name: sha256_file(incoming / name) for name in FILES})
+    shutil.rmtree(final, ignore_errors=True)
+    incoming.rename(final)
+    sync(folder)
+    for old in _folders(folder)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest valid checkpoint below `folder`, or None."""
+    for candidate in _folders(folder):
+        reason = _fault(candidate)
+        if reason is None:
+            state = json.loads((candidate / FILES[1]).read_text(encoding="utf-8"))
+            return Checkpoint(int(candidate.name.split("_")[1]), load_file(candidate / FILES[0]), state)
+        say(f"warning: {candidate.name} is broken ({reason}); the one before it is taken")
+    return None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(folder.glob("checkpoint_*"), reverse=True)
+
+
+def _fault(candidate: Path) -> str | None:
+    try:
+        manifest = json.loads((candidate / "manifest.json").read_text(encoding="utf-8"))
+        differing = [name for name in FILES if sha256_file(candidate / name) != manifest[name]]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{differing[0]} differs from its hash" if differing else None

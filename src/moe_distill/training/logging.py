@@ -1,0 +1,68 @@
+"""What is said and recorded of a step: one line, one row (R5, R8, R9, R11)."""
+
+from collections.abc import Mapping
+
+from moe_distill.losses.router import expert_entropy
+from moe_distill.progress import say
+from moe_distill.training.step import Outcome
+from moe_distill.training.trainer import Counters
+
+COLLAPSED_SHARE = 0.95
+
+
+def curve_columns(term_names: tuple[str, ...], num_experts: int) -> list[str]:
+    """The columns of a phase's curves, beside `step`."""
+    terms = [f"{name}_{kind}" for name in term_names for kind in ("raw", "weighted")]
+    experts = [f"expert_share_{expert}" for expert in range(num_experts)]
+    counters = ["learning_rate", "gradient_norm", "loss_scale", "skipped_steps", "padding_share"]
+    return ["total", "bits_per_byte", *terms, *experts, *(["expert_entropy"] if experts else []), *counters]
+
+
+def curve_row(
+    outcome: Outcome, learning_rate: float | None, gradient_norm: float | None, counters: Counters
+) -> dict[str, float]:
+    """The values of a step; a validation has no learning rate and no gradient."""
+    row = {"total": outcome.total, "bits_per_byte": outcome.bits_per_byte, "padding_share": outcome.padding_share}
+    row |= term_values(outcome) | expert_values(outcome)
+    row["skipped_steps"] = float(counters.skipped_steps)
+    if learning_rate is not None and gradient_norm is not None:
+        row |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm}
+        row["loss_scale"] = counters.scaler.get("scale", 1.0)
+    return row
+
+
+def term_values(outcome: Outcome) -> dict[str, float]:
+    """Raw and weighted value of each term that was computed."""
+    values = {f"{name}_raw": float(term.raw) for name, term in outcome.terms.items()}
+    return values | {f"{name}_weighted": float(term.weighted) for name, term in outcome.terms.items()}
+
+
+def expert_values(outcome: Outcome) -> dict[str, float]:
+    """Share of each expert in the router's mixtures, and the shares' entropy in nats."""
+    if outcome.expert_weight_E is None:
+        return {}
+    shares = outcome.expert_weight_E / outcome.expert_weight_E.sum()
+    values = {f"expert_share_{expert}": float(share) for expert, share in enumerate(shares)}
+    return values | {"expert_entropy": float(expert_entropy(shares))}
+
+
+def console_line(
+    stage: str, step: int, last_step: int, outcome: Outcome, learning_rate: float, counters: Counters
+) -> str:
+    """One line a step that is logged; the total is the sum of what stands behind it."""
+    terms = " + ".join(f"{name} {float(term.weighted):.3f}" for name, term in outcome.terms.items())
+    speed = counters.tokens / max(counters.seconds, 1e-9)
+    skipped = f"  skipped {counters.skipped_steps}" if counters.skipped_steps else ""
+    return (
+        f"{stage}  step {step}/{last_step}  total {outcome.total:.3f} = {terms}  "
+        f"lr {learning_rate:.3e}  {speed:,.0f} tokens/s{skipped}"
+    )
+
+
+def warn_of_collapse(stage: str, outcome: Outcome) -> None:
+    """Name the expert that takes nearly everything."""
+    shares: Mapping[str, float] = expert_values(outcome)
+    for name, share in shares.items():
+        if name.startswith("expert_share_") and share > COLLAPSED_SHARE:
+            expert = name.removeprefix("expert_share_")
+            say(f"warning: {stage}: the router has collapsed: expert {expert} takes {share:.0%} of the weight")

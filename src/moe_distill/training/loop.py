@@ -1,0 +1,162 @@
+"""The training loop: one phase from its first step to its last, resumable at every checkpoint."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_distill.config import EarlyStopping, Train
+from moe_distill.errors import DataError, DivergenceError
+from moe_distill.progress import say
+from moe_distill.runtime import Runtime
+from moe_distill.training.balance import updated_scales
+from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
+from moe_distill.training.curves import Curve
+from moe_distill.training.data import Split
+from moe_distill.training.early_stopping import observe, should_stop
+from moe_distill.training.logging import console_line, curve_columns, curve_row, warn_of_collapse
+from moe_distill.training.objective import Objective
+from moe_distill.training.optimizer import set_learning_rate
+from moe_distill.training.order import batches_from
+from moe_distill.training.schedule import learning_rate_fraction
+from moe_distill.training.step import Outcome, Update, optimizer_step, read_parts, validate
+from moe_distill.training.trainer import Trainer, load_student_weights, restore, student_weights, to_checkpoint
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a stage trains, and when."""
+
+    stage: str  # names curves and log lines
+    last_step: int  # half-open, counted over both phases
+    term_names: tuple[str, ...]  # that can appear: the columns of the curves
+    num_experts: int
+    with_runs: bool  # read the teacher's hidden states
+    adaptive: bool
+    objective_at: Callable[[int, Mapping[str, float]], Objective]
+    watches: Callable[[int], bool]  # early stopping and the best weights: from which step on
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a phase ended; the student holds the weights to export."""
+
+    final: Outcome  # on the validation windows, under the last objective
+    steps: int
+    stopped_early: bool
+    skipped_steps: int
+    tokens_per_second: float
+
+
+def run_phase(
+    trainer: Trainer,
+    phase: Phase,
+    train_split: Split,
+    validation_split: Split,
+    train: Train,
+    stopping: EarlyStopping,
+    seed: int,
+    runtime: Runtime,
+    work: Path,
+    curves: Path,
+    on_validation: Callable[[], None],
+) -> Result:
+    """Train until the phase's last step or early stopping; keep the best weights seen since the last ramp.
+
+    Args:
+        work: where checkpoints and curves live while the phase is unfinished.
+        curves: folder that gets `<stage>.tsv` and `<stage>_validation.tsv`.
+        on_validation: called after every validation, when the curves are up to date.
+
+    Raises:
+        DivergenceError: too many non-finite steps in a row; the last good checkpoint stays in `work`.
+        DataError: fewer training windows than one batch.
+    """
+    _require_a_batch(train_split, train)
+    checkpoint = newest_checkpoint(work)
+    if checkpoint is not None:
+        restore(trainer, checkpoint)
+        say(f"{phase.stage}: resumed at step {trainer.step}")
+    columns = curve_columns(phase.term_names, phase.num_experts)
+    curve = Curve(work / "curve.tsv", columns, trainer.step)
+    validation_curve = Curve(work / "validation.tsv", columns, trainer.step)
+    validation_numbers = list(range(min(train.validation_windows, len(validation_split.windows))))
+    validation_parts = read_parts(validation_split, validation_numbers, train.micro_batch_windows, phase.with_runs)
+    batches = batches_from(train_split.windows.token_counts, train.batch_windows, seed, trainer.step)
+    trainer.student.model.train()
+
+    while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, stopping):
+        began = time.perf_counter()
+        objective = phase.objective_at(trainer.step, trainer.counters.scales)
+        fraction = learning_rate_fraction(trainer.step, train)
+        set_learning_rate(trainer.optimizer, fraction)
+        parts = read_parts(train_split, next(batches), train.micro_batch_windows, phase.with_runs)
+        update = optimizer_step(
+            trainer.student, parts, objective, trainer.optimizer, trainer.scaler, runtime, train.gradient_clip
+        )
+        _account(trainer, update, phase, train, time.perf_counter() - began)
+        if trainer.step % train.log_every == 0 or trainer.step == phase.last_step:
+            rate = train.learning_rate * fraction
+            curve.append(trainer.step, curve_row(update.outcome, rate, update.gradient_norm, trainer.counters))
+            say(console_line(phase.stage, trainer.step, phase.last_step, update.outcome, rate, trainer.counters))
+            warn_of_collapse(phase.stage, update.outcome)
+        if trainer.step % train.validate_every == 0 or trainer.step == phase.last_step:
+            outcome = validate(trainer.student, validation_parts, objective, runtime)
+            validation_curve.append(trainer.step, curve_row(outcome, None, None, trainer.counters))
+            say(f"{phase.stage}  step {trainer.step}: validation {outcome.bits_per_byte:.4f} bits per byte")
+            if phase.watches(trainer.step):
+                _watch(trainer, outcome, stopping)
+            curve.publish(curves / f"{phase.stage}.tsv")
+            validation_curve.publish(curves / f"{phase.stage}_validation.tsv")
+            on_validation()
+        if trainer.step % train.checkpoint_every == 0:
+            save_checkpoint(work, to_checkpoint(trainer))
+
+    if trainer.best:
+        load_student_weights(trainer, trainer.best)
+    final = validate(
+        trainer.student, validation_parts, phase.objective_at(trainer.step - 1, trainer.counters.scales), runtime
+    )
+    return Result(
+        final=final,
+        steps=trainer.step,
+        stopped_early=trainer.step < phase.last_step,
+        skipped_steps=trainer.counters.skipped_steps,
+        tokens_per_second=trainer.counters.tokens / max(trainer.counters.seconds, 1e-9),
+    )
+
+
+def _require_a_batch(split: Split, train: Train) -> None:
+    if len(split.windows) < train.batch_windows:
+        raise DataError(
+            f"the training split has {len(split.windows)} windows, one batch has {train.batch_windows}",
+            fix="lower `train.batch_windows`, or raise `windows.train_fraction` or the corpus",
+        )
+
+
+def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, seconds: float) -> None:
+    """Count the step, and stop a run of non-finite ones."""
+    counters = trainer.counters
+    trainer.step += 1
+    counters.tokens += update.outcome.counts.tokens
+    counters.seconds += seconds
+    if update.applied:
+        counters.consecutive_nonfinite = 0
+        if phase.adaptive:
+            raw = {name: float(term.raw) for name, term in update.outcome.terms.items()}
+            counters.scales = updated_scales(counters.scales, raw)
+        return
+    counters.skipped_steps += 1
+    counters.consecutive_nonfinite += 1
+    if counters.consecutive_nonfinite >= train.max_consecutive_nonfinite:
+        raise DivergenceError(
+            f"{phase.stage}: {counters.consecutive_nonfinite} steps in a row, to step {trainer.step}, were not finite",
+            f"gradient norm {update.gradient_norm}, loss {update.outcome.total}",
+            "lower `train.learning_rate`; the last good checkpoint is kept under .work",
+        )
+
+
+def _watch(trainer: Trainer, outcome: Outcome, stopping: EarlyStopping) -> None:
+    trainer.counters.watch = observe(trainer.counters.watch, trainer.step, outcome.bits_per_byte, stopping)
+    if trainer.counters.watch.best_step == trainer.step:
+        trainer.best = student_weights(trainer)

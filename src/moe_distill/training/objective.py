@@ -1,0 +1,178 @@
+"""One objective for training and validation: every term once, with its raw value and its part of the total.
+
+A term of weight 0 is not computed. Sums are divided by the counts of the whole
+optimizer step (or validation set), so that parts of a batch add up to the batch: the gradient does not depend on how
+a step is split. Legend: see training/batch.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
+from moe_distill.losses.kd import forward_kl
+from moe_distill.losses.lm import lm_nll
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms
+from moe_distill.losses.target import Order, SparseTarget, Tail, sparse_target
+from moe_distill.replay.block import TeacherHead
+from moe_distill.training.batch import Batch, Counts, HiddenRuns
+from moe_distill.training.routing import RouterSettings, router_terms
+from moe_distill.training.student import Heads, StudentStates, gather_runs, run_student
+
+
+@dataclass(frozen=True)
+class KdSettings:
+    """How the cached distribution is read."""
+
+    temperature: float
+    kd_weight: float  # of KD at positions that have a target; LM keeps the rest there, and all elsewhere
+    order: Order
+    tail: Tail
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is asked of the student at one moment of training.
+
+    `weights` holds the present weight of every hidden-state and router term.
+    """
+
+    kd: KdSettings | None  # None: LM alone
+    weights: dict[str, float]
+    router: RouterSettings
+    chunk_tokens: int
+
+
+@dataclass(frozen=True)
+class Student:
+    """The trained modules and the fixed things they are trained against."""
+
+    model: PreTrainedModel
+    heads: Heads | None  # None in the first phase
+    teacher_head: TeacherHead | None  # for the router; None where the teacher's last block is dense
+    map_V: Tensor | None  # student id of each teacher id; None: LM alone
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The terms of a batch, and what else one wants to know of it."""
+
+    terms: Terms
+    nll_sum: Tensor  # nats over the batch's tokens, for bits per byte
+    expert_weight_E: Tensor | None  # summed weight of each expert at the routed positions
+
+
+def evaluate_objective(
+    student: Student, batch: Batch, objective: Objective, counts: Counts, autocast: torch.dtype | None
+) -> Evaluated:
+    """Compute every term of weight above 0 on one batch.
+
+    Args:
+        counts: of the whole optimizer step or validation set that the batch is part of.
+        autocast: reduced precision of the student's layers, None for fp32; losses are fp32 in any case.
+    """
+    runs = batch.runs if any(objective.weights.values()) else None
+    with torch.autocast(batch.input_ids_BL.device.type, dtype=autocast, enabled=autocast is not None):
+        states = run_student(student.model, batch.input_ids_BL, with_layers=runs is not None)
+    terms, nll_sum = _text_terms(student, states, batch, objective, counts)
+    expert_weight_E = None
+    if runs is not None and student.heads is not None:
+        terms |= _hidden_terms(student.heads, states, runs, objective, counts)
+        if student.teacher_head is not None and any(objective.weights[name] for name in ROUTER_TERMS):
+            last_WRD = gather_runs(states.final_BLD, runs)
+            routed, expert_weight_E = router_terms(
+                student.heads, student.teacher_head, last_WRD, runs, objective.weights, objective.router, counts
+            )
+            terms |= routed
+    return Evaluated(terms, nll_sum, expert_weight_E)
+
+
+def _text_terms(
+    student: Student, states: StudentStates, batch: Batch, objective: Objective, counts: Counts
+) -> tuple[Terms, Tensor]:
+    """`lm` and `kd`, chunk by chunk, so that [positions, vocabulary] logits are never held whole."""
+    hidden_ND = states.final_BLD.flatten(0, 1)[batch.places_N]
+    weight_VD = student.model.get_output_embeddings().weight
+    kd = objective.kd if batch.rows is not None else None
+    target, temperature = None, 1.0
+    if kd is not None and batch.rows is not None and student.map_V is not None:
+        target = sparse_target(batch.rows, student.map_V, kd.temperature, kd.order, kd.tail)
+        temperature = kd.temperature
+    nll, kl = [], []
+    for start in range(0, len(hidden_ND), objective.chunk_tokens):
+        stop = min(start + objective.chunk_tokens, len(hidden_ND))
+        inside = (batch.aligned_A >= start) & (batch.aligned_A < stop)
+        part = None if target is None else _rows_of(target, inside)
+        nll_n, kl_a = checkpoint(
+            _chunk_losses,
+            hidden_ND[start:stop],
+            weight_VD,
+            batch.labels_N[start:stop],
+            batch.aligned_A[inside] - start,
+            part,
+            temperature,
+            use_reentrant=False,
+        )
+        nll.append(nll_n)
+        kl.append(kl_a)
+    nll_N = torch.cat(nll)
+    lm_weight_N = torch.ones_like(nll_N)
+    terms: Terms = {}
+    if kd is not None:
+        kl_A = torch.cat(kl)
+        lm_weight_N[batch.aligned_A] = 1.0 - kd.kd_weight
+        weight = kd.kd_weight * kd.temperature**2
+        terms["kd"] = LossTerm(kl_A.sum() / max(counts.aligned, 1), weight * kl_A.sum() / counts.tokens)
+    nll_sum = nll_N.sum()
+    terms["lm"] = LossTerm(nll_sum / counts.tokens, (lm_weight_N * nll_N).sum() / counts.tokens)
+    return terms, nll_sum.detach()
+
+
+def _chunk_losses(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    aligned_A: Tensor,
+    target: SparseTarget | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each position [N] and KL of each position with a target [A]; the logits are fp32."""
+    logits_NV = hidden_ND.float() @ weight_VD.float().T
+    nll_N = lm_nll(logits_NV, labels_N)
+    kl_A = nll_N[:0] if target is None else forward_kl(logits_NV[aligned_A], target, temperature)
+    return nll_N, kl_A
+
+
+def _rows_of(target: SparseTarget, inside: Tensor) -> SparseTarget:
+    return SparseTarget(*(getattr(target, field.name)[inside] for field in fields(target)))
+
+
+def _hidden_terms(heads: Heads, states: StudentStates, runs: HiddenRuns, objective: Objective, counts: Counts) -> Terms:
+    """Terms against captured states: `feature` and `contrastive` at the last layer, `layerwise` at the others."""
+    weights = {name: objective.weights[name] for name in HIDDEN_TERMS if objective.weights[name] > 0}
+    last = len(heads.pairs) - 1
+    values: dict[str, Tensor] = {}
+    if weights.keys() & {"feature", "contrastive"}:
+        projected = heads.projections[last](gather_runs(states.layers[heads.pairs[last]], runs))
+        teacher = runs.states_WRSD[:, :, last]
+        if "feature" in weights:
+            values["feature"] = cosine_distance(projected, teacher, runs.mask_WR)
+        if "contrastive" in weights:
+            values["contrastive"] = contrastive_nll(projected, teacher, runs.mask_WR)
+    if "attention" in weights:
+        student = gather_runs(states.layers[heads.pairs[last]], runs)
+        values["attention"] = relation_kl(student, runs.states_WRSD[:, :, last], runs.mask_WR)
+    if "layerwise" in weights and last > 0:
+        distances = [
+            cosine_distance(
+                heads.projections[number](gather_runs(states.layers[pair], runs)),
+                runs.states_WRSD[:, :, number],
+                runs.mask_WR,
+            )
+            for number, pair in enumerate(heads.pairs[:last])
+        ]
+        values["layerwise"] = torch.stack(distances).mean(0)
+    return {name: LossTerm(raw := value.sum() / counts.hidden, weights[name] * raw) for name, value in values.items()}

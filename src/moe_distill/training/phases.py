@@ -1,0 +1,221 @@
+"""The three trainings of the pipeline, put together from folders: `train_kd`, `train_router` and `control`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from moe_distill.config import Params
+from moe_distill.errors import ConfigError, DataError
+from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
+from moe_distill.pretrained import load_causal_lm, save_causal_lm
+from moe_distill.progress import say
+from moe_distill.replay.block import TeacherHead, check_same_teacher, load_teacher_head
+from moe_distill.runtime import Runtime, make_runtime, seed_everything
+from moe_distill.shards.format import INDEX_NAME
+from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.windows import read_vocabulary_map
+from moe_distill.training.data import Split, open_split
+from moe_distill.training.loop import Phase, Result, run_phase
+from moe_distill.training.objective import Objective, Student
+from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
+from moe_distill.training.schedule import first_phase_steps, lm_only, objective_at, ramps_are_complete
+from moe_distill.training.student import layer_pairs, make_heads
+from moe_distill.training.trainer import Trainer, make_trainer
+from moe_distill.workspace import fingerprint, folder_fingerprint, sha256_file
+
+MINIMUM_ROUTER_POSITIONS = 256  # a step; fewer make balance and importance noise
+OPTIMIZER_NAME = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Folders that training reads."""
+
+    windows: Path  # data/windows/student
+    targets: Path | None  # data/teacher_shards; None: LM alone
+    student: Path  # the model to begin with
+    teacher_head: Path | None  # models/teacher_head, in the second phase
+    optimizer: Path | None  # moments that the first phase ended with
+
+
+@dataclass(frozen=True)
+class TrainingOutputs:
+    """Where training writes."""
+
+    work: Path  # checkpoints and curves while the phase is unfinished
+    student: Path  # the trained model
+    optimizer: Path | None  # moments for the next phase
+    curves: Path  # folder of <stage>.tsv and <stage>_validation.tsv
+    on_validation: Callable[[], None]  # called after every validation, when the curves are up to date
+
+
+def training_key(stage: str, params: Params, inputs: TrainingInputs) -> str:
+    """Everything that determines what a stage trains, so that unfinished work is continued only where it fits."""
+    stores = [inputs.windows / "train", inputs.windows / "validation", inputs.windows / "vocabulary_map"]
+    if inputs.targets is not None:
+        stores += [inputs.targets / "train", inputs.targets / "validation"]
+    folders = [folder for folder in (inputs.student, inputs.teacher_head, inputs.optimizer) if folder is not None]
+    return fingerprint(
+        {
+            "stage": stage,
+            "study": params.study.model_dump(mode="json"),
+            "train": params.profile.train.model_dump(mode="json"),
+            "stores": [sha256_file(store / INDEX_NAME) for store in stores],
+            "folders": [folder_fingerprint(folder) for folder in folders],
+        }
+    )
+
+
+def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
+    """Phase 1: LM and KD, until the curriculum's first ramp opens."""
+    study, train = params.study, params.profile.train
+    steps = first_phase_steps(study, train)
+    phase = Phase(
+        stage="train_kd",
+        last_step=steps,
+        term_names=TEXT_TERMS,
+        num_experts=0,
+        with_runs=False,
+        adaptive=False,
+        objective_at=lambda step, _scales: objective_at(step, study, train, {}),
+        watches=lambda _step: False,
+    )
+    return _train(params, phase, 0, inputs, outputs)
+
+
+def control(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
+    """The student that distillation is measured against: the same steps, seed and text, with LM alone."""
+    study, train = params.study, params.profile.train
+    phase = Phase(
+        stage="control",
+        last_step=train.max_steps,
+        term_names=("lm",),
+        num_experts=0,
+        with_runs=False,
+        adaptive=False,
+        objective_at=lambda _step, _scales: lm_only(train.chunk_tokens),
+        watches=partial(ramps_are_complete, study=study, train=train),
+    )
+    return _train(params, phase, 0, inputs, outputs)
+
+
+def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
+    """Phase 2: hidden-state and router terms join on the curriculum."""
+    study, train = params.study, params.profile.train
+    assert inputs.targets is not None
+    num_experts = _num_experts(inputs.targets)
+    if not num_experts:
+        say("train_router: the teacher's last block is dense; the router is off")
+
+    def objective(step: int, scales: Mapping[str, float]) -> Objective:
+        return objective_at(step, study, train, dict(scales))
+
+    phase = Phase(
+        stage="train_router",
+        last_step=train.max_steps,
+        term_names=ALL_TERMS if num_experts else TEXT_TERMS + HIDDEN_TERMS,
+        num_experts=num_experts,
+        with_runs=True,
+        adaptive=study.balance == "adaptive",
+        objective_at=objective,
+        watches=partial(ramps_are_complete, study=study, train=train),
+    )
+    return _train(params, phase, first_phase_steps(study, train), inputs, outputs)
+
+
+def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
+    study, train = params.study, params.profile.train
+    seed_everything(study.seed)
+    runtime = make_runtime(study.precision)
+    say(f"{phase.stage}: {runtime.describe()}")
+    train_split = open_split(inputs.windows / "train", _below(inputs.targets, "train"))
+    validation_split = open_split(inputs.windows / "validation", _below(inputs.targets, "validation"))
+    student = _student(params, phase, inputs, train_split, runtime)
+    trainer = make_trainer(student, train, runtime, first_step)
+    if inputs.optimizer is not None:
+        restore_optimizer(trainer.optimizer, trainer.names, load_file(inputs.optimizer / OPTIMIZER_NAME))
+    result = run_phase(
+        trainer,
+        phase,
+        train_split,
+        validation_split,
+        train,
+        study.early_stopping,
+        study.seed,
+        runtime,
+        outputs.work,
+        outputs.curves,
+        outputs.on_validation,
+    )
+    save_causal_lm(student.model, inputs.student, outputs.student)
+    if outputs.optimizer is not None:
+        _save_optimizer(trainer, outputs.optimizer)
+    return result
+
+
+def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split, runtime: Runtime) -> Student:
+    model = load_causal_lm(inputs.student, torch.float32, runtime.device)
+    if split.targets is None:
+        return Student(model, heads=None, teacher_head=None, map_V=None)
+    map_V = read_vocabulary_map(inputs.windows / "vocabulary_map").to(runtime.device)
+    _check_vocabularies(split.targets, map_V, model.config.vocab_size)
+    if not phase.with_runs:
+        return Student(model, heads=None, teacher_head=None, map_V=map_V)
+    metadata = split.targets.index.metadata
+    teacher_layers, depth = metadata["hidden_layers"], metadata["layers"]
+    assert isinstance(teacher_layers, list)
+    assert isinstance(depth, int)
+    pairs = layer_pairs(teacher_layers, depth, model.config.num_hidden_layers)
+    teacher_size = split.targets.index.fields["hidden"].shape[-1]
+    heads = make_heads(pairs, model.config.hidden_size, teacher_size, phase.num_experts, params.study.seed)
+    return Student(model, heads.to(runtime.device), _teacher_head(params, phase, inputs, split, runtime), map_V)
+
+
+def _teacher_head(
+    params: Params, phase: Phase, inputs: TrainingInputs, split: Split, runtime: Runtime
+) -> TeacherHead | None:
+    if not phase.num_experts or inputs.teacher_head is None or split.targets is None:
+        return None
+    head = load_teacher_head(inputs.teacher_head, runtime.device)
+    check_same_teacher(head, str(split.targets.index.metadata["teacher_fingerprint"]))
+    positions = split.targets.rows("hidden") / len(split.windows) * params.profile.train.batch_windows
+    if positions < MINIMUM_ROUTER_POSITIONS:
+        raise ConfigError(
+            f"a step sees {positions:.0f} positions with teacher states, the router needs {MINIMUM_ROUTER_POSITIONS}",
+            fix="raise `teacher.hidden_fraction` or `train.batch_windows`",
+        )
+    return head
+
+
+def _check_vocabularies(targets: ShardReader, map_V: torch.Tensor, student_rows: int) -> None:
+    rows = targets.index.metadata["output_rows"]
+    if len(map_V) != rows:
+        raise DataError(
+            f"the vocabulary map has {len(map_V)} rows, the shards' teacher has {rows}", fix="run: dvc repro tokenize"
+        )
+    if int(map_V.max()) >= student_rows:
+        raise DataError(
+            f"the vocabulary map names student id {int(map_V.max())}, the student has {student_rows} rows",
+            "the windows were made with another student tokenizer",
+            "run: dvc repro tokenize",
+        )
+
+
+def _num_experts(targets: Path) -> int:
+    fields = ShardReader(targets / "train", "moe-distill/teacher-targets").index.fields
+    return fields["router_logits"].shape[-1] if "router_logits" in fields else 0
+
+
+def _below(folder: Path | None, split: str) -> Path | None:
+    return None if folder is None else folder / split
+
+
+def _save_optimizer(trainer: Trainer, folder: Path) -> None:
+    """Write the moments of the student's weights for the next phase."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {parameter: name for parameter, name in trainer.names.items() if name.startswith("student.")}
+    save_file(optimizer_tensors(trainer.optimizer, names), folder / OPTIMIZER_NAME)

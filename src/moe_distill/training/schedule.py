@@ -1,0 +1,62 @@
+"""What holds at an optimizer step: pure functions of the step and the parameters."""
+
+import math
+
+from moe_distill.config import Study, Train
+from moe_distill.curriculum import linear, phase1_steps, phase2_progress, progress_at, ramp
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
+from moe_distill.training.objective import KdSettings, Objective
+from moe_distill.training.routing import RouterSettings
+
+NO_ROUTER = RouterSettings(temperature=1.0, n_experts=1, noise=0.0, noise_seed=0)
+
+
+def learning_rate_fraction(step: int, train: Train) -> float:
+    """Share of the peak learning rate at a step counted from 0: linear warm-up, then a cosine to the final share.
+
+    Both phases follow one schedule. The first step's rate is above 0.
+    """
+    warmup = max(1, round(train.warmup_fraction * train.max_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    position = (step - warmup) / max(1, train.max_steps - warmup)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, position)))
+    return train.final_learning_rate_fraction + (1.0 - train.final_learning_rate_fraction) * cosine
+
+
+def first_phase_steps(study: Study, train: Train) -> int:
+    """Optimizer steps of `train_kd`; `train_router` takes the rest."""
+    return phase1_steps(train.max_steps, study.curriculum.curriculum_share, study.curriculum.phase1_share)
+
+
+def ramps_are_complete(step: int, study: Study, train: Train) -> bool:
+    """True once every term has its full weight: early stopping and the choice of the best begin here (R10)."""
+    return progress_at(step, train.max_steps, study.curriculum.curriculum_share) >= 1.0
+
+
+def lm_only(chunk_tokens: int) -> Objective:
+    """The objective of `control`."""
+    return Objective(None, dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.0), NO_ROUTER, chunk_tokens)
+
+
+def objective_at(step: int, study: Study, train: Train, scales: dict[str, float]) -> Objective:
+    """The objective of distillation at a step counted from 0.
+
+    Args:
+        scales: factor of each term by adaptive balancing; a term without one has 1.
+    """
+    progress = progress_at(step, train.max_steps, study.curriculum.curriculum_share)
+    share = study.curriculum.phase1_share
+    maxima = study.losses.model_dump()
+    weights = {
+        name: maxima[name] * ramp(progress, share, name) * scales.get(name, 1.0) for name in HIDDEN_TERMS + ROUTER_TERMS
+    }
+    inner, router = phase2_progress(progress, share), study.router
+    settings = RouterSettings(
+        temperature=linear(inner, router.temperature_start, router.temperature_end),
+        n_experts=round(linear(inner, router.experts_start, router.experts_end)),
+        noise=linear(inner, router.noise, 0.0),
+        noise_seed=study.seed * 1_000_003 + step,
+    )
+    kd = KdSettings(study.temperature, study.kd_weight, study.kd_order, study.kd_tail)
+    return Objective(kd, weights, settings, train.chunk_tokens)

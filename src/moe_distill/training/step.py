@@ -1,0 +1,111 @@
+"""One optimizer step, and one validation: the same objective over the parts of a whole (R5, R24)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe_distill.losses.registry import LossTerm, Terms, total_of
+from moe_distill.runtime import Runtime
+from moe_distill.training.batch import NO_COUNTS, Batch, Counts, to_device
+from moe_distill.training.data import Split, read_batch
+from moe_distill.training.objective import Evaluated, Objective, Student, evaluate_objective
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The terms of a whole step or validation set."""
+
+    terms: Terms
+    nll_sum: float  # nats
+    counts: Counts
+    expert_weight_E: Tensor | None
+    padding_share: float
+
+    @property
+    def total(self) -> float:
+        return float(total_of(self.terms))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nll_sum / math.log(2) / self.counts.n_bytes
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of an optimizer step."""
+
+    outcome: Outcome
+    gradient_norm: float
+    applied: bool  # False: a loss or gradient was not finite, and the weights are as before
+
+
+def read_parts(split: Split, numbers: list[int], part_windows: int, with_runs: bool) -> list[Batch]:
+    """Read a batch in parts of at most `part_windows` windows."""
+    parts = [numbers[start : start + part_windows] for start in range(0, len(numbers), part_windows)]
+    return [read_batch(split, part, with_runs) for part in parts]
+
+
+def optimizer_step(
+    student: Student,
+    parts: list[Batch],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    runtime: Runtime,
+    gradient_clip: float,
+) -> Update:
+    """Accumulate the gradient over the parts, clip it, and step unless something is not finite (R22)."""
+    counts = sum((part.counts for part in parts), NO_COUNTS)
+    optimizer.zero_grad(set_to_none=True)
+    evaluated = []
+    for part in parts:
+        moved = to_device(part, runtime.device)
+        result = evaluate_objective(student, moved, objective, counts, runtime.dtype if runtime.autocast else None)
+        scaler.scale(total_of(result.terms)).backward()
+        evaluated.append(_detached(result))
+    scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, gradient_clip))
+    outcome = _combined(evaluated, parts, counts)
+    applied = math.isfinite(norm) and math.isfinite(outcome.total)
+    if applied:
+        scaler.step(optimizer)
+    scaler.update()
+    return Update(outcome, norm, applied)
+
+
+@torch.no_grad()
+def validate(student: Student, parts: list[Batch], objective: Objective, runtime: Runtime) -> Outcome:
+    """The objective over a fixed set of windows, in evaluation mode and without autocast (R1, R5)."""
+    counts = sum((part.counts for part in parts), NO_COUNTS)
+    student.model.eval()
+    evaluated = [
+        evaluate_objective(student, to_device(part, runtime.device), objective, counts, autocast=None) for part in parts
+    ]
+    student.model.train()
+    return _combined(evaluated, parts, counts)
+
+
+def _detached(result: Evaluated) -> Evaluated:
+    terms = {name: LossTerm(term.raw.detach(), term.weighted.detach()) for name, term in result.terms.items()}
+    return Evaluated(terms, result.nll_sum, result.expert_weight_E)
+
+
+def _combined(evaluated: list[Evaluated], parts: list[Batch], counts: Counts) -> Outcome:
+    names = sorted({name for result in evaluated for name in result.terms})
+    terms = {}
+    for name in names:
+        present = [result.terms[name] for result in evaluated if name in result.terms]
+        raw = torch.stack([term.raw for term in present]).sum()
+        terms[name] = LossTerm(raw, torch.stack([term.weighted for term in present]).sum())
+    experts = [result.expert_weight_E for result in evaluated if result.expert_weight_E is not None]
+    return Outcome(
+        terms=terms,
+        nll_sum=float(torch.stack([result.nll_sum for result in evaluated]).double().sum()),
+        counts=counts,
+        expert_weight_E=torch.stack(experts).sum(0) if experts else None,
+        padding_share=sum(part.padding_share * part.input_ids_BL.numel() for part in parts)
+        / sum(part.input_ids_BL.numel() for part in parts),
+    )

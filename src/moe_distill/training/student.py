@@ -1,0 +1,63 @@
+"""The student, and beside it what only training needs: projections to the teacher's width and the router.
+
+None of the heads reaches the exported student. Legend: B windows, L positions, D student's hidden size,
+T teacher's hidden size, E experts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moe_distill.losses.hidden import paired_layer
+from moe_distill.training.batch import HiddenRuns
+
+
+class Heads(nn.Module):
+    """Linear maps from student states to the teacher's width, and the router's correction.
+
+    Args:
+        pairs: student layer of each captured teacher layer.
+        num_experts: 0 where the teacher's last block is dense.
+    """
+
+    def __init__(self, pairs: list[int], student_size: int, teacher_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.projections = nn.ModuleList(nn.Linear(student_size, teacher_size, bias=False) for _ in pairs)
+        self.routed_projection = nn.Linear(student_size, teacher_size, bias=False)
+        self.gate_correction = nn.Linear(student_size, num_experts)
+        nn.init.zeros_(self.gate_correction.weight)  # the router starts as the teacher's own gate
+        nn.init.zeros_(self.gate_correction.bias)
+
+
+@dataclass(frozen=True)
+class StudentStates:
+    """Hidden states of a batch: what the head reads, and all layers if asked (0 = embeddings)."""
+
+    final_BLD: Tensor
+    layers: tuple[Tensor, ...]
+
+
+def run_student(model: PreTrainedModel, input_ids_BL: Tensor, with_layers: bool) -> StudentStates:
+    """The student's forward pass up to, not including, its output matrix."""
+    output = model.get_decoder()(input_ids=input_ids_BL, use_cache=False, output_hidden_states=with_layers)
+    return StudentStates(output.last_hidden_state, output.hidden_states if with_layers else ())
+
+
+def gather_runs(states_BLD: Tensor, runs: HiddenRuns) -> Tensor:
+    """The student's states at the runs' positions, fp32 [W, R, D]; padding repeats position 0."""
+    return states_BLD.flatten(0, 1)[runs.places_WR].float()
+
+
+def layer_pairs(teacher_layers: list[int], teacher_depth: int, student_depth: int) -> list[int]:
+    """The student layer at the relative depth of each captured teacher layer."""
+    return [paired_layer(layer, teacher_depth, student_depth) for layer in teacher_layers]
+
+
+def make_heads(pairs: list[int], student_size: int, teacher_size: int, num_experts: int, seed: int) -> Heads:
+    """Heads with seeded weights, whatever was drawn from the global generator before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Heads(pairs, student_size, teacher_size, num_experts)

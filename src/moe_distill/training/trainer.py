@@ -1,0 +1,91 @@
+"""What changes while training: modules, optimizer, scaler and counters, and how they are saved and restored."""
+
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from moe_distill.config import Train
+from moe_distill.runtime import Runtime
+from moe_distill.training.checkpoint import Checkpoint
+from moe_distill.training.early_stopping import Watch
+from moe_distill.training.objective import Student
+from moe_distill.training.optimizer import make_optimizer, optimizer_tensors, parameter_names, restore_optimizer
+
+
+class Counters(BaseModel):
+    """The part of a checkpoint that is not tensors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    watch: Watch = Watch()
+    scales: dict[str, float] = {}  # factors of adaptive balancing
+    skipped_steps: int = 0
+    consecutive_nonfinite: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    scaler: dict[str, float] = {}
+
+
+@dataclass
+class Trainer:
+    """Mutable state of a phase."""
+
+    student: Student
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    step: int  # optimizer steps done, of both phases
+    counters: Counters = field(default_factory=Counters)
+    best: dict[str, Tensor] = field(default_factory=dict)  # student weights at the watch's best, on the CPU
+
+    @property
+    def names(self) -> dict[Tensor, str]:
+        return parameter_names(self.student.model, self.student.heads)
+
+
+def make_trainer(student: Student, train: Train, runtime: Runtime, first_step: int) -> Trainer:
+    """A trainer at the beginning of a phase."""
+    optimizer = make_optimizer(student.model, student.heads, train)
+    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.scales_loss)
+    return Trainer(student, optimizer, scaler, first_step)
+
+
+def student_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """A copy of the student's weights on the CPU, tied ones once."""
+    return {name: weight.detach().cpu().clone() for name, weight in trainer.student.model.named_parameters()}
+
+
+def load_student_weights(trainer: Trainer, weights: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, weight in trainer.student.model.named_parameters():
+            weight.copy_(weights[name])
+
+
+def to_checkpoint(trainer: Trainer) -> Checkpoint:
+    """All that a resumed run needs to go on as if nothing had happened."""
+    names = trainer.names
+    tensors = {f"weight:{name}": parameter.detach() for parameter, name in names.items()}
+    tensors |= optimizer_tensors(trainer.optimizer, names)
+    tensors |= {f"best:{name}": weight for name, weight in trainer.best.items()}
+    counters = trainer.counters.model_copy(update={"scaler": trainer.scaler.state_dict()})
+    return Checkpoint(
+        step=trainer.step,
+        tensors={name: tensor.cpu() for name, tensor in tensors.items()},
+        state=counters.model_dump(mode="json"),
+    )
+
+
+def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint of the same phase back."""
+    names = trainer.names
+    with torch.no_grad():
+        for parameter, name in names.items():
+            parameter.copy_(checkpoint.tensors[f"weight:{name}"])
+    restore_optimizer(trainer.optimizer, names, checkpoint.tensors)
+    best = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("best:")}
+    trainer.best = {name.removeprefix("best:"): tensor for name, tensor in best.items()}
+    trainer.counters = Counters.model_validate(checkpoint.state)
+    if trainer.counters.scaler:
+        trainer.scaler.load_state_dict(trainer.counters.scaler)
+    trainer.step = checkpoint.step

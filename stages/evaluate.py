@@ -1,0 +1,37 @@
+"""evaluate: bits per byte of all students and the teacher, agreement, calibration, report and model card."""
+
+import json
+from pathlib import Path
+
+from moe_distill.config import Params
+from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate
+from moe_distill.evaluation.report import write_report
+from moe_distill.runtime import make_runtime, seed_everything
+from moe_distill.stage import run
+from moe_distill.tracking import track
+from moe_distill.workspace import fresh_folder, write_json
+
+STAGES = ["train_kd", "train_router", "control", "evaluate"]
+
+
+def main(params: Params) -> None:
+    seed_everything(params.study.seed)
+    inputs = EvaluationInputs(
+        windows=Path("data/windows"),
+        targets=Path("data/teacher_shards"),
+        student_init=Path("models/student_init"),
+        student_kd=Path("models/student_kd"),
+        student_lm_only=Path("models/student_lm_only"),
+        student=Path("models/student"),
+    )
+    figures = evaluate(inputs, params.profile.evaluate, make_runtime("fp32").device)
+    teacher = json.loads(Path("metrics/teacher.json").read_text(encoding="utf-8"))
+    figures["teacher_tokens_per_second"] = teacher["positions_per_second"]
+    write_json(Path("metrics/evaluate.json"), figures)
+    with fresh_folder(Path("reports")) as folder:
+        write_report(params, figures, Path("metrics/curves"), inputs.student, folder)
+    track(params, STAGES)
+
+
+if __name__ == "__main__":
+    run("evaluate", main)

@@ -1,0 +1,22 @@
+"""models: put teacher or student into a local folder (`python -m stages.models teacher`)."""
+
+import sys
+from pathlib import Path
+
+from moe_distill.config import Params
+from moe_distill.models.provide import provide_student, provide_teacher
+from moe_distill.stage import run
+from moe_distill.workspace import write_json
+
+
+def main(params: Params) -> None:
+    models, corpus = params.profile.models, Path("data/corpus")
+    if sys.argv[1] == "teacher":
+        figures = provide_teacher(models.teacher, models.seed, corpus, Path("models/teacher"))
+    else:
+        figures = provide_student(models.student, models.seed, corpus, Path("models/student_init"))
+    write_json(Path(f"metrics/models_{sys.argv[1]}.json"), figures)
+
+
+if __name__ == "__main__":
+    run("models", main)

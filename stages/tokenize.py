@@ -1,0 +1,21 @@
+"""tokenize: cut the corpus into windows for both tokenizers, align them by bytes, map the vocabularies."""
+
+from pathlib import Path
+
+from moe_distill.alignment.corpus_windows import write_windows
+from moe_distill.config import Params
+from moe_distill.stage import run
+from moe_distill.workspace import fresh_folder, write_json
+
+WINDOWS = Path("data/windows")
+
+
+def main(params: Params) -> None:
+    with fresh_folder(WINDOWS) as folder:
+        models = Path("models/teacher"), Path("models/student_init")
+        figures = write_windows(params.profile.windows, Path("data/corpus"), *models, folder)
+    write_json(Path("metrics/tokenize.json"), figures)
+
+
+if __name__ == "__main__":
+    run("tokenize", main)
