@@ -415,7 +415,7 @@ def test_four_processes_on_a_fresh_checkout_where_a_fifth_was_killed(fresh: Path
     """None fails over another's half-made tables, none says a word, none connects to anything."""
     write_everything()
     process = start("track(make_params(), ALL)")
-    unfinished = fresh / ".mlflow.db.new" / "mlflow.db"
+    unfinished = fresh / "mlflow.db.new" / "mlflow.db"
     while not (unfinished.exists() and unfinished.stat().st_size > 100_000):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -434,7 +434,7 @@ time.sleep(1)  # telemetry would be sent by a thread
 """
     processes = [start(code, DVC_EXP_NAME=f"lynx-{number % 2}") for number in range(4)]
     for process in processes:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
         assert (process.returncode, output, errors) == (0, "", "")
     store = Store(fresh)
     assert [experiment.name for experiment in store.client.search_experiments()].count("moe-distill") == 1

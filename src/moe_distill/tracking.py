@@ -41,6 +41,7 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # its tracebacks reach the user as one line of ours
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
 }
@@ -85,7 +86,7 @@ def _open_store() -> "MlflowClient":
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
         if not path.exists():  # build the tables aside: MLflow cannot mend a database whose creation was killed
-            unfinished = path.with_name(f".{path.name}.new")
+            unfinished = path.with_name(f"{path.name}.new")
             rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             MlflowClient(tracking_uri=f"sqlite:///{unfinished / path.name}").search_experiments()
@@ -219,8 +220,7 @@ def _figures(stage: str) -> dict[str, float]:
     """The numbers of `metrics/<stage>.json`, under names that MLflow takes: those of corpora may be any."""
     path = Path("metrics", f"{stage}.json")
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    numbers = [(name, float(value)) for name, value in content.items() if type(value) in (int, float)]
-    return {re.sub(r"[^\w./ -]", "_", name): _storable(value) for name, value in numbers}
+    return {re.sub(r"[^\w./ -]", "_", k): _storable(float(v)) for k, v in content.items() if type(v) in (int, float)}
 
 
 def _storable(value: float) -> float:

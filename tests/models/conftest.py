@@ -1,13 +1,14 @@
 """A corpus of help() topics, and models of a few thousand weights."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from moe_distill.config import TinyStudent, TinyTeacher, TinyTokenizer
 from moe_distill.documents import SCHEMA
@@ -55,7 +56,16 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from more, and on a busy machine threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with train.parquet (about 90 KB of text) and validation.parquet (about 5 KB)."""
     folder = tmp_path_factory.mktemp("corpus")
@@ -65,14 +75,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def teacher(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     """A tiny teacher's folder and its metrics."""
     folder = tmp_path_factory.mktemp("teacher")
     return folder, provide_teacher(TEACHER, 3, corpus, folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def student(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student")
     provide_student(STUDENT, 3, corpus, folder)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from moe_distill.documents import read_documents
 from moe_distill.errors import DivergenceError
-from moe_distill.models.tiny_teacher import learning_rate_factor, output_rows, train_tiny_teacher
+from moe_distill.models.tiny_teacher import learning_rate_factor, load_balancing_loss, output_rows, train_tiny_teacher
 from moe_distill.models.token_windows import packed_tokens
 from moe_distill.pretrained import load_tokenizer
 
@@ -103,17 +104,33 @@ def test_saved_folder_names_no_path_and_no_time(teacher: Trained) -> None:
         assert str(teacher[0].parent) not in json.dumps(content)
 
 
-def test_balancing_term_spreads_tokens_over_the_experts(corpus: Path, tmp_path: Path) -> None:
-    busiest = {}
+def busiest_expert(folder: Path, documents: Path) -> float:
+    """The largest share of tokens any expert of any layer is chosen for; an even load is a half."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokens_N = packed_tokens(documents, load_tokenizer(folder), end_id=0)
+    with torch.no_grad():
+        layers = model(tokens_N[:512].view(16, 32), output_router_logits=True).router_logits
+    return max(float(logits_TE.topk(2).indices.flatten().bincount().max()) / 512 for logits_TE in layers)
+
+
+def test_balancing_term_spreads_the_tokens_of_each_layer(corpus: Path, tmp_path: Path) -> None:
     for weight in (0.0, 1.0):
-        folder = tmp_path / str(weight)
-        train(corpus, folder, router_auxiliary_weight=weight)
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        tokens_N = packed_tokens(corpus / "validation.parquet", load_tokenizer(folder), end_id=0)
-        with torch.no_grad():
-            layers = model(tokens_N[:512].view(16, 32), output_router_logits=True).router_logits
-        busiest[weight] = max(float(logits.topk(2).indices.flatten().bincount().max()) / 512 for logits in layers)
-    assert busiest[1.0] < 0.75 < busiest[0.0]  # of the tokens; an even load is a half
+        train(corpus, tmp_path / str(weight), router_auxiliary_weight=weight)
+    busiest = [busiest_expert(tmp_path / str(weight), corpus / "validation.parquet") for weight in (0.0, 1.0)]
+    assert busiest[0] > 0.9
+    assert busiest[1] < 0.7
+
+
+def test_balancing_loss_sees_layers_whose_imbalances_cancel() -> None:
+    one, other = torch.tensor([[9.0, 9.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 9.0, 9.0]])
+    assert load_balancing_loss([one, other], 2) == pytest.approx(4.0, rel=1e-3)
+    assert load_balancing_loss([torch.cat([one, other])], 2) == pytest.approx(2.0, rel=1e-3)
+    pooled = load_balancing_loss_func((one, other), num_experts=4, top_k=2)
+    assert pooled == pytest.approx(2.0, rel=1e-3)  # what transformers would train with
+    logits_TE = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    assert load_balancing_loss([logits_TE], 3) == pytest.approx(
+        float(load_balancing_loss_func((logits_TE,), num_experts=4, top_k=3))
+    )
 
 
 def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:

@@ -1,11 +1,11 @@
 """The embedded default's teacher: a small Qwen3-MoE, trained from random weights on the training split.
 
-Shapes: N tokens of the packed text, B windows of a batch, L positions of a window.
+Shapes: N tokens of the packed text, B windows of a batch, L positions of a window, T tokens of a batch, E experts.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -69,6 +69,23 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def load_balancing_loss(router_logits: Sequence[torch.Tensor], experts_per_token: int) -> torch.Tensor:
+    """Mean over the layers of E * sum over the experts of f * P; `experts_per_token` where use is even.
+
+    Here f is the share of tokens that choose an expert and P its mean probability. transformers' own loss pools
+    all layers first: at its minimum one layer may send 97% of its tokens to an expert and another layer none.
+
+    Args:
+        router_logits: of each layer, [tokens, E].
+    """
+    losses = []
+    for logits_TE in router_logits:
+        probs_TE = logits_TE.softmax(dim=-1)
+        chosen_E = probs_TE.topk(experts_per_token).indices.flatten().bincount(minlength=probs_TE.shape[1])
+        losses.append(chosen_E.float() @ probs_TE.mean(dim=0) * probs_TE.shape[1] / len(probs_TE))
+    return torch.stack(losses).mean()
+
+
 def output_rows(tokens: int) -> int:
     """Rows of the output matrix: like Qwen3's, a multiple of 128 and some more than the tokenizer has tokens."""
     return math.ceil(tokens / 128) * 128 + 128
@@ -117,7 +134,8 @@ def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]
     ):
         output = model(input_ids=inputs_BL.to(model.device), output_router_logits=True, use_cache=False)
         loss = F.cross_entropy(output.logits.flatten(0, 1), targets_BL.to(model.device).flatten())
-        (loss + params.router_auxiliary_weight * output.aux_loss).backward()
+        balance = load_balancing_loss(output.router_logits, params.experts_per_token)
+        (loss + params.router_auxiliary_weight * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
         optimizer.step()
         scheduler.step()
