@@ -9,6 +9,7 @@ from moe_distill.config import Evaluate
 from moe_distill.errors import DataError
 from moe_distill.evaluation.measure import Measured, measure, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
+from moe_distill.losses.target import make_vocabulary_map
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.targets import open_targets
 from moe_distill.shards.windows import (
@@ -36,7 +37,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     windows = WindowStore(inputs.windows / "student/validation", STUDENT_WINDOWS)
     teacher_windows = WindowStore(inputs.windows / "teacher/validation", TEACHER_WINDOWS)
     targets = open_targets(inputs.targets / "validation")
-    map_V = read_vocabulary_map(inputs.windows / "student/vocabulary_map").to(device)
+    student_ids = read_vocabulary_map(inputs.windows / "student/vocabulary_map").to(device)
 
     measured: dict[str, Measured] = {}
     parameters = 0
@@ -47,7 +48,8 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
         ("student", inputs.student),
     ):
         model = load_causal_lm(folder, torch.float32, device)
-        measured[name] = measure(model, windows, targets, map_V, params.batch_windows)
+        vocabulary_map = make_vocabulary_map(student_ids, model.config.vocab_size)
+        measured[name] = measure(model, windows, targets, vocabulary_map, params.batch_windows)
         parameters = model.num_parameters()
     documents = {int(number) for column in windows.reader.columns("documents") for number in column}
     teacher_sum, teacher_bytes = teacher_nll(teacher_windows, targets, documents)

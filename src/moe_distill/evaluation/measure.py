@@ -6,7 +6,7 @@ cross-entropy and the comparison with the fp16 shards are done after an explicit
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, agreement
 from moe_distill.losses.lm import lm_nll
-from moe_distill.losses.target import sparse_target
+from moe_distill.losses.target import VocabularyMap, sparse_target
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import TeacherRows, read_rows
 from moe_distill.shards.windows import WindowStore
@@ -38,7 +38,11 @@ class Measured:
 
 @torch.inference_mode()
 def measure(
-    model: PreTrainedModel, windows: WindowStore, targets: ShardReader, map_V: Tensor, batch_windows: int
+    model: PreTrainedModel,
+    windows: WindowStore,
+    targets: ShardReader,
+    vocabulary_map: VocabularyMap,
+    batch_windows: int,
 ) -> Measured:
     """Negative log-likelihood, agreement with the teacher and confidence over all windows of a split."""
     device = next(model.parameters()).device
@@ -67,7 +71,7 @@ def measure(
             part = _part(cached, done, done + n_inside, device)
             done += n_inside
             if n_inside:
-                target = sparse_target(part, map_V, 1.0, "temper_then_map", "residual")
+                target = sparse_target(part, vocabulary_map, 1.0, "temper_then_map", "residual")
                 agreed += agreement(logits_NV[inside.to(device)], target)
     return Measured(
         nll=nll,
@@ -104,9 +108,4 @@ def _read(windows: WindowStore, numbers: range) -> tuple[Tensor, list[Tensor], l
 
 
 def _part(rows: TeacherRows, start: int, stop: int, device: torch.device) -> TeacherRows:
-    return TeacherRows(
-        *(
-            column[start:stop].to(device)
-            for column in (rows.topk_ids, rows.topk_logprobs, rows.tail_logsumexp, rows.tail_ids, rows.tail_logprobs)
-        )
-    )
+    return TeacherRows(*(getattr(rows, field.name)[start:stop].to(device) for field in fields(rows)))

@@ -2,9 +2,13 @@
 
 KL(q || p) = sum over entries of q (log q - log p) + r (log r - log p_rest), where r is the target's residual mass
 and p_rest the student's mass outside the entries: the KL of the two distributions with everything outside the entries
-put into one bucket, a lower bound of the full KL. Its gradient says nothing about where in the bucket mass belongs;
-tail samples say it. Hinton, Vinyals and Dean (2015) temper both sides; the factor T^2 that keeps gradients comparable
-is the weight's business (training/objective), not this function's.
+put into one bucket, a lower bound of the full KL. Hinton, Vinyals and Dean (2015) temper both sides; the factor T^2 that
+keeps gradients comparable is the weight's business (training/objective), not this function's.
+
+The bucket's gradient says nothing about where inside it mass belongs, and at T = 3 most mass is there. Tail samples say
+it: they turn the gradient into an unbiased estimate of the full one, p - q. Taken alone they are noisy, for each carries
+1/M of the tail. So the student's own mass is estimated by the same samples and its known sum put in place of the
+estimate (a control variate): the noise is then that of q - p, which is small where the student is near the teacher.
 
 Legend: N positions, V student vocabulary, S support entries, M tail samples.
 """
@@ -17,30 +21,45 @@ from moe_distill.losses.target import SparseTarget
 NO_RESIDUAL = 1e-7  # fp32 rounding of a row that sums to 1
 
 
-def forward_kl(logits_NV: Tensor, target: SparseTarget, temperature: float) -> Tensor:
+def forward_kl(logits_NV: Tensor, target: SparseTarget, temperature: float, unreached: Tensor) -> Tensor:
     """KL(target || student at `temperature`) of each position in nats, fp32 [N].
 
-    The value is the bucketed KL. Where the target has tail samples, the gradient is that of the full KL, estimated:
-    softmax(student) less entries, samples and what has no place in the student's vocabulary.
+    The value is the bucketed KL. Where the target has tail samples, the gradient is the estimate of the full KL's.
 
-    The log of the student's residual is a logsumexp over the logits with the entries masked out: one minus the
-    entries' sum would lose its gradient where the residual is small.
+    Args:
+        unreached: student ids that no teacher id maps to (`VocabularyMap.unreached`).
     """
     tempered_NV = logits_NV.float() / temperature
     normalizer_N = tempered_NV.logsumexp(-1)
     student_NS = tempered_NV.gather(-1, target.ids) - normalizer_N[:, None]
+    bucketed_N = _bucketed_kl(tempered_NV, normalizer_N, student_NS, target)
+    if not target.tail_ids.shape[1]:
+        return bucketed_N
+    student_NM = tempered_NV.gather(-1, target.tail_ids) - normalizer_N[:, None]
+    tail_NM = target.tail_probs - student_NM.detach().exp() * target.tail_baseline
+    # sum over all v of p(v) grad log p(v) is 0, so the baseline's sum over the tail is minus that over all else
+    own_NS = student_NS.detach().exp() * target.preimage_share
+    unreached_NU = tempered_NV[:, unreached] - normalizer_N[:, None]
+    surrogate_N = (
+        ((own_NS - target.probs) * student_NS).sum(-1)
+        - (tail_NM * student_NM).sum(-1)
+        + (unreached_NU.detach().exp() * unreached_NU).sum(-1)
+    )
+    return bucketed_N.detach() + surrogate_N - surrogate_N.detach()
+
+
+def _bucketed_kl(tempered_NV: Tensor, normalizer_N: Tensor, student_NS: Tensor, target: SparseTarget) -> Tensor:
+    """KL over the entries and one bucket for the rest, [N].
+
+    The log of the student's residual is a logsumexp over the logits with the entries masked out: one minus the
+    entries' sum would lose its gradient where the residual is small.
+    """
     is_entry = target.logprobs > float("-inf")
     entries_N = (target.probs * (target.logprobs - student_NS).masked_fill(~is_entry, 0.0)).sum(-1)
     rest_N = _rest_logprob(tempered_NV, normalizer_N, target.ids, is_entry)
     has_rest = (target.residual > NO_RESIDUAL) & (rest_N > float("-inf"))
-    rest_N = rest_N.masked_fill(~has_rest, 0.0)
     residual_N = target.residual.masked_fill(~has_rest, 1.0)
-    kl_N = entries_N + residual_N * (residual_N.log() - rest_N) * has_rest
-    if not target.tail_ids.shape[1]:
-        return kl_N
-    tail_NM = tempered_NV.gather(-1, target.tail_ids) - normalizer_N[:, None]
-    within_N = (target.tail_probs * (rest_N[:, None] - tail_NM)).sum(-1)
-    return kl_N + within_N - within_N.detach()
+    return entries_N + residual_N * (residual_N.log() - rest_N.masked_fill(~has_rest, 0.0)) * has_rest
 
 
 def _rest_logprob(tempered_NV: Tensor, normalizer_N: Tensor, ids_NS: Tensor, is_entry_NS: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ q(s) is proportional to (sum over map(t) = s of p(t))^(1/T); the student is aske
 itself, seen at temperature T. They agree at T = 1 and wherever the map is one to one.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_distill.shards.targets import TAIL_SAMPLE_TEMPERATURE, TAIL_TEMPERATURES, TeacherRows
+from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
 
 Order = Literal["temper_then_map", "map_then_temper"]
 Tail = Literal["sampled", "residual"]
@@ -23,18 +24,39 @@ NEGATIVE_INFINITY = float("-inf")
 
 
 @dataclass(frozen=True)
+class VocabularyMap:
+    """Where each teacher id goes, and how many come to each student id."""
+
+    student_ids: Tensor  # int64 [rows of the teacher's output matrix]; -1: no student token
+    preimages: Tensor  # fp32 [student vocabulary]: teacher ids that map to each student id
+    unreached: Tensor  # int64: student ids that no teacher id maps to
+
+
+def make_vocabulary_map(student_ids: Tensor, student_vocabulary: int) -> VocabularyMap:
+    """Count the preimages of a map.
+
+    Args:
+        student_ids: int64, each below `student_vocabulary`, or -1.
+    """
+    preimages = torch.bincount(student_ids[student_ids >= 0], minlength=student_vocabulary)
+    return VocabularyMap(student_ids, preimages.float(), (preimages == 0).nonzero().squeeze(1))
+
+
+@dataclass(frozen=True)
 class SparseTarget:
     """A distribution over the student's vocabulary: exact entries, one bucket for all the rest, samples of the rest.
 
-    `probs` of a row and its `residual` sum to 1; the samples' probabilities sum to the part of the residual that has a
-    place in the student's vocabulary.
+    `probs` of a row and its `residual` sum to 1; the samples' probabilities sum, on average, to the part of the residual
+    that has a place in the student's vocabulary.
     """
 
     ids: Tensor  # int64 [N, S], each once in a row; a place without an entry has id 0 and probability 0
     logprobs: Tensor  # [N, S]; -inf at a place without an entry
+    preimage_share: Tensor  # [N, S]: share of the entry's preimages that are in the top-k
     residual: Tensor  # [N]: mass outside the entries
     tail_ids: Tensor  # int64 [N, M]; samples may repeat
-    tail_probs: Tensor  # [N, M]
+    tail_probs: Tensor  # [N, M]: probability of the sampled teacher id over M times its density
+    tail_baseline: Tensor  # [N, M]: 1 / (M * density * preimages of the student id): makes a student's p comparable
 
     @property
     def probs(self) -> Tensor:
@@ -63,52 +85,58 @@ def tail_logsumexp_at(rows: TeacherRows, temperature: float) -> Tensor:
     return torch.where(weights_G == 0, 0.0, rows.tail_logsumexp * weights_G).sum(-1)
 
 
-def sparse_target(rows: TeacherRows, map_V: Tensor, temperature: float, order: Order, tail: Tail) -> SparseTarget:
+def sparse_target(
+    rows: TeacherRows, vocabulary_map: VocabularyMap, temperature: float, order: Order, tail: Tail
+) -> SparseTarget:
     """The teacher's distribution at `temperature` over the student's vocabulary.
 
-    The top-k part is exact, and so is the mass of the rest. With `tail="sampled"` that mass is also spread over the
-    tail samples by importance weights, so that on average the gradient is that of the full distribution. Mass on ids
-    that map to nothing stays in the residual alone.
-
-    Args:
-        map_V: student id of each teacher id, -1 for none, int64 [rows of the teacher's output matrix].
+    The top-k part is exact, and so is the mass of the rest. With `tail="sampled"` the tail samples come with it, so that
+    on average the gradient is that of the full distribution. Mass on ids that map to nothing stays in the residual.
     """
     tail_N = tail_logsumexp_at(rows, temperature)
-    mapped_ids = map_V[rows.topk_ids]
+    mapped_ids = vocabulary_map.student_ids[rows.topk_ids]
     if order == "temper_then_map":
         normalizer_N = torch.logaddexp((rows.topk_logprobs / temperature).logsumexp(-1), tail_N)
-        ids, logprobs = _merge(mapped_ids, rows.topk_logprobs / temperature - normalizer_N[:, None])
+        ids, logprobs, counts = _merge(mapped_ids, rows.topk_logprobs / temperature - normalizer_N[:, None])
     else:
-        ids, merged = _merge(mapped_ids, rows.topk_logprobs)
+        ids, merged, counts = _merge(mapped_ids, rows.topk_logprobs)
         unmapped = (rows.topk_logprobs / temperature).masked_fill(mapped_ids >= 0, NEGATIVE_INFINITY)
         head_N = torch.cat([merged / temperature, unmapped], -1).logsumexp(-1)
         normalizer_N = torch.logaddexp(head_N, tail_N)
         logprobs = merged / temperature - normalizer_N[:, None]
     n_samples = rows.tail_ids.shape[1] if tail == "sampled" else 0
-    tail_ids, tail_probs = _tail_samples(rows, map_V, temperature, (tail_N - normalizer_N).exp(), n_samples)
-    residual = (1.0 - logprobs.exp().sum(-1)).clamp_min(0.0)
-    return SparseTarget(ids, logprobs, residual, tail_ids, tail_probs)
+    return SparseTarget(
+        ids,
+        logprobs,
+        counts / vocabulary_map.preimages[ids].clamp_min(1.0),
+        (1.0 - logprobs.exp().sum(-1)).clamp_min(0.0),
+        *_tail_samples(rows, vocabulary_map, temperature, normalizer_N, n_samples),
+    )
 
 
 def _tail_samples(
-    rows: TeacherRows, map_V: Tensor, temperature: float, tail_mass_N: Tensor, n_samples: int
-) -> tuple[Tensor, Tensor]:
-    """Student ids and probabilities of the tail samples, each [N, M].
+    rows: TeacherRows, vocabulary_map: VocabularyMap, temperature: float, normalizer_N: Tensor, n_samples: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Student ids, importance-weighted probabilities and baselines of the tail samples, each [N, M]; 0 if unmapped."""
+    ids_NM = vocabulary_map.student_ids[rows.tail_ids[:, :n_samples]]
+    logprobs_NM = rows.tail_logprobs[:, :n_samples] / temperature - normalizer_N[:, None]
+    log_weight_NM = -rows.tail_log_density[:, :n_samples] - math.log(max(n_samples, 1))
+    unmapped = ids_NM < 0
+    ids_NM = ids_NM.clamp_min(0)
+    baseline_NM = log_weight_NM.exp() / vocabulary_map.preimages[ids_NM].clamp_min(1.0)
+    return (
+        ids_NM,
+        (logprobs_NM + log_weight_NM).exp().masked_fill(unmapped, 0.0),
+        baseline_NM.masked_fill(unmapped, 0.0),
+    )
 
-    A sample's weight is proportional to exp(logprob / T) over the density it was drawn from,
-    exp(logprob / TAIL_SAMPLE_TEMPERATURE); the weights share out the tail's exact mass.
-    """
-    exponent = 1.0 / temperature - 1.0 / TAIL_SAMPLE_TEMPERATURE
-    shares_NM = (rows.tail_logprobs[:, :n_samples] * exponent).softmax(-1)
-    ids_NM = map_V[rows.tail_ids[:, :n_samples]]
-    return ids_NM.clamp_min(0), (tail_mass_N[:, None] * shares_NM).masked_fill(ids_NM < 0, 0.0)
 
-
-def _merge(ids_NK: Tensor, logprobs_NK: Tensor) -> tuple[Tensor, Tensor]:
+def _merge(ids_NK: Tensor, logprobs_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Add up the entries of a row that share an id; ids below 0 are dropped.
 
     Returns:
-        Ids and log-probabilities, [N, K]: each id once, the remaining places id 0 with log-probability -inf.
+        Ids, log-probabilities and numbers of merged entries, [N, K]: each id once, the remaining places id 0 with
+        log-probability -inf and number 0.
     """
     sorted_ids, order = ids_NK.sort(dim=-1, stable=True)
     sorted_logprobs = logprobs_NK.gather(-1, order).masked_fill(sorted_ids < 0, NEGATIVE_INFINITY)
@@ -118,4 +146,5 @@ def _merge(ids_NK: Tensor, logprobs_NK: Tensor) -> tuple[Tensor, Tensor]:
     peak_N1 = sorted_logprobs.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
     sums = torch.zeros_like(sorted_logprobs).scatter_add(-1, group, (sorted_logprobs - peak_N1).exp())
     ids = torch.zeros_like(sorted_ids).scatter(-1, group, sorted_ids.clamp_min(0))
-    return ids, sums.log() + peak_N1
+    counts = torch.zeros_like(sums).scatter_add(-1, group, (sorted_ids >= 0).float())
+    return ids, sums.log() + peak_N1, counts

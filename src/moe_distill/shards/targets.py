@@ -4,6 +4,7 @@ Table `positions` has a row for each teacher position, in window order. Table `h
 sampled position, in whole runs, and names its position row.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from moe_distill.shards.reader import ShardReader
 
 TEACHER_TARGETS = "moe-distill/teacher-targets"
 TAIL_TEMPERATURES = (1.0, 4 / 3, 2.0, 3.0, 4.0)  # nodes of tail_logsumexp
-TAIL_SAMPLE_TEMPERATURE = 2.0  # the tail samples are drawn from the teacher at this temperature
+TAIL_SAMPLE_TEMPERATURE = 2.0  # half of the density the tail samples are drawn from: the teacher at this temperature
+TAIL_UNIFORM_SHARE = 0.5  # the other half: uniform over the tail, so that no weight explodes
 SCALE_MAXIMUM = 2.0**15  # a stored state's largest magnitude: neither overflow nor subnormals in fp16
 
 
@@ -59,6 +61,7 @@ class TeacherRows:
     tail_logsumexp: Tensor  # [N, G]
     tail_ids: Tensor  # [N, M]
     tail_logprobs: Tensor  # [N, M]
+    tail_log_density: Tensor  # [N, M]: log of the density that the samples were drawn from
 
     def __len__(self) -> int:
         return len(self.topk_ids)
@@ -82,10 +85,37 @@ def read_rows(targets: ShardReader, rows_of_windows: list[Tensor]) -> TeacherRow
             columns[name].append(targets.slice(name, first, last + 1)[wanted - first])
     shape = {name: targets.index.fields[name].shape for name in names}
     joined = {name: torch.cat(parts) if parts else torch.zeros(0, *shape[name]) for name, parts in columns.items()}
+    n_tail = int(str(targets.index.metadata["output_rows"])) - shape["topk_ids"][0]
+    return teacher_rows(joined, n_tail)
+
+
+def teacher_rows(columns: dict[str, Tensor], n_tail: int) -> TeacherRows:
+    """Upcast columns of a store, or fresh records of the same names.
+
+    Args:
+        n_tail: ids outside the top-k.
+    """
+    tail_logsumexp = columns["tail_logsumexp"].float()
+    tail_logprobs = columns["tail_logprobs"].float()
     return TeacherRows(
-        topk_ids=joined["topk_ids"].long(),
-        topk_logprobs=joined["topk_logprobs"].float(),
-        tail_logsumexp=joined["tail_logsumexp"].float(),
-        tail_ids=joined["tail_ids"].long(),
-        tail_logprobs=joined["tail_logprobs"].float(),
+        topk_ids=columns["topk_ids"].long(),
+        topk_logprobs=columns["topk_logprobs"].float(),
+        tail_logsumexp=tail_logsumexp,
+        tail_ids=columns["tail_ids"].long(),
+        tail_logprobs=tail_logprobs,
+        tail_log_density=tail_log_density(tail_logprobs, tail_logsumexp, n_tail),
     )
+
+
+def tail_log_density(tail_logprobs: Tensor, tail_logsumexp: Tensor, n_tail: int) -> Tensor:
+    """Log of the density tail samples are drawn from: the tempered tail and the uniform distribution, mixed.
+
+    Args:
+        tail_logprobs: at T = 1, of any ids of the tail, [N, M].
+        tail_logsumexp: [N, G].
+        n_tail: ids outside the top-k.
+    """
+    node = TAIL_TEMPERATURES.index(TAIL_SAMPLE_TEMPERATURE)
+    tempered = tail_logprobs / TAIL_SAMPLE_TEMPERATURE - tail_logsumexp[:, node, None]
+    uniform = torch.full_like(tempered, math.log(TAIL_UNIFORM_SHARE / n_tail))
+    return torch.logaddexp(tempered + math.log(1.0 - TAIL_UNIFORM_SHARE), uniform)

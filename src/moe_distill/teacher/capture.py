@@ -17,6 +17,7 @@ from moe_distill.shards.format import Index
 from moe_distill.shards.targets import (
     SCALE_MAXIMUM,
     TAIL_SAMPLE_TEMPERATURE,
+    TAIL_UNIFORM_SHARE,
     TEACHER_TARGETS,
     target_fields,
 )
@@ -110,6 +111,7 @@ def capture(
             "layers": len(anatomy.layers),
             "hidden_layers": params.hidden_layers,
             "tail_sample_temperature": TAIL_SAMPLE_TEMPERATURE,
+            "tail_uniform_share": TAIL_UNIFORM_SHARE,
         },
     )
     positions = index.rows("positions")

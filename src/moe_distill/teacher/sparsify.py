@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_distill.shards.targets import TAIL_SAMPLE_TEMPERATURE, TAIL_TEMPERATURES
+from moe_distill.shards.targets import TAIL_TEMPERATURES, tail_log_density
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ def sparsify(logits_NV: Tensor, targets_N: Tensor, k: int, tail_samples: int, un
     """Keep the k largest log-probabilities, the tail's log-sums and samples of the tail.
 
     The samples are drawn by systematic resampling (one uniform offset, M equal strata of the cumulative
-    distribution), which is unbiased and varies less than independent draws. They come from the tail at
-    T = TAIL_SAMPLE_TEMPERATURE, flatter than the teacher, because the tail counts most at high temperatures.
+    distribution), which is unbiased and varies less than independent draws. They come from `tail_log_density`:
+    the tail at a raised temperature, because it counts most at high ones, mixed with the uniform distribution.
 
     Args:
         logits_NV: fp32 logits, finite.
@@ -41,7 +41,8 @@ def sparsify(logits_NV: Tensor, targets_N: Tensor, k: int, tail_samples: int, un
     topk_logprobs, topk_ids = logprobs_NV.topk(k, dim=-1)
     tail_NV = logprobs_NV.scatter(1, topk_ids, float("-inf"))
     tail_logsumexp = torch.stack([(tail_NV / temperature).logsumexp(-1) for temperature in TAIL_TEMPERATURES], -1)
-    tail_ids = _systematic_samples(tail_NV, tail_samples, uniforms_N)
+    density_NV = tail_log_density(tail_NV, tail_logsumexp, logits_NV.shape[1] - k).exp().scatter(1, topk_ids, 0.0)
+    tail_ids = _systematic_samples(density_NV, tail_samples, uniforms_N)
     return Records(
         topk_ids=topk_ids,
         topk_logprobs=topk_logprobs,
@@ -52,9 +53,9 @@ def sparsify(logits_NV: Tensor, targets_N: Tensor, k: int, tail_samples: int, un
     )
 
 
-def _systematic_samples(tail_NV: Tensor, n_samples: int, uniforms_N: Tensor) -> Tensor:
-    cumulative_NV = (tail_NV / TAIL_SAMPLE_TEMPERATURE).softmax(-1).cumsum(-1)
-    strata_M = torch.arange(n_samples, device=tail_NV.device)
+def _systematic_samples(density_NV: Tensor, n_samples: int, uniforms_N: Tensor) -> Tensor:
+    cumulative_NV = density_NV.cumsum(-1)
+    strata_M = torch.arange(n_samples, device=density_NV.device)
     total_N1 = cumulative_NV[:, -1:]
     points_NM = (strata_M + uniforms_N[:, None]) / max(n_samples, 1) * total_N1
     below_total_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))

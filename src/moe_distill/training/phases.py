@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from moe_distill.config import Params
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
+from moe_distill.losses.target import make_vocabulary_map
 from moe_distill.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.progress import say
 from moe_distill.replay.block import TeacherHead, check_same_teacher, load_teacher_head
@@ -160,11 +161,12 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
 def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split, runtime: Runtime) -> Student:
     model = load_causal_lm(inputs.student, torch.float32, runtime.device)
     if split.targets is None:
-        return Student(model, heads=None, teacher_head=None, map_V=None)
-    map_V = read_vocabulary_map(inputs.windows / "vocabulary_map").to(runtime.device)
-    _check_vocabularies(split.targets, map_V, model.config.vocab_size)
+        return Student(model, heads=None, teacher_head=None, vocabulary_map=None)
+    student_ids = read_vocabulary_map(inputs.windows / "vocabulary_map").to(runtime.device)
+    _check_vocabularies(split.targets, student_ids, model.config.vocab_size)
+    vocabulary_map = make_vocabulary_map(student_ids, model.config.vocab_size)
     if not phase.with_runs:
-        return Student(model, heads=None, teacher_head=None, map_V=map_V)
+        return Student(model, heads=None, teacher_head=None, vocabulary_map=vocabulary_map)
     metadata = split.targets.index.metadata
     teacher_layers, depth = metadata["hidden_layers"], metadata["layers"]
     assert isinstance(teacher_layers, list)
@@ -172,7 +174,9 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     pairs = layer_pairs(teacher_layers, depth, model.config.num_hidden_layers)
     teacher_size = split.targets.index.fields["hidden"].shape[-1]
     heads = make_heads(pairs, model.config.hidden_size, teacher_size, phase.num_experts, params.study.seed)
-    return Student(model, heads.to(runtime.device), _teacher_head(params, phase, inputs, split, runtime), map_V)
+    return Student(
+        model, heads.to(runtime.device), _teacher_head(params, phase, inputs, split, runtime), vocabulary_map
+    )
 
 
 def _teacher_head(
@@ -191,15 +195,16 @@ def _teacher_head(
     return head
 
 
-def _check_vocabularies(targets: ShardReader, map_V: torch.Tensor, student_rows: int) -> None:
+def _check_vocabularies(targets: ShardReader, student_ids: torch.Tensor, student_rows: int) -> None:
     rows = targets.index.metadata["output_rows"]
-    if len(map_V) != rows:
+    if len(student_ids) != rows:
         raise DataError(
-            f"the vocabulary map has {len(map_V)} rows, the shards' teacher has {rows}", fix="run: dvc repro tokenize"
+            f"the vocabulary map has {len(student_ids)} rows, the shards' teacher has {rows}",
+            fix="run: dvc repro tokenize",
         )
-    if int(map_V.max()) >= student_rows:
+    if int(student_ids.max()) >= student_rows:
         raise DataError(
-            f"the vocabulary map names student id {int(map_V.max())}, the student has {student_rows} rows",
+            f"the vocabulary map names student id {int(student_ids.max())}, the student has {student_rows} rows",
             "the windows were made with another student tokenizer",
             "run: dvc repro tokenize",
         )
