@@ -2,13 +2,14 @@
 
 KL(q || p) = sum over entries of q (log q - log p) + r (log r - log p_rest), where r is the target's residual mass
 and p_rest the student's mass outside the entries: the KL of the two distributions with everything outside the entries
-put into one bucket, a lower bound of the full KL. Hinton, Vinyals and Dean (2015) temper both sides; the factor T^2 that
-keeps gradients comparable is the weight's business (training/objective), not this function's.
+put into one bucket, a lower bound of the full KL. Hinton, Vinyals and Dean (2015) temper both sides; the factor T^2
+that keeps gradients comparable is the weight's business (training/objective), not this function's.
 
-The bucket's gradient says nothing about where inside it mass belongs, and at T = 3 most mass is there. Tail samples say
-it: they turn the gradient into an unbiased estimate of the full one, p - q. Taken alone they are noisy, for each carries
-1/M of the tail. So the student's own mass is estimated by the same samples and its known sum put in place of the
-estimate (a control variate): the noise is then that of q - p, which is small where the student is near the teacher.
+The bucket's gradient says nothing about where inside it mass belongs, and at T = 3 most mass is there. Tail samples
+say it: they turn the gradient into an unbiased estimate of the full one, p - q. Taken alone they are noisy, for each
+carries 1/M of the tail. So the student's own mass is estimated by the same samples and its known sum put in place of
+the estimate (a control variate): the noise is then that of q - p, small where the student is near the teacher
+(benchmarks/gradient_fidelity.py).
 
 Legend: N positions, V student vocabulary, S support entries, M tail samples.
 """

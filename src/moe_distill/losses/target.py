@@ -46,8 +46,8 @@ def make_vocabulary_map(student_ids: Tensor, student_vocabulary: int) -> Vocabul
 class SparseTarget:
     """A distribution over the student's vocabulary: exact entries, one bucket for all the rest, samples of the rest.
 
-    `probs` of a row and its `residual` sum to 1; the samples' probabilities sum, on average, to the part of the residual
-    that has a place in the student's vocabulary.
+    `probs` of a row and its `residual` sum to 1; the samples' probabilities sum, on average, to the part of the
+    residual that has a place in the student's vocabulary.
     """
 
     ids: Tensor  # int64 [N, S], each once in a row; a place without an entry has id 0 and probability 0
@@ -90,8 +90,9 @@ def sparse_target(
 ) -> SparseTarget:
     """The teacher's distribution at `temperature` over the student's vocabulary.
 
-    The top-k part is exact, and so is the mass of the rest. With `tail="sampled"` the tail samples come with it, so that
-    on average the gradient is that of the full distribution. Mass on ids that map to nothing stays in the residual.
+    The top-k part is exact, and so is the mass of the rest. With `tail="sampled"` the tail samples come with it, so
+    that on average the gradient is that of the full distribution. Mass on ids that map to nothing stays in the
+    residual.
     """
     tail_N = tail_logsumexp_at(rows, temperature)
     mapped_ids = vocabulary_map.student_ids[rows.topk_ids]
