@@ -71,7 +71,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     names = sorted(topics)
     write_documents(folder / "train.parquet", [AWKWARD, *(topics[name] for name in names[1::2])][:20])
-    write_documents(folder / "validation.parquet", [topics[name][:500] for name in names[::8]][:10])
+    write_documents(folder / "validation.parquet", [AWKWARD, *(topics[name][:500] for name in names[::8])][:10])
     return folder
 
 

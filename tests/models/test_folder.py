@@ -32,6 +32,7 @@ def test_model_files_are_copied_and_nothing_else(folder: Path, tmp_path: Path) -
         (folder / name).write_bytes(content)
     (folder / "onnx").mkdir()
     (folder / "onnx" / "config.json").write_text("{}")
+    (folder / "logs.txt").mkdir()
     copy_model_folder(folder, "the model", tmp_path / "copy")
     assert files(tmp_path / "copy") == wanted
 

@@ -11,6 +11,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from moe_distill.documents import read_documents
 from moe_distill.errors import DivergenceError
+from moe_distill.models import tiny_teacher
 from moe_distill.models.tiny_teacher import learning_rate_factor, load_balancing_loss, output_rows, train_tiny_teacher
 from moe_distill.models.token_windows import packed_tokens
 from moe_distill.pretrained import load_tokenizer
@@ -117,8 +118,7 @@ def test_balancing_term_spreads_the_tokens_of_each_layer(corpus: Path, tmp_path:
     for weight in (0.0, 1.0):
         train(corpus, tmp_path / str(weight), router_auxiliary_weight=weight)
     busiest = [busiest_expert(tmp_path / str(weight), corpus / "validation.parquet") for weight in (0.0, 1.0)]
-    assert busiest[0] > 0.9
-    assert busiest[1] < 0.7
+    assert busiest[1] < 0.8 < busiest[0]
 
 
 def test_balancing_loss_sees_layers_whose_imbalances_cancel() -> None:
@@ -140,6 +140,12 @@ def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[-1] == pytest.approx(0.1)
     assert [learning_rate_factor(0, steps) for steps in (1, 2)] == [1.0, 1.0]
+
+
+def test_each_step_has_its_own_learning_rate(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_teacher, "learning_rate_factor", lambda step, _steps: float(step == 2))
+    first, second, third = (train(corpus, tmp_path, steps=steps)["teacher_bits_per_byte"] for steps in (1, 2, 3))
+    assert first == second != third
 
 
 def test_output_matrix_has_rows_without_a_token() -> None:

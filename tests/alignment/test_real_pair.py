@@ -1,0 +1,55 @@
+"""The known figures of Qwen3 -> SmolLM2 (documents of 20,000 characters, windows of 384 tokens)."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+from alignment.toy import document
+from assets import real_text
+
+from moe_distill.alignment.tokenize import Tally, WindowLimits, tokenize_split
+from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
+
+OUTPUT_ROWS = 151936  # of Qwen3's output matrix
+DOCUMENT_CHARACTERS = 20_000
+
+
+def tally_of(name, teacher, student, folder) -> tuple[Tally, int]:
+    text = unicodedata.normalize("NFC", real_text(name))
+    parts = [text[start : start + DOCUMENT_CHARACTERS] for start in range(0, len(text), DOCUMENT_CHARACTERS)]
+    limits = WindowLimits(384, 384, 1 << 20, None)
+    outputs = folder / "teacher", folder / "student"
+    return tokenize_split([[document(part) for part in parts]], teacher, student, limits, *outputs, "t", "s"), len(
+        parts
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "aligned", "one_to_one"),
+    [("wikitext2_test_raw.txt", 0.961, 0.914), ("tinyshakespeare.txt", 0.859, 0.739)],
+)
+def test_r14_coverage_of_the_real_pair(qwen3, smollm2, tmp_path, name, aligned, one_to_one):
+    tally, documents = tally_of(name, qwen3, smollm2, tmp_path)
+    assert documents > 50
+    assert tally.lost == []
+    assert tally.forced_cuts == 0
+    assert tally.aligned / tally.student_tokens == pytest.approx(aligned, abs=0.005)
+    assert tally.one_to_one / tally.student_tokens == pytest.approx(one_to_one, abs=0.005)
+
+
+def test_r12_vocabulary_map_of_the_real_pair_is_complete(qwen3, smollm2):
+    found = vocabulary_map(qwen3, smollm2, OUTPUT_ROWS)
+    table, student_table = qwen3.token_bytes.table, smollm2.token_bytes.table
+    has_text = np.array([token is not None for token in table] + [False] * (OUTPUT_ROWS - len(table)))
+    assert found.shape == (OUTPUT_ROWS,)
+    assert (found[~has_text] == UNMAPPED).all()
+    assert (found[151669:] == UNMAPPED).all()
+    unmapped = [table[number] for number in np.flatnonzero((found == UNMAPPED) & has_text)]
+    student_bytes = smollm2.token_bytes.by_bytes()
+    assert all(token[:1] not in student_bytes for token in unmapped)  # bytes that the student cannot spell at all
+    for number in np.flatnonzero(found >= 0):
+        assert table[number].startswith(student_table[found[number]])
+
+
+def test_exact_vocabulary_share_of_the_real_pair(qwen3, smollm2):
+    assert exact_vocabulary_share(qwen3, smollm2) == pytest.approx(0.798, abs=0.0005)

@@ -1,0 +1,264 @@
+"""Windows of both tokenizers: every byte once, both limits kept, aligned by bytes."""
+
+import unicodedata
+from collections import defaultdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from alignment.toy import TEXT, Split, byte_level, document, encoder, make_split, sentencepiece, token_ends
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moe_distill.alignment.encode import Encoder
+from moe_distill.alignment.tokenize import WindowLimits, tokenize_split
+from moe_distill.errors import DataError
+from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
+
+TEACHER = encoder(byte_level(600), "teacher")
+STUDENT = encoder(byte_level(320, digits=True), "student")
+WORDS = [
+    "the quick ",
+    "brown",
+    " fox",
+    "  ",
+    "\n",
+    "2024",
+    "naïve ",
+    "東京",
+    "🙂",
+    "👩‍👩‍👧‍👦",
+    "e\u0323\u0301",
+    "\u0627\u0644",
+    "\x04",
+    "q",
+]
+TEXTS = st.lists(
+    st.lists(st.sampled_from(WORDS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=15).map(
+        lambda parts: unicodedata.normalize("NFC", "".join(parts))
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def check(split: Split, texts: list[str], teacher: Encoder, student: Encoder, limits: tuple[int, int]) -> None:
+    """All that holds for any documents and any pair of tokenizers."""
+    rejected = [{number for number, text in enumerate(texts) if _is_lost(owner, text)} for owner in (teacher, student)]
+    for windows, owner, limit, lost in zip(
+        (split.teacher, split.student),
+        (teacher, student),
+        limits,
+        (rejected[0], rejected[0] | rejected[1]),
+        strict=True,
+    ):
+        covered = defaultdict(list)
+        for window in windows:
+            source = texts[window.document].encode()[window.start : window.stop]
+            source.decode()  # valid UTF-8
+            assert b"".join(owner.token_bytes.table[token] or b"?" for token in window.ids) == source
+            assert 0 < len(window.ids) < limit  # the prefix token takes one place
+            covered[window.document].append((window.start, window.stop))
+        for number, text in enumerate(texts):
+            spans = covered.pop(number, [])
+            expected = b"" if number in lost else text.encode()
+            assert b"".join(text.encode()[start:stop] for start, stop in spans) == expected
+            assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
+            assert not spans or (spans[0][0], spans[-1][1]) == (0, len(expected))
+        assert not covered
+    assert len(split.tally.lost) == len(rejected[0]) + len(rejected[1] - rejected[0])
+    check_alignment(split, teacher, student)
+
+
+def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
+    """Teacher rows and relations against a search over every teacher position."""
+    position = {}  # (document, byte consumed) -> (row, end of the next teacher token)
+    teacher_windows = []
+    for window in split.teacher:
+        ends = token_ends(window, teacher)
+        starts = [window.start, *ends[:-1]]
+        teacher_windows.append((window.document, window.start, window.stop))
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            position[window.document, start] = (window.first_row + number, end)
+    aligned = one_to_one = longer = 0
+    for window in split.student:
+        assert any(
+            document == window.document and start <= window.start and window.stop <= stop
+            for document, start, stop in teacher_windows
+        )
+        ends = token_ends(window, student)
+        for number, end in enumerate(ends):
+            start = ends[number - 1] if number else window.start
+            row, teacher_end = position.get((window.document, start), (-1, -1))
+            assert window.fields["teacher_rows"][number] == row
+            expected = NextToken.UNALIGNED
+            if row >= 0:
+                aligned += 1
+                expected = NextToken.SHORTER if end < teacher_end else NextToken.LONGER
+                expected = NextToken.SAME if end == teacher_end else expected
+            assert window.fields["next_tokens"][number] == expected
+            one_to_one += expected == NextToken.SAME
+            longer += expected == NextToken.LONGER
+    tally = split.tally
+    assert (tally.aligned, tally.one_to_one, tally.longer) == (aligned, one_to_one, longer)
+    assert (tally.windows, tally.student_windows) == (len(split.teacher), len(split.student))
+    assert tally.teacher_tokens == sum(len(window.ids) for window in split.teacher)
+    assert tally.student_tokens == sum(len(window.ids) for window in split.student)
+
+
+def _is_lost(owner: Encoder, text: str) -> bool:
+    ids = owner.tokenizer.encode(text, add_special_tokens=False).ids
+    return b"".join(owner.token_bytes.table[token] or b"" for token in ids) != text.encode()
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+@given(texts=TEXTS, limits=st.tuples(st.integers(8, 40), st.integers(8, 40)))
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "lossy"])
+def test_r14_windows_of_any_documents(kind, texts, limits):
+    student = STUDENTS[kind]
+    with TemporaryDirectory() as folder:
+        try:
+            split = make_split(texts, TEACHER, student, Path(folder), *limits)
+        except DataError as error:
+            assert "no window came out" in str(error)
+            assert all(not text or _is_lost(student, text) for text in texts)
+            return
+        check(split, texts, TEACHER, student, limits)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(texts=TEXTS, limits=st.tuples(st.integers(8, 24), st.integers(8, 24)))
+def test_r14_windows_of_the_real_pair(qwen3, smollm2, texts, limits):
+    texts = [text + " end" for text in texts] + ["always spelled"]
+    with TemporaryDirectory() as folder:
+        split = make_split(texts, qwen3, smollm2, Path(folder), *limits)
+        check(split, texts, qwen3, smollm2, limits)
+
+
+def test_r12_teacher_windows_do_not_depend_on_the_student(tmp_path):
+    texts = [TEXT, "1234567890 " * 9, "tail \x04 naïve"]
+    splits = [
+        make_split(texts, TEACHER, student, tmp_path / name, 16, length)
+        for name, student, length in (("a", STUDENT, 16), ("b", STUDENTS["lossy"], 9), ("c", TEACHER, 100))
+    ]
+    assert splits[0].student != splits[1].student
+    files = [sorted((tmp_path / name / "teacher").iterdir()) for name in "abc"]
+    assert [path.name for path in files[0]] == ["index.json", "shard_00000.safetensors"]
+    for other in files[1:]:
+        assert [path.read_bytes() for path in other] == [path.read_bytes() for path in files[0]]
+
+
+def test_a_window_too_long_for_the_student_is_cut_at_common_boundaries(tmp_path):
+    split = make_split([TEXT], TEACHER, STUDENT, tmp_path, 64, 24)
+    check(split, [TEXT], TEACHER, STUDENT, (64, 24))
+    assert split.tally.forced_cuts == 0
+    assert len(split.student) > len(split.teacher)
+    boundaries = {end for window in split.teacher for end in token_ends(window, TEACHER)}
+    assert all(window.stop in boundaries for window in split.student)
+
+
+def test_a_long_teacher_token_forces_cuts_and_they_are_counted(tmp_path):
+    text = "a" * 64
+    teacher = encoder(byte_level(600, text=" ".join([text] * 3), split=False), "teacher")
+    student = encoder(byte_level(257), "student")  # one byte a token, "<|endoftext|>" aside
+    assert len(teacher.tokenizer.encode(text).ids) == 1
+    split = make_split([text], teacher, student, tmp_path, 16, 11)
+    check(split, [text], teacher, student, (16, 11))
+    assert [window.stop for window in split.student] == [10, 20, 30, 40, 50, 60, 64]
+    assert split.tally.forced_cuts == 6
+    assert [window.fields["teacher_rows"][0] for window in split.student] == [0, -1, -1, -1, -1, -1, -1]
+
+
+def test_windows_are_never_cut_inside_a_character(tmp_path):
+    bytes_only = encoder(byte_level(257), "bytes")
+    text = "🙂東é" * 10
+    split = make_split([text], bytes_only, bytes_only, tmp_path, 8, 8)
+    check(split, [text], bytes_only, bytes_only, (8, 8))
+    assert any(len(window.ids) < 7 for window in split.teacher[:-1])
+
+
+@pytest.mark.parametrize(("lengths", "key"), [((4, 9), "teacher_max_length"), ((9, 4), "student_max_length")])
+def test_a_character_of_more_tokens_than_a_window_is_refused(tmp_path, lengths, key):
+    bytes_only = encoder(byte_level(257), "bytes")
+    with pytest.raises(DataError, match=key):
+        make_split(["🙂"], bytes_only, bytes_only, tmp_path, *lengths)
+
+
+def test_a_document_that_the_student_cannot_spell_is_skipped_whole_and_reported(tmp_path, smollm2):
+    bad = "good text. " * 20 + "é\x04 and more good text" * 2
+    texts = ["before " * 5, bad, "after " * 5]
+    split = make_split(texts, TEACHER, smollm2, tmp_path, 16, 16)
+    assert {window.document for window in split.teacher} == {0, 1, 2}
+    assert {window.document for window in split.student} == {0, 2}
+    offset = bad.encode().index(b"\x04")
+    assert split.tally.lost == [f"test document {document(bad).document_id[:12]}: smollm2 cannot spell byte {offset}"]
+    check_alignment(split, TEACHER, smollm2)
+
+
+def test_a_document_that_the_teacher_cannot_spell_is_skipped_by_both(tmp_path):
+    teacher = STUDENTS["lossy"]
+    split = make_split(["the fox", "the \x04", "the dog"], teacher, STUDENT, tmp_path)
+    assert {window.document for window in split.teacher} == {window.document for window in split.student} == {0, 2}
+    assert [line.rpartition(": ")[2] for line in split.tally.lost] == ["lossy cannot spell byte 4"]
+
+
+def test_documents_without_any_window_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no window came out of the corpus"):
+        make_split(["", "\x04"], STUDENTS["lossy"], STUDENT, tmp_path)
+
+
+@pytest.mark.parametrize("max_windows", [1, 3, 7, 1000])
+def test_max_windows_keeps_the_first_windows(tmp_path, max_windows):
+    texts = ["the quick brown fox " * 8, "jumps over " * 9, TEXT[:300]]
+    whole = make_split(texts, TEACHER, STUDENT, tmp_path / "all")
+    part = make_split(texts, TEACHER, STUDENT, tmp_path / "some", max_windows=max_windows)
+    assert len(whole.teacher) > 7
+    assert part.teacher == whole.teacher[:max_windows]
+    last = part.teacher[-1]
+    assert part.student == [w for w in whole.student if (w.document, w.stop) <= (last.document, last.stop)]
+    assert part.tally.windows == min(max_windows, len(whole.teacher))
+
+
+def test_max_windows_stops_between_batches_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", 1)
+    texts = ["the quick brown fox " * 8, "jumps over " * 9, TEXT[:300]]
+    whole = make_split(texts, TEACHER, STUDENT, tmp_path / "all")
+    n_first = sum(window.document == 0 for window in whole.teacher)
+    for max_windows in (n_first, n_first + 1):
+        part = make_split(texts, TEACHER, STUDENT, tmp_path / str(max_windows), max_windows=max_windows)
+        assert part.teacher == whole.teacher[:max_windows]
+
+
+def test_batches_do_not_change_the_windows(tmp_path, monkeypatch):
+    texts = ["the quick brown fox " * 8, "", "the \x04", "jumps over " * 9, TEXT]
+    together = make_split(texts, TEACHER, STUDENTS["lossy"], tmp_path / "one")
+    monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", 1)
+    apart = make_split(texts, TEACHER, STUDENTS["lossy"], tmp_path / "many")
+    assert apart == together
+    check(apart, texts, TEACHER, STUDENTS["lossy"], (16, 16))
+
+
+def test_teacher_rows_are_numbered_over_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", 1)
+    texts = [TEXT[:200], TEXT[200:500], "the fox " * 30]
+    split = make_split(texts, TEACHER, STUDENT, tmp_path, shard_tokens=10)
+    assert len(list((tmp_path / "teacher").glob("shard_*"))) == 3
+    check(split, texts, TEACHER, STUDENT, (16, 16))
+
+
+def test_index_says_what_the_windows_are(tmp_path):
+    limits = WindowLimits(16, 12, 100, None)
+    student = encoder(STUDENT.tokenizer, "student")
+    tokenize_split([[document("the fox")]], TEACHER, student, limits, tmp_path / "t", tmp_path / "s", "key t", "key s")
+    teacher_index = WindowStore(tmp_path / "t", TEACHER_WINDOWS).reader.index
+    student_index = WindowStore(tmp_path / "s", STUDENT_WINDOWS).reader.index
+    assert (teacher_index.fingerprint, student_index.fingerprint) == ("key t", "key s")
+    assert teacher_index.metadata == {"prefix_id": 0, "max_length": 16}
+    assert student_index.metadata == {"prefix_id": 0, "max_length": 12, "teacher_windows": "key t"}
+
+
+STUDENTS = {
+    "byte_level": STUDENT,
+    "sentencepiece": encoder(sentencepiece("metaspace"), "sentencepiece"),
+    "lossy": encoder(byte_level(200, text=TEXT + "1234567890\n", full_alphabet=False), "lossy"),
+}

@@ -1,0 +1,97 @@
+"""Teacher ids -> student ids against the slow obvious version (R12)."""
+
+import numpy as np
+import pytest
+from alignment.toy import TEXT, byte_level, encoder, sentencepiece
+from tokenizers import AddedToken
+
+from moe_distill.alignment.encode import Encoder
+from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
+
+
+def slow_map(teacher: Encoder, student: Encoder, output_rows: int) -> list[int]:
+    result = []
+    for teacher_id in range(output_rows):
+        table = teacher.token_bytes.table
+        token = table[teacher_id] if teacher_id < len(table) else None
+        result.append(UNMAPPED if token is None else _student_id(token, student))
+    return result
+
+
+def _student_id(token: bytes, student: Encoder) -> int:
+    table = list(student.token_bytes.table)
+    if token in table:
+        return table.index(token)
+    try:
+        ids = student.tokenizer.encode(token.decode(), add_special_tokens=False).ids
+    except UnicodeDecodeError:
+        ids = []
+    if ids and b"".join(table[number] or b"?" for number in ids) == token:
+        return ids[0]
+    prefixes = [entry for entry in table if entry and token.startswith(entry)]
+    return table.index(max(prefixes, key=len)) if prefixes else UNMAPPED
+
+
+def pairs() -> dict[str, tuple[Encoder, Encoder]]:
+    teacher = byte_level(700)
+    teacher.add_tokens([AddedToken("<think>", special=False)])
+    teacher.add_special_tokens([AddedToken("<mask>", special=True)])
+    teacher_encoder = encoder(teacher, "teacher")
+    lossy = byte_level(200, text=TEXT.replace("🙂", "é"), full_alphabet=False)
+    return {
+        "full": (teacher_encoder, encoder(byte_level(300, digits=True), "student")),
+        "lossy": (teacher_encoder, encoder(lossy, "student")),
+        "sentencepiece": (teacher_encoder, encoder(sentencepiece("prepend"), "student")),
+        "from sentencepiece": (encoder(sentencepiece("metaspace"), "teacher"), encoder(byte_level(300), "student")),
+    }
+
+
+@pytest.mark.parametrize("name", ["full", "lossy", "sentencepiece", "from sentencepiece"])
+def test_r12_map_equals_the_slow_map(name):
+    teacher, student = pairs()[name]
+    rows = len(teacher.token_bytes.table) + 7
+    found = vocabulary_map(teacher, student, rows)
+    assert found.dtype == np.int32
+    assert found.tolist() == slow_map(teacher, student, rows)
+
+
+def test_r12_every_rule_is_used_by_the_toy_pair():
+    teacher, student = pairs()["lossy"]
+    found = vocabulary_map(teacher, student, len(teacher.token_bytes.table) + 7)
+    known = student.token_bytes.by_bytes()
+    mapped = [(token, number) for token, number in zip(teacher.token_bytes.table, found, strict=False) if token]
+    exact = [token for token, number in mapped if token in known]
+    prefix = [token for token, number in mapped if token not in known and number >= 0]
+    nothing = [token for token, number in mapped if number == UNMAPPED]
+    assert min(len(exact), len(prefix), len(nothing)) > 20
+    assert all(token not in known for token in nothing)
+
+
+def test_r12_tokens_with_the_same_bytes_map_to_each_other():
+    teacher, student = pairs()["full"]
+    found = vocabulary_map(teacher, student, len(teacher.token_bytes.table))
+    shared = [n for n, token in enumerate(teacher.token_bytes.table) if token in student.token_bytes.table and token]
+    assert len(shared) > 256
+    for number in shared:
+        assert student.token_bytes.table[found[number]] == teacher.token_bytes.table[number]
+
+
+def test_r12_ids_without_text_map_to_nothing():
+    teacher, student = pairs()["full"]
+    rows = len(teacher.token_bytes.table) + 7
+    found = vocabulary_map(teacher, student, rows)
+    assert len(found) == rows
+    assert (found[-7:] == UNMAPPED).all()
+    assert found[teacher.tokenizer.token_to_id("<mask>")] == UNMAPPED
+    assert found[teacher.tokenizer.token_to_id("<|endoftext|>")] == UNMAPPED
+    assert found[teacher.tokenizer.token_to_id("<think>")] == student.tokenizer.token_to_id("<")
+
+
+def test_exact_share_counts_the_students_tokens_that_the_teacher_has():
+    teacher, student = pairs()["full"]
+    shared = sum(token is not None and token in teacher.token_bytes.table for token in student.token_bytes.table)
+    assert 0 < shared < len(student.token_bytes.table)
+    assert exact_vocabulary_share(teacher, student) == shared / len(student.token_bytes.table)
+    assert exact_vocabulary_share(student, student) == (len(student.token_bytes.table) - 1) / len(
+        student.token_bytes.table
+    )  # its one special token has no bytes

@@ -1,0 +1,113 @@
+"""The whole measurement, against one window at a time through the plain forward pass."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from evaluation.conftest import (
+    BYTES,
+    DOCUMENTS,
+    PREFIX,
+    STUDENT_VOCABULARY,
+    TEACHER_DOCUMENTS,
+    TEACHER_TOKENS,
+    TOKENS,
+    Stores,
+    make_model,
+)
+from moe_distill.evaluation import measure as module
+from moe_distill.evaluation.agreement import agreement
+from moe_distill.evaluation.measure import Measured, measure, teacher_nll
+from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.losses.target import make_vocabulary_map, sparse_target
+from moe_distill.shards.targets import read_rows
+
+
+def measured(stores: Stores, dtype: torch.dtype = torch.float32, batch_windows: int = 2) -> Measured:
+    vocabulary_map = make_vocabulary_map(stores.student_ids, STUDENT_VOCABULARY)
+    return measure(make_model().to(dtype), stores.student, stores.targets, vocabulary_map, batch_windows)
+
+
+@dataclass
+class Plain:
+    nll: float
+    confidence: list[float]
+    correct: list[bool]
+    positions: int
+    top1: float
+    top5: float
+    kl: float
+
+
+@pytest.fixture(scope="module")
+def plain(stores: Stores) -> Plain:
+    """No padding, no batches, no chunks."""
+    model, result = make_model(), Plain(0.0, [], [], 0, 0.0, 0.0, 0.0)
+    vocabulary_map = make_vocabulary_map(stores.student_ids, STUDENT_VOCABULARY)
+    for ids, rows in zip(stores.token_ids, stores.teacher_rows, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[PREFIX, *ids[:-1]]])).logits[0]
+        probs = logits.double().softmax(-1)
+        for position, label in enumerate(ids):
+            result.nll -= float(probs[position, label].log())
+            result.confidence.append(float(probs[position].max()))
+            result.correct.append(int(probs[position].argmax()) == label)
+            if rows[position] >= 0:
+                cached = read_rows(stores.targets, [torch.tensor([rows[position]])])
+                target = sparse_target(cached, vocabulary_map, 1.0, "temper_then_map", "residual")
+                one = agreement(logits[position : position + 1], target)
+                result.positions += 1
+                result.top1, result.top5, result.kl = (
+                    result.top1 + one.top1,
+                    result.top5 + one.top5,
+                    result.kl + one.kl,
+                )
+    return result
+
+
+@pytest.mark.parametrize(("batch_windows", "chunk_positions"), [(1, 2048), (2, 2048), (5, 7), (99, 1)])
+def test_r18_sums_equal_one_window_at_a_time(
+    stores: Stores, plain: Plain, batch_windows: int, chunk_positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_POSITIONS", chunk_positions)
+    found = measured(stores, batch_windows=batch_windows)
+    assert (found.tokens, found.n_bytes) == (sum(TOKENS), sum(BYTES))
+    assert found.nll == pytest.approx(plain.nll, rel=1e-5)
+    assert found.confidence_N.tolist() == pytest.approx(plain.confidence, abs=1e-5)
+    assert found.correct_N.tolist() == plain.correct
+    assert (found.agreement.positions, found.agreement.top1) == (plain.positions, plain.top1)
+    assert found.agreement.top5 == pytest.approx(plain.top5)
+    assert found.agreement.kl == pytest.approx(plain.kl, rel=1e-4)
+    assert 0 < plain.positions < sum(TOKENS)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("batch_windows", [1, 3])
+def test_r01_any_dtype_of_the_student_measures_against_fp16_shards(
+    stores: Stores, plain: Plain, dtype: torch.dtype, tolerance: float, batch_windows: int
+) -> None:
+    stored = {name: spec.dtype for name, spec in stores.targets.index.fields.items()}
+    assert stored["topk_logprobs"] == stored["tail_logprobs"] == "float16"
+    found = measured(stores, dtype, batch_windows)
+    expected = bits_per_byte(plain.nll, sum(BYTES))
+    assert bits_per_byte(found.nll, found.n_bytes) == pytest.approx(expected, abs=tolerance)
+    assert found.agreement.kl / found.agreement.positions == pytest.approx(plain.kl / plain.positions, abs=tolerance)
+    assert found.confidence_N.dtype == torch.float32
+
+
+def test_r19_the_teachers_nll_is_of_the_same_documents(stores: Stores) -> None:
+    expected, n_bytes, start = 0.0, 0, 0
+    for number, n in enumerate(TEACHER_TOKENS):
+        logprobs = stores.teacher_logits[start : start + n].double().log_softmax(-1)
+        if TEACHER_DOCUMENTS[number] in DOCUMENTS:
+            expected -= sum(float(logprobs[position, position]) for position in range(n))
+            n_bytes += BYTES[number]
+        start += n
+    found = teacher_nll(stores.teacher, stores.targets, set(DOCUMENTS))
+    assert found == (pytest.approx(expected, rel=1e-5), n_bytes)
+    assert n_bytes < sum(BYTES), "document 2 is left out"
+
+
+def test_of_no_documents_nothing(stores: Stores) -> None:
+    assert teacher_nll(stores.teacher, stores.targets, set()) == (0.0, 0)

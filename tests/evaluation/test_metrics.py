@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+
+from moe_distill.evaluation.metrics import (
+    CALIBRATION_BINS,
+    UNDEFINED_GAP,
+    bits_per_byte,
+    expected_calibration_error,
+    perplexity,
+    retention,
+)
+
+
+@pytest.mark.parametrize("nll", [0.0, 3.5, 20.0, 21.0, 700.0])
+def test_r18_perplexity_is_never_capped(nll: float) -> None:
+    assert perplexity(nll) == math.e**nll
+
+
+def test_r18_overflow_is_infinity() -> None:
+    assert perplexity(710.0) == math.inf
+
+
+def test_r19_bits_per_byte_do_not_depend_on_the_number_of_tokens() -> None:
+    """Eight equally likely symbols: three bits each, however a tokenizer cuts them."""
+    assert bits_per_byte(4 * math.log(8), n_bytes=4) == pytest.approx(3.0)
+    assert bits_per_byte(2 * math.log(64), n_bytes=4) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("init", "student", "teacher", "expected"),
+    [(3.0, 2.0, 2.0, 1.0), (3.0, 3.0, 2.0, 0.0), (3.0, 2.25, 2.0, 0.75), (3.0, 1.5, 2.0, 1.5), (3.0, 3.5, 2.0, -0.5)],
+)
+def test_r20_retention_is_the_share_of_the_gain(init: float, student: float, teacher: float, expected: float) -> None:
+    assert retention(init, student, teacher) == pytest.approx(expected)
+
+
+def test_r20_retention_is_undefined_where_the_teacher_is_not_clearly_better() -> None:
+    assert retention(2.0, 1.9, 2.0 - 0.9 * UNDEFINED_GAP) is None
+    assert retention(2.0, 1.9, 2.0) is None
+    assert retention(2.0, 1.9, 2.5) is None
+    assert retention(2.0, 1.9, 2.0 - 1.1 * UNDEFINED_GAP) is not None
+
+
+def brute_force_ece(confidence: list[float], correct: list[bool]) -> float:
+    total = 0.0
+    for number in range(CALIBRATION_BINS):
+        low, high = number / CALIBRATION_BINS, (number + 1) / CALIBRATION_BINS
+        inside = [i for i, c in enumerate(confidence) if low <= c < high or (c == 1.0 == high)]
+        if inside:
+            mean_confidence = sum(confidence[i] for i in inside) / len(inside)
+            accuracy = sum(correct[i] for i in inside) / len(inside)
+            total += len(inside) / len(confidence) * abs(accuracy - mean_confidence)
+    return total
+
+
+@pytest.mark.parametrize("n", [1, 10, 500])
+def test_r20_calibration_error_equals_a_loop_over_bins(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    confidence = torch.rand(n, generator=generator, dtype=torch.float64)
+    correct = torch.rand(n, generator=generator) < 0.4
+    expected = brute_force_ece(confidence.tolist(), correct.tolist())
+    assert expected_calibration_error(confidence, correct) == pytest.approx(expected, abs=1e-9)
+
+
+def test_r20_calibration_error_of_certainty() -> None:
+    certain = torch.ones(4)
+    assert expected_calibration_error(certain, torch.ones(4, dtype=torch.bool)) == 0.0
+    assert expected_calibration_error(certain, torch.zeros(4, dtype=torch.bool)) == 1.0
+    assert expected_calibration_error(torch.full((4,), 0.5), torch.tensor([True, False] * 2)) == 0.0

@@ -1,0 +1,107 @@
+"""The slow, obvious versions: whole distributions in float64, one row and one id at a time."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe_distill.losses.target import Order, VocabularyMap, make_vocabulary_map
+from moe_distill.shards import targets
+from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
+from moe_distill.teacher.sparsify import sparsify
+
+TEACHER_VOCABULARY, STUDENT_VOCABULARY = 120, 70
+
+
+def random_map(unmapped: float = 0.15) -> VocabularyMap:
+    """Many teacher ids to one student id, a share of them to none, and 10 student ids that none maps to."""
+    generator = torch.Generator().manual_seed(5)
+    student_ids = torch.randint(0, STUDENT_VOCABULARY - 10, (TEACHER_VOCABULARY,), generator=generator)
+    student_ids[torch.rand(TEACHER_VOCABULARY, generator=generator) < unmapped] = -1
+    return make_vocabulary_map(student_ids, STUDENT_VOCABULARY)
+
+
+def identity_map(vocabulary: int) -> VocabularyMap:
+    return make_vocabulary_map(torch.arange(vocabulary), vocabulary)
+
+
+def random_logits(rows: int, vocabulary: int, seed: int, scale: float = 3.0) -> Tensor:
+    return scale * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+def teacher_rows(logits_NV: Tensor, k: int, tail_samples: int = 0, uniforms_N: Tensor | None = None) -> TeacherRows:
+    """What would be cached of these logits, without the rounding to fp16."""
+    n = len(logits_NV)
+    uniforms = torch.full((n,), 0.5) if uniforms_N is None else uniforms_N
+    records = sparsify(logits_NV, torch.zeros(n, dtype=torch.long), k, tail_samples, uniforms)
+    return targets.teacher_rows(vars(records), logits_NV.shape[1] - k)
+
+
+def rows_without_a_tail(logits_NV: Tensor) -> TeacherRows:
+    """Every id is kept."""
+    logprobs, ids = logits_NV.log_softmax(-1).sort(descending=True)
+    nothing = torch.zeros(len(ids), 0)
+    empty_tail = torch.full((len(ids), len(TAIL_TEMPERATURES)), float("-inf"))
+    return TeacherRows(ids, logprobs, empty_tail, nothing.long(), nothing, nothing)
+
+
+@dataclass(frozen=True)
+class DenseTarget:
+    """One row, float64: mass of the mapped top-k by student id, and what the tail holds."""
+
+    entries: dict[int, float]
+    tail: dict[int, float]  # mass outside the top-k by student id
+    tail_mass: float  # mapped or not
+
+    @property
+    def residual(self) -> float:
+        return 1.0 - sum(self.entries.values())
+
+
+def dense_target(
+    logits_V: Tensor, vocabulary_map: VocabularyMap, k: int, temperature: float, order: Order
+) -> DenseTarget:
+    """The definition in the head of losses/target.py, over the whole vocabulary of the teacher."""
+    logprobs = logits_V.double().log_softmax(-1)
+    top = set(logits_V.topk(k).indices.tolist())
+    powers = (logprobs / temperature).exp().tolist()  # not yet normalised
+    mapped: dict[int, float] = {}
+    tail: dict[int, float] = {}
+    unmapped = tail_mass = 0.0
+    for teacher_id, student_id in enumerate(vocabulary_map.student_ids.tolist()):
+        if teacher_id not in top:
+            tail_mass += powers[teacher_id]
+            if student_id >= 0:
+                tail[student_id] = tail.get(student_id, 0.0) + powers[teacher_id]
+        elif student_id < 0:
+            unmapped += powers[teacher_id]
+        else:
+            mass = powers[teacher_id] if order == "temper_then_map" else float(logprobs[teacher_id].exp())
+            mapped[student_id] = mapped.get(student_id, 0.0) + mass
+    if order == "map_then_temper":
+        mapped = {student_id: mass ** (1.0 / temperature) for student_id, mass in mapped.items()}
+    total = sum(mapped.values()) + unmapped + tail_mass
+    return DenseTarget(
+        {student_id: mass / total for student_id, mass in mapped.items()},
+        {student_id: mass / total for student_id, mass in tail.items()},
+        tail_mass / total,
+    )
+
+
+def bucketed_kl(logits_V: Tensor, target: DenseTarget, temperature: float) -> Tensor:
+    """KL of the distributions with everything outside the entries in one bucket; differentiable in float64 logits."""
+    probs_V = (logits_V / temperature).softmax(-1)
+    value = torch.zeros((), dtype=torch.float64)
+    for student_id, mass in target.entries.items():
+        value = value + mass * (torch.tensor(mass, dtype=torch.float64) / probs_V[student_id]).log()
+    rest = [student_id for student_id in range(len(logits_V)) if student_id not in target.entries]
+    if rest and target.residual > 1e-12:
+        value = value + target.residual * (target.residual / probs_V[rest].sum()).log()
+    return value
+
+
+def mapped_cross_entropy(logits_V: Tensor, target: DenseTarget, temperature: float) -> Tensor:
+    """What the sampled gradient estimates: all mapped mass, that of the tail included, in its place."""
+    logprobs_V = (logits_V / temperature).log_softmax(-1)
+    placed = [*target.entries.items(), *target.tail.items()]
+    return torch.stack([-mass * logprobs_V[student_id] for student_id, mass in placed]).sum()

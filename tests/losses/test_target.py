@@ -1,0 +1,171 @@
+"""The teacher's distribution in the student's vocabulary, against dense float64."""
+
+import math
+
+import pytest
+import torch
+
+from losses.reference import (
+    STUDENT_VOCABULARY,
+    TEACHER_VOCABULARY,
+    dense_target,
+    identity_map,
+    random_logits,
+    random_map,
+    rows_without_a_tail,
+    teacher_rows,
+)
+from moe_distill.losses.target import (
+    Order,
+    SparseTarget,
+    interpolation_weights,
+    make_vocabulary_map,
+    sparse_target,
+    tail_logsumexp_at,
+)
+from moe_distill.shards.targets import TAIL_TEMPERATURES
+
+ORDERS: tuple[Order, ...] = ("temper_then_map", "map_then_temper")
+
+
+def entries_of(target: SparseTarget, row: int) -> dict[int, float]:
+    present = target.logprobs[row] > float("-inf")
+    ids = target.ids[row][present].tolist()
+    assert len(ids) == len(set(ids)), "an id stands twice in a row"
+    return dict(zip(ids, target.probs[row][present].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("temperature", TAIL_TEMPERATURES)
+@pytest.mark.parametrize("k", [1, 8, 64])
+def test_r12_entries_and_residual_equal_the_dense_map(order: Order, temperature: float, k: int) -> None:
+    logits, to_student = random_logits(6, TEACHER_VOCABULARY, seed=1), random_map()
+    target = sparse_target(teacher_rows(logits, k), to_student, temperature, order, "residual")
+    for row in range(len(logits)):
+        expected = dense_target(logits[row], to_student, k, temperature, order)
+        assert entries_of(target, row) == pytest.approx(expected.entries, abs=1e-6)
+        assert float(target.residual[row]) == pytest.approx(expected.residual, abs=1e-6)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("temperature", [1.0, 2.5, 4.0])
+def test_r07_mass_is_conserved(order: Order, temperature: float) -> None:
+    logits = torch.cat([random_logits(20, TEACHER_VOCABULARY, seed=2, scale=scale) for scale in (0.1, 3.0, 20.0)])
+    target = sparse_target(teacher_rows(logits, 16, 8), random_map(), temperature, order, "sampled")
+    torch.testing.assert_close(target.probs.sum(-1) + target.residual, torch.ones(60), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("unmapped", [0.0, 0.3])
+def test_r07_tail_samples_are_on_average_the_mapped_tail(order: Order, temperature: float, unmapped: float) -> None:
+    logits, to_student = random_logits(1, TEACHER_VOCABULARY, seed=3), random_map(unmapped)
+    offsets = (torch.arange(1024) + 0.5) / 1024  # the mean over a grid of offsets is the expectation
+    target = sparse_target(
+        teacher_rows(logits.expand(1024, -1), 8, 32, offsets), to_student, temperature, order, "sampled"
+    )
+    mean = torch.zeros(STUDENT_VOCABULARY).index_add(0, target.tail_ids.flatten(), target.tail_probs.flatten() / 1024)
+    expected = dense_target(logits[0], to_student, 8, temperature, order)
+    assert {each: mass for each, mass in enumerate(mean.tolist()) if mass} == pytest.approx(expected.tail, abs=1e-4)
+    mapped = expected.tail_mass if not unmapped else sum(expected.tail.values())
+    assert float(target.tail_probs.sum(-1).mean()) == pytest.approx(mapped, rel=2e-3)
+
+
+def test_the_map_counts_its_preimages() -> None:
+    counted = make_vocabulary_map(torch.tensor([3, -1, 1, 3, -1]), 5)
+    assert counted.preimages.tolist() == [0, 1, 0, 2, 0]
+    assert counted.unreached.tolist() == [0, 2, 4]
+
+
+def test_preimage_share_is_that_of_the_top_k() -> None:
+    logits = torch.tensor([[5.0, 4.0, 3.0, 0.0, 0.0, 0.0]])
+    to_student = make_vocabulary_map(torch.tensor([1, 1, 0, 1, 1, 2]), 4)
+    target = sparse_target(teacher_rows(logits, 3), to_student, 2.0, "temper_then_map", "sampled")
+    present = target.logprobs[0] > float("-inf")
+    shares = dict(zip(target.ids[0][present].tolist(), target.preimage_share[0][present].tolist(), strict=True))
+    assert shares == {0: 1.0, 1: 0.5}
+    assert target.preimage_share[0][~present].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_unmapped_ids_get_no_mass_and_exact_ones_keep_theirs(order: Order) -> None:
+    probs = torch.tensor([[0.4, 0.3, 0.2, 0.06, 0.04]])
+    to_student = make_vocabulary_map(torch.tensor([3, -1, 1, -1, 2]), 4)
+    target = sparse_target(teacher_rows(probs.log(), 3, 8), to_student, 1.0, order, "sampled")
+    assert entries_of(target, 0) == pytest.approx({3: 0.4, 1: 0.2})
+    assert float(target.residual) == pytest.approx(0.4)
+    lands = target.tail_probs[0] > 0
+    assert set(target.tail_ids[0][lands].tolist()) == {2}
+    assert set(target.tail_ids[0][target.tail_baseline[0] > 0].tolist()) == {2}, "teacher id 3 has no place"
+
+
+def test_r12_a_map_of_nothing_leaves_all_in_the_residual() -> None:
+    rows = teacher_rows(random_logits(3, TEACHER_VOCABULARY, seed=4), 8, 4)
+    target = sparse_target(rows, random_map(unmapped=1.0), 2.0, "temper_then_map", "sampled")
+    assert (target.logprobs == float("-inf")).all()
+    assert (target.tail_probs == 0).all()
+    torch.testing.assert_close(target.residual, torch.ones(3))
+
+
+def test_both_orders_agree_at_temperature_one_and_differ_above() -> None:
+    rows, to_student = teacher_rows(random_logits(6, TEACHER_VOCABULARY, seed=5), 32, 4), random_map()
+    for temperature, agree in ((1.0, True), (2.0, False)):
+        first, second = (sparse_target(rows, to_student, temperature, order, "sampled") for order in ORDERS)
+        assert torch.equal(first.ids, second.ids)
+        assert torch.allclose(first.probs, second.probs, atol=1e-6) is agree
+        assert torch.allclose(first.tail_probs, second.tail_probs, atol=1e-6) is agree
+
+
+def test_both_orders_agree_where_the_map_is_one_to_one() -> None:
+    rows = teacher_rows(random_logits(6, TEACHER_VOCABULARY, seed=6), 32)
+    to_student = identity_map(TEACHER_VOCABULARY)
+    first, second = (sparse_target(rows, to_student, 3.0, order, "residual") for order in ORDERS)
+    torch.testing.assert_close(first.probs, second.probs, atol=1e-6, rtol=0)
+
+
+def test_residual_mode_has_no_samples() -> None:
+    rows = teacher_rows(random_logits(2, TEACHER_VOCABULARY, seed=7), 8, 4)
+    assert sparse_target(rows, random_map(), 2.0, "temper_then_map", "residual").tail_ids.shape == (2, 0)
+
+
+@pytest.mark.parametrize("temperature", [0.99, 4.01, math.nan])
+def test_a_temperature_outside_the_recorded_ones_is_refused(temperature: float) -> None:
+    rows = teacher_rows(random_logits(1, TEACHER_VOCABULARY, seed=8), 8)
+    with pytest.raises(ValueError, match=r"outside \[1, 4\]"):
+        sparse_target(rows, random_map(), temperature, "temper_then_map", "residual")
+
+
+def test_interpolation_is_exact_at_the_nodes() -> None:
+    for number, temperature in enumerate(TAIL_TEMPERATURES):
+        assert interpolation_weights(temperature).tolist() == [float(number == g) for g in range(5)]
+
+
+@pytest.mark.parametrize("logit_scale", [1.0, 3.0, 8.0])  # flat; like a language model's; spread over 60 nats
+def test_interpolation_errs_little_between_the_nodes(logit_scale: float) -> None:
+    logits = random_logits(16, 3000, seed=9, scale=logit_scale)
+    rows = teacher_rows(logits, 64)
+    logprobs = logits.double().log_softmax(-1).scatter(1, rows.topk_ids, float("-inf"))
+    for temperature in (1.1, 1.2, 1.5, 1.8, 2.5, 3.5, 3.8):
+        exact = (logprobs / temperature).logsumexp(-1)
+        log_error = float((tail_logsumexp_at(rows, temperature) - exact).abs().max())
+        assert log_error <= (2e-3 if logit_scale < 8 else 2e-2)
+        kept = (logits.double() / temperature).softmax(-1).gather(1, rows.topk_ids).sum(-1)
+        target = sparse_target(rows, identity_map(3000), temperature, "temper_then_map", "residual")
+        assert float((target.residual - (1.0 - kept)).abs().max()) <= 5e-4
+
+
+@pytest.mark.parametrize(
+    "temperature",
+    [1.0, 2.0, pytest.param(2.5, marks=pytest.mark.xfail(strict=True, reason="NaN: -inf times weights of both signs"))],
+)
+def test_an_empty_tail_stays_empty(temperature: float) -> None:
+    rows = rows_without_a_tail(random_logits(2, TEACHER_VOCABULARY, seed=10))
+    assert tail_logsumexp_at(rows, temperature).tolist() == [float("-inf")] * 2
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_rows(order: Order) -> None:
+    target = sparse_target(teacher_rows(torch.zeros(0, TEACHER_VOCABULARY), 8, 4), random_map(), 2.0, order, "sampled")
+    assert target.ids.shape == (0, 8)
+    assert target.residual.shape == (0,)
+    assert target.tail_probs.shape == (0, 4)
