@@ -1,8 +1,10 @@
 """How close is the gradient of the cached objective to that of full-vocabulary KD?
 
 For each temperature and number of tail samples: the angle between the two gradients of all student parameters, in
-degrees, and the ratio of their norms. The full objective maps the teacher's whole distribution in float32. Run after
-`dvc repro` (profile tiny): `python benchmarks/gradient_fidelity.py models/student_init models/student_kd models/student`.
+degrees, and the ratio of their norms. The full objective maps the teacher's whole distribution in float32.
+After `dvc repro` (profile tiny):
+
+    python benchmarks/gradient_fidelity.py models/student_init models/student_kd models/student
 """
 
 import math

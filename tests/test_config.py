@@ -52,14 +52,15 @@ def test_the_embedded_default_is_shipped() -> None:
 
 
 MISTAKES = {  # file, what stands there, what somebody writes, key named, said of it
-    "misspelt": ("params.yaml", r"temperature: [\d.]+", "temprature: 3.0", "temperature", "is missing"),
+    "misspelt": ("params.yaml", r"temperature: [\d.]+", "temprature: 3.0", "temprature", "is not a known key"),
+    "left out": ("params.yaml", r"temperature: [\d.]+", "", "temperature", "is missing"),
     "unknown": ("params.yaml", r"temperature:", "extra: 1\ntemperature:", "extra", "is not a known key"),
     "ill-typed": ("params.yaml", r"temperature: [\d.]+", "temperature: hot", "temperature", "not 'hot'"),
     "out of range": ("params.yaml", r"temperature: [\d.]+", "temperature: 4.5", "temperature", "not 4.5"),
     "not finite": ("params.yaml", r"kd_weight: [\d.]+", "kd_weight: .nan", "kd_weight", "not nan"),
     "nested": ("params.yaml", r"phase1_share: [\d.]+", "phase1_share: 1.0", "curriculum.phase1_share", "not 1.0"),
     "no such choice": ("params.yaml", r"kd_order: \w+", "kd_order: both", "kd_order", "not 'both'"),
-    "profile, misspelt": ("profiles/tiny.yaml", r"max_steps:", "max_stps:", "train.max_steps", "is missing"),
+    "profile, misspelt": ("profiles/tiny.yaml", r"max_steps:", "max_stps:", "train.max_stps", "is not a known key"),
     "profile, ill-typed": ("profiles/tiny.yaml", r"k: \d+", "k: many", "teacher.k", "not 'many'"),
     "profile, fraction": ("profiles/tiny.yaml", r"max_steps: \d+", "max_steps: 1.5", "train.max_steps", "not 1.5"),
 }
@@ -139,7 +140,7 @@ def test_r23_no_stage_before_training_depends_on_what_one_studies(stage: str) ->
     stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
     found = {name: each for name, each in stages.items() if name.startswith(stage)}
     assert found
-    for each in found.values():
+    for each in (one.get("do", one) for one in found.values()):
         named = [param for param in each.get("params", []) if isinstance(param, str)]
         assert "temperature" not in named
         assert "params.yaml" not in each.get("deps", [])

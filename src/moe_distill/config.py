@@ -147,7 +147,7 @@ class Capture(Section):
     tail_samples: Annotated[int, Field(ge=0)]  # samples of the distribution outside the top-k
     hidden_layers: list[Annotated[int, Field(ge=0)]]  # residual states kept; 0 = embeddings
     hidden_fraction: Share  # share of the windows that keep a run of hidden states
-    hidden_run: Annotated[int, Field(ge=64)]  # consecutive positions of such a run
+    hidden_run: Annotated[int, Field(ge=64, le=128)]  # consecutive positions of such a run: InfoNCE starts near its log
     precision: Precision
     batch_windows: Positive
     chunk_positions: Positive  # rows of the output-matrix product held at once

@@ -32,9 +32,8 @@ def phase1_steps(max_steps: int, curriculum_share: float, phase1_share: float) -
 def ramp(progress: float, phase1_share: float, term: str) -> float:
     """Fraction of its full weight that a term has."""
     if progress <= phase1_share:
-        position = PHASE1_END * progress / phase1_share
-    else:
-        position = PHASE1_END + (1.0 - PHASE1_END) * (progress - phase1_share) / (1.0 - phase1_share)
+        return 0.0
+    position = PHASE1_END + (1.0 - PHASE1_END) * (progress - phase1_share) / (1.0 - phase1_share)
     start, end = RAMPS[term]
     return min(1.0, max(0.0, (position - start) / (end - start)))
 

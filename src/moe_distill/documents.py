@@ -33,6 +33,8 @@ def read_documents(path: Path, batch_documents: int = 256) -> Iterator[list[Docu
         raise DataError(f"{path} does not exist", fix="run: dvc repro corpus")
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES) as file:
+            if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
+                raise DataError(f"{path} has no column {', '.join(sorted(missing))}", fix="run: dvc repro corpus")
             for batch in file.iter_batches(batch_documents, columns=SCHEMA.names):
                 yield [Document(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
     except (pa.ArrowInvalid, OSError) as error:

@@ -79,13 +79,13 @@ def prefix_token_id(folder: Path, tokenizer: Tokenizer) -> int:
     Raises:
         DataError: the model folder names neither.
     """
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for name in ("bos_token", "eos_token"):
-        token = settings.get(name)
-        content = token["content"] if isinstance(token, dict) else token
-        if content is not None and (token_id := tokenizer.token_to_id(content)) is not None:
-            return int(token_id)
-    raise DataError(f"{folder} names neither a bos_token nor an eos_token", fix="add one to tokenizer_config.json")
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in ("bos_token_id", "eos_token_id"):
+        token_id = settings.get(name)
+        first = token_id[0] if isinstance(token_id, list) else token_id
+        if first is not None and tokenizer.id_to_token(first) is not None:
+            return int(first)
+    raise DataError(f"{folder}/config.json names neither a bos_token_id nor an eos_token_id", fix="add one")
 
 
 def text_token_mask(tokenizer: Tokenizer, output_rows: int) -> torch.Tensor:

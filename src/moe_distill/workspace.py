@@ -99,6 +99,7 @@ def publish(folder: Path, destination: Path) -> None:
 def fresh_folder(destination: Path) -> Iterator[Path]:
     """An empty folder that becomes `destination` when the block ends without an error: for short stages."""
     folder = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process whose number is ours now
     folder.mkdir(parents=True)
     try:
         yield folder

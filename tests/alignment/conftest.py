@@ -1,9 +1,9 @@
 """The real pair, prepared once a session: building its byte tables takes seconds."""
 
 import pytest
-from assets import real_model_tokenizer, real_tokenizer
 
 from moe_distill.alignment.encode import Encoder, make_encoder
+from tests.assets import real_model_tokenizer, real_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,12 @@ import unicodedata
 
 import numpy as np
 import pytest
-from alignment.toy import byte_level, encoder, sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moe_distill.alignment.encode import Encoder, encode
+
+from .toy import byte_level, encoder, sentencepiece
 
 SETTINGS = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
@@ -20,7 +21,7 @@ FRAGMENTS = [
     "각",
     "각",  # Hangul, composed and not
     "漢字かな",
-    "\u202eעברית العربية\u202c",
+    "\u202eשמח العربية\u202c",
     "\x04\x00\x1d\x7f",
     "<|im_start|>",
     "<think>",

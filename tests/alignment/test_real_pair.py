@@ -4,11 +4,12 @@ import unicodedata
 
 import numpy as np
 import pytest
-from alignment.toy import document
-from assets import real_text
 
 from moe_distill.alignment.tokenize import Tally, WindowLimits, tokenize_split
 from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
+from tests.assets import real_text
+
+from .toy import document
 
 OUTPUT_ROWS = 151936  # of Qwen3's output matrix
 DOCUMENT_CHARACTERS = 20_000

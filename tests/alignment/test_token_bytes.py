@@ -1,13 +1,14 @@
 """A token is its bytes, in both tokenizer families."""
 
 import pytest
-from alignment.toy import TEXT, byte_level, encoder, sentencepiece
-from assets import real_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from moe_distill.alignment.encode import Encoder, encode
 from moe_distill.alignment.token_bytes import gpt2_alphabet, token_bytes, without_invented_space
 from moe_distill.errors import DataError
+from tests.assets import real_tokenizer
+
+from .toy import TEXT, byte_level, encoder, sentencepiece
 
 SAMPLES = [
     "hello world",
@@ -161,7 +162,6 @@ def test_real_sentencepiece_space_mark_in_the_text_counts_as_lost(stories):
     assert encode(stories, ["ab ▁ c".encode()]).lost == [(0, 3)]
 
 
-@pytest.mark.xfail(strict=True, reason="by_bytes prefers the byte-fallback token, which the tokenizer never produces")
 def test_by_bytes_names_the_id_that_sentencepiece_itself_produces():
     owner = encoder(sentencepiece("metaspace"))
     produced = encode(owner, [b"a"]).ids.tolist()

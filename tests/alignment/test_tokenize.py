@@ -2,11 +2,11 @@
 
 import unicodedata
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from alignment.toy import TEXT, Split, byte_level, document, encoder, make_split, sentencepiece, token_ends
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +14,8 @@ from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.tokenize import WindowLimits, tokenize_split
 from moe_distill.errors import DataError
 from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
+
+from .toy import TEXT, Split, byte_level, document, encoder, make_split, sentencepiece, token_ends
 
 TEACHER = encoder(byte_level(600), "teacher")
 STUDENT = encoder(byte_level(320, digits=True), "student")
@@ -63,7 +65,7 @@ def check(split: Split, texts: list[str], teacher: Encoder, student: Encoder, li
             spans = covered.pop(number, [])
             expected = b"" if number in lost else text.encode()
             assert b"".join(text.encode()[start:stop] for start, stop in spans) == expected
-            assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
+            assert all(before[1] == after[0] for before, after in pairwise(spans))
             assert not spans or (spans[0][0], spans[-1][1]) == (0, len(expected))
         assert not covered
     assert len(split.tally.lost) == len(rejected[0]) + len(rejected[1] - rejected[0])
@@ -117,13 +119,11 @@ def _is_lost(owner: Encoder, text: str) -> bool:
 def test_r14_windows_of_any_documents(kind, texts, limits):
     student = STUDENTS[kind]
     with TemporaryDirectory() as folder:
-        try:
-            split = make_split(texts, TEACHER, student, Path(folder), *limits)
-        except DataError as error:
-            assert "no window came out" in str(error)
-            assert all(not text or _is_lost(student, text) for text in texts)
-            return
-        check(split, texts, TEACHER, student, limits)
+        if all(not text or _is_lost(student, text) for text in texts):
+            with pytest.raises(DataError, match="no window came out"):
+                make_split(texts, TEACHER, student, Path(folder), *limits)
+        else:
+            check(make_split(texts, TEACHER, student, Path(folder), *limits), texts, TEACHER, student, limits)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)

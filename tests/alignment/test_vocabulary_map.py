@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from alignment.toy import TEXT, byte_level, encoder, sentencepiece
 from tokenizers import AddedToken
 
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
+
+from .toy import byte_level, encoder, sentencepiece
 
 
 def slow_map(teacher: Encoder, student: Encoder, output_rows: int) -> list[int]:
@@ -20,8 +21,10 @@ def slow_map(teacher: Encoder, student: Encoder, output_rows: int) -> list[int]:
 
 def _student_id(token: bytes, student: Encoder) -> int:
     table = list(student.token_bytes.table)
-    if token in table:
-        return table.index(token)
+    same = [number for number, entry in enumerate(table) if entry == token]
+    pieces = [number for number in same if not (student.tokenizer.id_to_token(number) or "").startswith("<0x")]
+    if same:
+        return (pieces or same)[0]
     try:
         ids = student.tokenizer.encode(token.decode(), add_special_tokens=False).ids
     except UnicodeDecodeError:
@@ -29,7 +32,7 @@ def _student_id(token: bytes, student: Encoder) -> int:
     if ids and b"".join(table[number] or b"?" for number in ids) == token:
         return ids[0]
     prefixes = [entry for entry in table if entry and token.startswith(entry)]
-    return table.index(max(prefixes, key=len)) if prefixes else UNMAPPED
+    return _student_id(max(prefixes, key=len), student) if prefixes else UNMAPPED
 
 
 def pairs() -> dict[str, tuple[Encoder, Encoder]]:
@@ -37,7 +40,7 @@ def pairs() -> dict[str, tuple[Encoder, Encoder]]:
     teacher.add_tokens([AddedToken("<think>", special=False)])
     teacher.add_special_tokens([AddedToken("<mask>", special=True)])
     teacher_encoder = encoder(teacher, "teacher")
-    lossy = byte_level(200, text=TEXT.replace("🙂", "é"), full_alphabet=False)
+    lossy = byte_level(60, text="the quick fox sleeps; é lazy dog runs over a brown jumps. ", full_alphabet=False)
     return {
         "full": (teacher_encoder, encoder(byte_level(300, digits=True), "student")),
         "lossy": (teacher_encoder, encoder(lossy, "student")),
@@ -59,12 +62,16 @@ def test_r12_every_rule_is_used_by_the_toy_pair():
     teacher, student = pairs()["lossy"]
     found = vocabulary_map(teacher, student, len(teacher.token_bytes.table) + 7)
     known = student.token_bytes.by_bytes()
-    mapped = [(token, number) for token, number in zip(teacher.token_bytes.table, found, strict=False) if token]
-    exact = [token for token, number in mapped if token in known]
-    prefix = [token for token, number in mapped if token not in known and number >= 0]
-    nothing = [token for token, number in mapped if number == UNMAPPED]
-    assert min(len(exact), len(prefix), len(nothing)) > 20
-    assert all(token not in known for token in nothing)
+    used = dict.fromkeys(("exact", "segmentation", "prefix", "nothing"), 0)
+    for token, number in zip(teacher.token_bytes.table, found, strict=False):
+        if token in known:
+            used["exact"] += 1
+        elif token and number >= 0:
+            spelled = all(token[place : place + 1] in known for place in range(len(token)))
+            used["segmentation" if spelled and _is_text(token) else "prefix"] += 1
+        elif token:
+            used["nothing"] += 1
+    assert min(used.values()) >= 1, used
 
 
 def test_r12_tokens_with_the_same_bytes_map_to_each_other():
@@ -95,3 +102,11 @@ def test_exact_share_counts_the_students_tokens_that_the_teacher_has():
     assert exact_vocabulary_share(student, student) == (len(student.token_bytes.table) - 1) / len(
         student.token_bytes.table
     )  # its one special token has no bytes
+
+
+def _is_text(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

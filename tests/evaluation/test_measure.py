@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from evaluation.conftest import (
+from moe_distill.evaluation import measure as module
+from moe_distill.evaluation.agreement import agreement
+from moe_distill.evaluation.measure import Measured, measure, teacher_nll
+from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.losses.target import make_vocabulary_map, sparse_target
+from moe_distill.shards.targets import read_rows
+
+from .conftest import (
     BYTES,
     DOCUMENTS,
     PREFIX,
@@ -16,12 +23,6 @@ from evaluation.conftest import (
     Stores,
     make_model,
 )
-from moe_distill.evaluation import measure as module
-from moe_distill.evaluation.agreement import agreement
-from moe_distill.evaluation.measure import Measured, measure, teacher_nll
-from moe_distill.evaluation.metrics import bits_per_byte
-from moe_distill.losses.target import make_vocabulary_map, sparse_target
-from moe_distill.shards.targets import read_rows
 
 
 def measured(stores: Stores, dtype: torch.dtype = torch.float32, batch_windows: int = 2) -> Measured:

@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses.reference import (
+from moe_distill.losses.kd import forward_kl
+from moe_distill.losses.target import Order, Tail, VocabularyMap, sparse_target
+from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
+
+from .reference import (
     STUDENT_VOCABULARY,
     TEACHER_VOCABULARY,
     bucketed_kl,
@@ -18,9 +22,6 @@ from losses.reference import (
     rows_without_a_tail,
     teacher_rows,
 )
-from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import Order, Tail, VocabularyMap, sparse_target
-from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
 
 
 def value_and_gradient(

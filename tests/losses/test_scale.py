@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses.reference import random_logits, teacher_rows
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, paired_layer, relation_kl
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.target import Order, Tail, make_vocabulary_map, sparse_target
 from moe_distill.shards.targets import TeacherRows
+
+from .reference import random_logits, teacher_rows
 
 TEACHER_VOCABULARY, STUDENT_VOCABULARY = 151_936, 49_152
 TEACHER_SIZE, STUDENT_SIZE = 1024, 576

@@ -35,10 +35,12 @@ class TokenBytes:
 
     Attributes:
         table: by id; None for an id that stands for no text.
+        is_fallback: by id; True for a SentencePiece `<0xNN>`, which stands for a byte only where no piece does.
         lengths: int64 [ids]; bytes of each id, 0 where the table has None.
     """
 
     table: tuple[bytes | None, ...]
+    is_fallback: tuple[bool, ...]
     lengths: NDArray[np.int64]
 
     def join(self, ids: Iterable[int]) -> bytes | None:
@@ -49,8 +51,9 @@ class TokenBytes:
             return None
 
     def by_bytes(self) -> dict[bytes, int]:
-        """The id of each byte string; the smallest where several ids share one."""
-        return {token: number for number, token in reversed(list(enumerate(self.table))) if token is not None}
+        """The id of each byte string: of several a piece before a byte fallback, then the smallest."""
+        ids = sorted(range(len(self.table)), key=lambda number: (self.is_fallback[number], number), reverse=True)
+        return {token: number for number in ids if (token := self.table[number]) is not None}
 
 
 def gpt2_alphabet() -> dict[str, int]:
@@ -87,8 +90,12 @@ def token_bytes(tokenizer: Tokenizer, name: str) -> TokenBytes:
         table[number] = decode(token)
     for added in _added_tokens(description):
         table[added["id"]] = None if added["special"] else added["content"].encode()
+    is_fallback = [False] * len(table)
+    if "ByteLevel" not in kinds:
+        for token, number in vocabulary.items():
+            is_fallback[number] = BYTE_TOKEN.fullmatch(token) is not None
     lengths = np.array([len(token) if token else 0 for token in table], dtype=np.int64)
-    return TokenBytes(tuple(token or None for token in table), lengths)
+    return TokenBytes(tuple(token or None for token in table), tuple(is_fallback), lengths)
 
 
 def without_invented_space(tokenizer: Tokenizer) -> Tokenizer:

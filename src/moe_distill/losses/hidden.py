@@ -44,9 +44,7 @@ def relation_kl(student_WRD: Tensor, teacher_WRD: Tensor, mask_WR: Tensor) -> Te
 def _left_out(mask_WR: Tensor) -> Tensor:
     """[W, R, R]: pairs that count for nothing: a position with itself, and padding."""
     itself = torch.eye(mask_WR.shape[1], dtype=torch.bool, device=mask_WR.device)
-    left_out = itself | ~mask_WR[:, None, :]
-    # a run of one position has no other; an all-masked row would be NaN
-    return left_out & ~left_out.all(-1, keepdim=True)
+    return itself | ~mask_WR[:, None, :]
 
 
 def _relation_logprobs(states_WRD: Tensor, mask_WR: Tensor, left_out_WRR: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ The bucket's gradient says nothing about where inside it mass belongs, and at T 
 say it: they turn the gradient into an unbiased estimate of the full one, p - q. Taken alone they are noisy, for each
 carries 1/M of the tail. So the student's own mass is estimated by the same samples and its known sum put in place of
 the estimate (a control variate): the noise is then that of q - p, small where the student is near the teacher
-(benchmarks/gradient_fidelity.py).
+(benchmarks/gradient_fidelity.py). Mass that has no place in the student's vocabulary exerts no force there, while
+without samples it pulls, in the bucket, away from the entries.
 
 Legend: N positions, V student vocabulary, S support entries, M tail samples.
 """

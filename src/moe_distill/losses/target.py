@@ -82,7 +82,9 @@ def interpolation_weights(temperature: float) -> Tensor:
 def tail_logsumexp_at(rows: TeacherRows, temperature: float) -> Tensor:
     """Log of the sum of exp(logprob / T) outside the top-k, [N]; -inf for an empty tail."""
     weights_G = interpolation_weights(temperature).to(rows.tail_logsumexp.device)
-    return torch.where(weights_G == 0, 0.0, rows.tail_logsumexp * weights_G).sum(-1)
+    is_empty = rows.tail_logsumexp[:, 0] == NEGATIVE_INFINITY
+    finite_NG = rows.tail_logsumexp.masked_fill(is_empty[:, None], 0.0)
+    return (finite_NG * weights_G).sum(-1).masked_fill(is_empty, NEGATIVE_INFINITY)
 
 
 def sparse_target(

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from moe_distill.errors import DataError
 
 # Whatever matches none of these (pickled weights, Python code, other formats' exports) is never taken along.
-FILE_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.txt")
+FILE_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja")
 
 
 def check_model_folder(folder: Path, name: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from moe_distill.config import TinyStudent
 from moe_distill.models.tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
@@ -34,5 +35,6 @@ def make_tiny_student(params: TinyStudent, seed: int, train_documents: Path, out
         model = LlamaForCausalLM(config)
     # Not in the model's own config: nn.Embedding would keep that row, which begins every window, from learning.
     model.generation_config.pad_token_id = end_id
+    logging.disable_progress_bar()  # of writing weights
     model.save_pretrained(output)
     save_tokenizer(tokenizer, params.max_length, output)

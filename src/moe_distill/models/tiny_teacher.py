@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.utils import logging
 
 from moe_distill.config import TinyTeacher
 from moe_distill.documents import read_documents
@@ -55,6 +56,7 @@ def train_tiny_teacher(
     _train(model, params, batches)
     bits_per_byte = _bits_per_byte(model, tokenizer, validation_documents, params.max_length)
     say(f"teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
+    logging.disable_progress_bar()  # of writing weights
     model.save_pretrained(output)
     save_tokenizer(tokenizer, params.max_length, output)
     return {"teacher_bits_per_byte": bits_per_byte, "teacher_steps": float(params.steps)}

@@ -48,6 +48,13 @@ class FileEntry(BaseModel):
     rows: dict[str, Count]
 
 
+class _Header(BaseModel):
+    """What every version of an index says of itself."""
+
+    format: str
+    format_version: int
+
+
 class Index(BaseModel):
     """All that a reader must know, and check, about a store."""
 
@@ -83,10 +90,10 @@ def read_index(folder: Path, expected_format: str) -> Index:
     if not path.is_file():
         raise DataError(f"{path} does not exist", "the store is missing or unfinished", "run: dvc repro")
     try:
-        index = Index.model_validate_json(path.read_bytes())
+        header = _Header.model_validate_json(path.read_bytes())
+        found, expected = (header.format, header.format_version), (expected_format, FORMAT_VERSION)
+        if found != expected:
+            raise DataError(f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}")
+        return Index.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise DataError(f"{path} is not an index", why=f"{error.errors()[0]['msg']}", fix="run: dvc repro") from error
-    found, expected = (index.format, index.format_version), (expected_format, FORMAT_VERSION)
-    if found != expected:
-        raise DataError(f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}")
-    return index

@@ -53,9 +53,16 @@ class ShardReader:
         return self._open(file_number).columns[field]
 
     def slice(self, field: str, start: int, stop: int) -> Tensor:
-        """Rows `start:stop` of a field; they must lie in one file, as the rows of a window do."""
+        """Rows `start:stop` of a field.
+
+        Raises:
+            ValueError: they do not lie in one file, as the rows of a window do.
+        """
         number, first = self.locate(self.index.fields[field].table, start)
-        return self.column(field, number)[first : first + stop - start]
+        rows = self.column(field, number)[first : first + stop - start]
+        if len(rows) != stop - start:
+            raise ValueError(f"rows {start}:{stop} of {field} do not lie in one file of {self.folder}")
+        return rows
 
     def columns(self, field: str) -> Iterator[Tensor]:
         """The field's rows, file after file."""

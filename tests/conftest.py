@@ -1,0 +1,26 @@
+"""For all tests: one thread, for small tensors on a shared machine; and no connection off this machine."""
+
+import ipaddress
+import socket
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that connects anywhere else fails."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> object:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            assert isinstance(address, tuple)
+            assert ipaddress.ip_address(address[0]).is_loopback, f"connection to {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)

@@ -1,0 +1,80 @@
+"""A copy of the project, as a new git repository, through which the real pipeline has run once (profile test)."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Checkout:
+    folder: Path
+
+    def run(self, *command: str, code: int | None = 0, **environment: str) -> str:
+        """Run a command in the checkout; returns what it printed."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=clean_environment() | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert code is None or done.returncode == code, f"{command} exited with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def stage(self, name: str, *arguments: str, code: int | None = 0) -> str:
+        return self.run("python", "-m", f"stages.{name}", *arguments, code=code, PYTHONPATH="src")
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+
+def clean_environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+    identity = {
+        f"GIT_{role}_{key}": "test@example.com" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
+    }
+    return kept | identity | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def ran(output: str) -> set[str]:
+    """Names of the stages that DVC says it ran."""
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    generated = ("metrics/", "dvc.lock")
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file() and (name.endswith(".gitignore") or not name.startswith(generated)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    made = Checkout(folder)
+    made.edit("params.yaml", "profile: tiny", "profile: test")
+    made.run("git", "init", "-q", "-b", "main")
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-q", "-m", "start")
+    return made
+
+
+@pytest.fixture(scope="session")
+def first_run(checkout: Checkout) -> str:
+    """What the first `dvc repro` printed."""
+    return checkout.run("dvc", "repro")

@@ -1,0 +1,182 @@
+"""Round trips, row numbers over files, and every kind of damage named."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from moe_distill.errors import DataError
+from moe_distill.shards.reader import ShardReader
+from moe_distill.workspace import sha256_file
+
+from .toy import FIELDS, FORMAT, expected, new_writer, part, write_store
+
+
+@pytest.fixture
+def store(tmp_path):
+    write_store(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 4, 1000])
+@pytest.mark.parametrize("field", FIELDS)
+def test_round_trip(tmp_path, rows_per_shard, field):
+    index = write_store(tmp_path, rows_per_shard)
+    assert len(index.files) == {1: 5, 4: 3, 1000: 1}[rows_per_shard]
+    found = torch.cat(list(ShardReader(tmp_path, FORMAT).columns(field)))
+    assert found.dtype == expected(field).dtype
+    assert torch.equal(found, expected(field))
+
+
+def test_rows_are_numbered_over_all_files(store):
+    reader = ShardReader(store, FORMAT)
+    ends = {"tokens": [8, 14, 15], "windows": [2, 4, 5]}
+    for table, stops in ends.items():
+        for row in range(stops[-1]):
+            number = next(number for number, stop in enumerate(stops) if row < stop)
+            first = [0, *stops][number]
+            assert reader.locate(table, row) == (number, row - first)
+            assert reader.first_row(table, number) == first
+        assert reader.rows(table) == stops[-1]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 3), (3, 8), (8, 14), (9, 10), (14, 15)])
+def test_slice_inside_any_file(store, start, stop):
+    reader = ShardReader(store, FORMAT)
+    for field in ("ids", "values"):
+        assert torch.equal(reader.slice(field, start, stop), expected(field)[start:stop])
+    assert torch.equal(reader.slice("starts", 3, 4), expected("starts")[3:4])
+
+
+def test_slice_over_two_files_is_refused(store):
+    with pytest.raises((ValueError, IndexError, DataError)):
+        ShardReader(store, FORMAT).slice("ids", 6, 9)
+
+
+def test_files_share_the_row_numbers_when_one_has_no_rows_of_a_table(tmp_path):
+    writer = new_writer(tmp_path, rows_per_shard=1)
+    no_window = {name: column[:0] for name, column in part(1).items() if FIELDS[name].table == "windows"}
+    for number, columns in enumerate((part(0), part(1) | no_window, part(2))):
+        writer.append(columns, cursor=number + 1)
+    writer.finish(FORMAT, "key", {})
+    reader = ShardReader(tmp_path, FORMAT)
+    assert [reader.locate("windows", row) for row in (0, 1)] == [(0, 0), (2, 0)]
+    assert reader.slice("starts", 1, 2).tolist() == [2 * 2**40]
+
+
+@pytest.mark.parametrize("place", [0, 20, -1])
+def test_one_flipped_bit_is_found_though_time_and_size_are_kept(store, place):
+    path = store / "shard_00001.safetensors"
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_mtime_ns, path.stat().st_size) == (before.st_mtime_ns, before.st_size)
+
+    reader = ShardReader(store, FORMAT)
+    assert torch.equal(reader.slice("ids", 0, 8), expected("ids")[:8])  # the other files can be read
+    written = reader.index.files[1].sha256
+    with pytest.raises(DataError, match=rf"shard_00001.* is corrupt; sha256 {sha256_file(path)}.* says {written}"):
+        reader.slice("ids", 8, 9)
+    with pytest.raises(DataError, match="shard_00001"):
+        reader.verify()
+
+
+def test_truncated_file_is_found(store):
+    path = store / "shard_00002.safetensors"
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(DataError, match=r"shard_00002.* is corrupt"):
+        ShardReader(store, FORMAT).verify()
+
+
+def test_missing_file_is_found(store):
+    (store / "shard_00000.safetensors").unlink()
+    with pytest.raises(DataError, match=r"shard_00000.* does not exist; its index lists it"):
+        ShardReader(store, FORMAT).verify()
+
+
+def test_two_exchanged_files_are_found(store):
+    first, second = (store / f"shard_0000{number}.safetensors" for number in (0, 1))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(DataError, match=r"shard_00000.* is corrupt"):
+        ShardReader(store, FORMAT).verify()
+
+
+def test_a_whole_store_passes(store):
+    ShardReader(store, FORMAT).verify()
+
+
+def rewrite_index(store, **changes):
+    path = store / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_wrong_format_is_named_with_both_values(store):
+    with pytest.raises(DataError, match=r"index.json is moe-distill/test version 1, expected other/format version 1"):
+        ShardReader(store, "other/format")
+
+
+def test_wrong_version_is_named_with_both_values(store):
+    rewrite_index(store, format_version=2)
+    with pytest.raises(DataError, match=r"is moe-distill/test version 2, expected moe-distill/test version 1"):
+        ShardReader(store, FORMAT)
+
+
+def test_a_later_version_with_a_new_key_is_named_by_its_version(store):
+    rewrite_index(store, format_version=2, compression="zstd")
+    with pytest.raises(DataError, match="version 2, expected moe-distill/test version 1"):
+        ShardReader(store, FORMAT)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"format": 1}'])
+def test_an_unreadable_index_is_refused(store, content):
+    (store / "index.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"index.json is not an index"):
+        ShardReader(store, FORMAT)
+
+
+def test_unknown_keys_of_an_index_are_refused(store):
+    rewrite_index(store, other=1)
+    with pytest.raises(DataError, match=r"index.json is not an index"):
+        ShardReader(store, FORMAT)
+
+
+def test_an_unfinished_store_is_refused(store):
+    (store / "index.json").unlink()
+    with pytest.raises(DataError, match=r"index.json does not exist.*missing or unfinished"):
+        ShardReader(store, FORMAT)
+
+
+@pytest.mark.parametrize("fault", ["dtype", "shape", "rows", "absent", "not safetensors"])
+def test_a_file_that_contradicts_its_index_is_refused_by_name(store, fault):
+    path = store / "shard_00000.safetensors"
+    if fault == "not safetensors":
+        path.write_bytes(b"\xff" * 100)
+    else:
+        columns = load_file(path)
+        ids = columns.pop("ids")
+        wrong = {"dtype": ids.long(), "shape": ids[:, None], "rows": ids[:-1]}
+        save_file(columns | ({"ids": wrong[fault].contiguous()} if fault in wrong else {}), path)
+    described = json.loads((store / "index.json").read_text(encoding="utf-8"))
+    described["files"][0]["sha256"] = sha256_file(path)  # the hash is right, the content is not
+    rewrite_index(store, files=described["files"])
+    match = "not safetensors|ids" if fault in ("absent", "not safetensors") else "field ids is"
+    with pytest.raises(DataError, match=rf"shard_00000.*({match})"):
+        ShardReader(store, FORMAT).verify()
+
+
+def test_a_file_is_verified_once_and_before_its_first_value(store, monkeypatch):
+    hashed = []
+    real = sha256_file
+    monkeypatch.setattr("moe_distill.shards.reader.sha256_file", lambda path: hashed.append(path.name) or real(path))
+    reader = ShardReader(store, FORMAT)
+    assert hashed == []
+    reader.slice("ids", 0, 1)
+    reader.slice("values", 1, 2)
+    assert hashed == ["shard_00000.safetensors"]
+    reader.verify()
+    assert hashed == [f"shard_0000{number}.safetensors" for number in range(3)]

@@ -1,0 +1,140 @@
+"""A small student, a teacher head of random weights, and batches with targets and runs of states."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from moe_distill.config import Study, Train
+from moe_distill.losses.target import make_vocabulary_map
+from moe_distill.replay.block import TeacherHead
+from moe_distill.replay.head import HeadDescription
+from moe_distill.shards.targets import teacher_rows
+from moe_distill.teacher.sparsify import sparsify
+from moe_distill.training.batch import Batch, HiddenRuns
+from moe_distill.training.objective import Student
+from moe_distill.training.student import make_heads
+
+STUDENT_VOCABULARY, TEACHER_VOCABULARY, TEACHER_SIZE, EXPERTS, LAYERS, K, M = 60, 90, 20, 3, 2, 8, 4
+
+
+def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
+    """Windows of the given lengths; two positions of three have a target, the first eight of them a state."""
+    generator = torch.Generator().manual_seed(seed)
+    longest = max(lengths)
+    places = torch.cat([torch.arange(length) + number * longest for number, length in enumerate(lengths)])
+    n_tokens = len(places)
+    aligned = torch.arange(n_tokens)[torch.arange(n_tokens) % 3 != 0]
+    logits = 3 * torch.randn(len(aligned), TEACHER_VOCABULARY, generator=generator)
+    uniforms = torch.rand(len(aligned), generator=generator)
+    records = sparsify(logits, torch.zeros(len(aligned), dtype=torch.int64), K, M, uniforms)
+    runs = torch.stack([torch.arange(8) + number * longest for number in range(len(lengths))])
+    return Batch(
+        input_ids_BL=torch.randint(STUDENT_VOCABULARY, (len(lengths), longest), generator=generator),
+        places_N=places,
+        labels_N=torch.randint(STUDENT_VOCABULARY, (n_tokens,), generator=generator),
+        aligned_A=aligned,
+        rows=teacher_rows(vars(records), TEACHER_VOCABULARY - K),
+        runs=HiddenRuns(
+            places_WR=runs,
+            mask_WR=torch.ones_like(runs, dtype=torch.bool),
+            states_WRSD=torch.randn(len(lengths), 8, LAYERS, TEACHER_SIZE, generator=generator),
+            moe_input_WRD=torch.randn(len(lengths), 8, TEACHER_SIZE, generator=generator),
+        )
+        if with_runs
+        else None,
+        n_bytes=3 * n_tokens,
+    )
+
+
+@pytest.fixture
+def teacher_head() -> TeacherHead:
+    generator = torch.Generator().manual_seed(5)
+
+    def random(*shape: int) -> torch.Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator)
+
+    description = HeadDescription(
+        teacher_fingerprint="t",
+        num_experts=EXPERTS,
+        experts_per_token=1,
+        normalizes_topk=True,
+        activation="silu",
+        norm_epsilon=1e-6,
+        weights_sha256="",
+    )
+    tensors = {
+        "final_norm": torch.ones(TEACHER_SIZE),
+        "output": random(TEACHER_VOCABULARY, TEACHER_SIZE),
+        "moe_norm": torch.ones(TEACHER_SIZE),
+        "gate": random(EXPERTS, TEACHER_SIZE),
+        "gate_up": random(EXPERTS, 16, TEACHER_SIZE),
+        "down": random(EXPERTS, TEACHER_SIZE, 8),
+    }
+    return TeacherHead(description, tensors)
+
+
+@pytest.fixture
+def student(teacher_head: TeacherHead) -> Student:
+    config = LlamaConfig(
+        vocab_size=STUDENT_VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    student_ids = torch.arange(TEACHER_VOCABULARY) % (STUDENT_VOCABULARY - 5)
+    student_ids[-3:] = -1
+    heads = make_heads([2, 3], 16, TEACHER_SIZE, EXPERTS, seed=0)
+    return Student(model, heads, teacher_head, make_vocabulary_map(student_ids, STUDENT_VOCABULARY))
+
+
+@pytest.fixture
+def study() -> Study:
+    terms = "feature attention layerwise contrastive router_feature router_attention router_balance router_importance"
+    return Study.model_validate(
+        {
+            "profile": "test",
+            "seed": 0,
+            "precision": "fp32",
+            "temperature": 2.0,
+            "kd_weight": 0.7,
+            "kd_order": "temper_then_map",
+            "kd_tail": "sampled",
+            "balance": "fixed",
+            "losses": dict.fromkeys(terms.split(), 0.1),
+            "curriculum": {"phase1_share": 0.1, "curriculum_share": 0.8},
+            "router": {
+                "temperature_start": 2.0,
+                "temperature_end": 1.0,
+                "experts_start": 1,
+                "experts_end": 3,
+                "noise": 0.0,
+            },
+            "early_stopping": {"patience": 2, "min_delta": 0.01, "warmup_steps": 0},
+        }
+    )
+
+
+@pytest.fixture
+def train() -> Train:
+    return Train(
+        max_steps=100,
+        batch_windows=4,
+        micro_batch_windows=4,
+        learning_rate=1e-3,
+        router_learning_rate=2e-3,
+        warmup_fraction=0.1,
+        final_learning_rate_fraction=0.1,
+        weight_decay=0.1,
+        gradient_clip=1.0,
+        chunk_tokens=7,
+        log_every=10,
+        validate_every=20,
+        validation_windows=4,
+        checkpoint_every=20,
+        max_consecutive_nonfinite=3,
+    )

@@ -1,0 +1,217 @@
+"""The parts of the loop: schedules, order, early stopping, checkpoints, logging, balance."""
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_distill.config import EarlyStopping, Study, Train
+from moe_distill.errors import DivergenceError
+from moe_distill.losses.registry import ALL_TERMS, LossTerm
+from moe_distill.runtime import Runtime
+from moe_distill.training.balance import LARGEST_SCALE, updated_scales
+from moe_distill.training.batch import Counts
+from moe_distill.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from moe_distill.training.curves import Curve
+from moe_distill.training.early_stopping import Watch, observe, should_stop
+from moe_distill.training.logging import console_line, curve_columns, curve_row, expert_values, warn_of_collapse
+from moe_distill.training.loop import Phase, _account
+from moe_distill.training.objective import Student
+from moe_distill.training.order import batches_from, epoch_batches
+from moe_distill.training.schedule import (
+    first_phase_steps,
+    learning_rate_fraction,
+    lm_only,
+    objective_at,
+    ramps_are_complete,
+)
+from moe_distill.training.step import Outcome, Update, optimizer_step
+from moe_distill.training.trainer import Counters, Trainer, make_trainer, restore, to_checkpoint
+from tests.training.conftest import make_batch
+
+FP32 = Runtime(torch.device("cpu"), torch.float32)
+
+
+def outcome(**terms: float) -> Outcome:
+    values = {name: LossTerm(torch.tensor(value), torch.tensor(value)) for name, value in terms.items()}
+    return Outcome(values, 10.0, Counts(5, 3, 2, 20), None, 0.1)
+
+
+def phase(stage: str = "train_kd") -> Phase:
+    return Phase(stage, 100, ("lm",), 0, False, False, lambda _step, _scales: lm_only(16), lambda _step: False)
+
+
+def test_r09_schedule_is_of_optimizer_steps_and_never_zero(train: Train) -> None:
+    fractions = [learning_rate_fraction(step, train) for step in range(100)]
+    assert fractions[0] == pytest.approx(0.1)
+    assert fractions[9] == 1.0
+    assert all(earlier >= later for earlier, later in itertools.pairwise(fractions[9:]))
+    assert min(fractions[10:]) >= 0.1
+
+
+def test_r09_student_and_router_have_their_own_rates(student: Student, train: Train) -> None:
+    peaks = {group["peak"] for group in make_trainer(student, train, FP32, 0).optimizer.param_groups}
+    assert peaks == {1e-3, 2e-3}
+
+
+def test_r03_phases_meet_where_the_first_ramp_opens(study: Study, train: Train) -> None:
+    last = first_phase_steps(study, train)
+    assert last == 8  # 10% of the curriculum, which is 80% of 100 steps
+    assert not any(objective_at(last, study, train, {}).weights.values())
+    assert any(objective_at(last + 1, study, train, {}).weights.values())
+    assert objective_at(80, study, train, {}).weights == dict.fromkeys(ALL_TERMS[2:], 0.1)
+
+
+def test_r10_early_stopping_begins_after_the_last_ramp(study: Study, train: Train) -> None:
+    assert not ramps_are_complete(79, study, train)
+    assert ramps_are_complete(80, study, train)
+
+
+def test_r10_patience_counts_progress_of_min_delta_and_the_best_is_kept() -> None:
+    params = EarlyStopping(patience=2, min_delta=0.1, warmup_steps=3)
+    watch = Watch()
+    for step, value in enumerate([2.0, 1.95, 1.99, 1.5, 1.45, 1.47], start=1):
+        watch = observe(watch, step, value, params)
+        assert should_stop(watch, params) == (step == 6)
+    assert (watch.best, watch.best_step) == (1.45, 5)
+
+
+def test_r17_scales_follow_the_ratio_to_lm_and_are_clamped() -> None:
+    scales = updated_scales({}, {"lm": 4.0, "kd": 1.0, "feature": 2.0, "attention": 1e-9})
+    assert scales == {"feature": 2.0, "attention": LARGEST_SCALE}
+    assert updated_scales(scales, {"lm": 4.0, "feature": 4.0})["feature"] == pytest.approx(0.98 * 2.0 + 0.02 * 1.0)
+
+
+def test_r17_a_scale_multiplies_the_weight(study: Study, train: Train) -> None:
+    assert objective_at(99, study, train, {"feature": 3.0}).weights["feature"] == pytest.approx(0.3)
+
+
+def test_r22_nonfinite_step_is_skipped_and_counted_and_a_run_of_them_stops(student: Student, train: Train) -> None:
+    trainer = make_trainer(student, train, FP32, 0)
+    before = [parameter.clone() for parameter in student.model.parameters()]
+    batch = make_batch(0, [12], with_runs=False)
+    batch.rows.topk_logprobs[0] = math.nan
+    objective = objective_at(0, _study_of(student), train, {})
+    for number in range(1, 4):
+        update = optimizer_step(student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0)
+        assert not update.applied
+        if number < 3:
+            _account(trainer, update, phase(), train, 0.1)
+    assert trainer.counters.skipped_steps == 2
+    assert all(torch.equal(old, new) for old, new in zip(before, student.model.parameters(), strict=True))
+    with pytest.raises(DivergenceError, match="3 steps in a row"):
+        _account(trainer, update, phase(), train, 0.1)
+
+
+def _study_of(_student: Student) -> Study:
+    from moe_distill.config import load_params
+
+    return load_params(Path(__file__).parents[2]).study
+
+
+def test_r22_a_good_step_ends_the_run_of_bad_ones(student: Student, train: Train) -> None:
+    trainer = make_trainer(student, train, FP32, 0)
+    _account(trainer, Update(outcome(lm=math.nan), math.nan, False), phase(), train, 0.1)
+    _account(trainer, Update(outcome(lm=1.0), 1.0, True), phase(), train, 0.1)
+    assert (trainer.counters.consecutive_nonfinite, trainer.counters.skipped_steps) == (0, 1)
+
+
+def test_r30_batches_are_of_like_length_seeded_and_complete() -> None:
+    lengths = torch.randint(10, 200, (500,), generator=torch.Generator().manual_seed(0))
+    batches = epoch_batches(lengths, 8, seed=1, epoch=0)
+    assert sorted(number for batch in batches for number in batch) != list(range(500))  # 500 = 62 * 8 + 4
+    assert len({number for batch in batches for number in batch}) == 496
+    padded = sum(8 * int(lengths[batch].max()) for batch in batches)
+    assert 1 - int(sum(lengths[batch].sum() for batch in batches)) / padded < 0.1
+    assert batches == epoch_batches(lengths, 8, seed=1, epoch=0)
+    assert batches != epoch_batches(lengths, 8, seed=2, epoch=0)
+    means = torch.tensor([float(lengths[batch].float().mean()) for batch in batches])
+    assert not bool((means.diff() >= 0).all())  # no order by length over time
+
+
+def test_r21_order_of_a_resumed_run_is_that_of_the_unbroken_one() -> None:
+    lengths = torch.arange(40)
+    whole = batches_from(lengths, 8, 0, 0)
+    steps = [next(whole) for _ in range(13)]
+    resumed = batches_from(lengths, 8, 0, 7)
+    assert [next(resumed) for _ in range(6)] == steps[7:]
+
+
+def test_r21_checkpoint_restores_a_trainer_exactly(tmp_path: Path, student: Student, train: Train) -> None:
+    trainer = make_trainer(student, train, FP32, 0)
+    objective, batch = objective_at(99, _study_of(student), train, {}), make_batch(0, [12])
+
+    def step() -> float:
+        return optimizer_step(student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0).outcome.total
+
+    step()
+    trainer.step = 1
+    save_checkpoint(tmp_path, to_checkpoint(trainer))
+    expected = [step() for _ in range(3)]
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    fresh: Trainer = make_trainer(student, train, FP32, 0)
+    restore(fresh, checkpoint)
+    trainer = fresh
+    assert [step() for _ in range(3)] == expected
+
+
+def test_broken_newest_checkpoint_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, Checkpoint(step, {"weight": torch.full((4,), float(step))}, {}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000002", "checkpoint_000003"]
+    path = tmp_path / "checkpoint_000003/tensors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    assert "checkpoint_000003 is broken" in capsys.readouterr().out
+
+
+def test_curve_drops_what_a_resumed_run_writes_again(tmp_path: Path) -> None:
+    curve = Curve(tmp_path / "c.tsv", ["total", "lm_raw"], 0)
+    for step in (1, 2, 3):
+        curve.append(step, {"total": step / 3})
+    Curve(tmp_path / "c.tsv", ["total", "lm_raw"], 2).append(3, {"lm_raw": 1.5})
+    assert (tmp_path / "c.tsv").read_text() == "step\ttotal\tlm_raw\n1\t0.333333333\t\n2\t0.666666667\t\n3\t\t1.5\n"
+
+
+def test_r08_a_run_of_25_000_steps_stays_under_5_000_lines() -> None:
+    counters = Counters(tokens=100, seconds=1.0)
+    lines = []
+    for step in range(1, 25_001):
+        if step % 100 == 0:
+            lines.append(console_line("train_router", step, 25_000, outcome(lm=2.0, kd=1.0), 5e-5, counters))
+        if step % 500 == 0:
+            lines.append("validation")
+    assert len("\n".join(lines).splitlines()) < 5_000
+    assert "total 3.000 = lm 2.000 + kd 1.000" in lines[0]
+    assert "lr 5.000e-05" in lines[0]
+
+
+def test_r11_expert_use_is_logged_and_a_collapse_names_the_expert(capsys: pytest.CaptureFixture[str]) -> None:
+    even = Outcome({}, 0.0, Counts(1, 1, 1, 1), torch.tensor([2.0, 2.0]), 0.0)
+    assert expert_values(even) == {
+        "expert_share_0": 0.5,
+        "expert_share_1": 0.5,
+        "expert_entropy": pytest.approx(math.log(2)),
+    }
+    warn_of_collapse("train_router", even)
+    assert capsys.readouterr().out == ""
+    warn_of_collapse("train_router", Outcome({}, 0.0, Counts(1, 1, 1, 1), torch.tensor([0.1, 9.9]), 0.0))
+    assert "expert 1 takes 99%" in capsys.readouterr().out
+
+
+def test_every_value_of_a_row_has_a_column() -> None:
+    full = Outcome(
+        {name: LossTerm(torch.tensor(1.0), torch.tensor(0.5)) for name in ALL_TERMS},
+        1.0,
+        Counts(1, 1, 1, 1),
+        torch.ones(3),
+        0.0,
+    )
+    assert set(curve_row(full, 1e-3, 2.0, Counters())) == set(curve_columns(ALL_TERMS, 3))

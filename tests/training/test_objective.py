@@ -1,0 +1,152 @@
+"""The objective: one registry, one total, the same for training and validation, however a step is split."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from moe_distill.config import Study, Train
+from moe_distill.losses.registry import ALL_TERMS, total_of
+from moe_distill.runtime import Runtime
+from moe_distill.training import objective as objective_module
+from moe_distill.training.batch import NO_COUNTS
+from moe_distill.training.objective import Objective, Student, evaluate_objective
+from moe_distill.training.schedule import objective_at
+from moe_distill.training.step import optimizer_step, validate
+from moe_distill.training.trainer import make_trainer
+from tests.training.conftest import make_batch
+
+FP32 = Runtime(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def full(study: Study, train: Train) -> Objective:
+    """Every term on."""
+    return objective_at(99, study, train, {})
+
+
+def without(objective: Objective, *names: str) -> Objective:
+    return dataclasses.replace(objective, weights=objective.weights | dict.fromkeys(names, 0.0))
+
+
+def test_r04_every_term_has_a_unique_name_and_is_there(student: Student, full: Objective) -> None:
+    batch = make_batch(0, [12, 9])
+    terms = evaluate_objective(student, batch, full, batch.counts, None).terms
+    assert sorted(terms) == sorted(ALL_TERMS)
+    for name, weight in full.weights.items():
+        torch.testing.assert_close(terms[name].weighted, weight * terms[name].raw)
+
+
+def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, full: Objective) -> None:
+    # balance and importance are of means over a part's positions, the one thing that a split may change
+    objective = without(full, "router_balance", "router_importance")
+    windows = [make_batch(number, [12]) for number in range(4)]
+    counts = sum((window.counts for window in windows), NO_COUNTS)
+
+    def gradient(parts: list) -> torch.Tensor:
+        student.model.zero_grad()
+        for part in parts:
+            total_of(evaluate_objective(student, part, objective, counts, None).terms).backward()
+        return torch.cat([p.grad.flatten() for p in student.model.parameters() if p.grad is not None])
+
+    single = gradient(windows)
+    whole = gradient([merged(windows)])
+    halves = gradient([merged(windows[:2]), merged(windows[2:])])
+    torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(halves, single, atol=1e-5, rtol=1e-5)
+    assert whole.abs().max() > 1e-3
+
+
+def merged(parts: list) -> object:
+    """One batch of several windows of equal length."""
+    length = parts[0].input_ids_BL.shape[1]
+    shift = [number * length for number in range(len(parts))]
+    rows = {f.name: torch.cat([getattr(p.rows, f.name) for p in parts]) for f in dataclasses.fields(parts[0].rows)}
+    runs = dataclasses.replace(
+        parts[0].runs,
+        places_WR=torch.cat([p.runs.places_WR + s for p, s in zip(parts, shift, strict=True)]),
+        mask_WR=torch.cat([p.runs.mask_WR for p in parts]),
+        states_WRSD=torch.cat([p.runs.states_WRSD for p in parts]),
+        moe_input_WRD=torch.cat([p.runs.moe_input_WRD for p in parts]),
+    )
+    return dataclasses.replace(
+        parts[0],
+        input_ids_BL=torch.cat([p.input_ids_BL for p in parts]),
+        places_N=torch.cat([p.places_N + s for p, s in zip(parts, shift, strict=True)]),
+        labels_N=torch.cat([p.labels_N for p in parts]),
+        aligned_A=torch.cat([p.aligned_A + s for p, s in zip(parts, shift, strict=True)]),
+        rows=dataclasses.replace(parts[0].rows, **rows),
+        runs=runs,
+        n_bytes=sum(p.n_bytes for p in parts),
+    )
+
+
+def test_chunks_of_positions_change_nothing(student: Student, full: Objective) -> None:
+    batch = make_batch(1, [11, 12])
+    small = evaluate_objective(student, batch, full, batch.counts, None).terms
+    large = evaluate_objective(student, batch, dataclasses.replace(full, chunk_tokens=1000), batch.counts, None).terms
+    for name in small:
+        torch.testing.assert_close(small[name].weighted, large[name].weighted, atol=1e-6, rtol=1e-6)
+
+
+def test_r05_training_and_validation_compute_the_same(student: Student, full: Objective, train: Train) -> None:
+    batch = make_batch(2, [12, 10])
+    validated = validate(student, [batch], full, FP32)
+    trainer = make_trainer(student, train, FP32, 0)
+    trained = optimizer_step(student, [batch], full, trainer.optimizer, trainer.scaler, FP32, 1.0).outcome
+    assert trained.terms.keys() == validated.terms.keys()
+    for name, term in trained.terms.items():
+        assert abs(float(term.raw) - float(validated.terms[name].raw)) < 1e-6
+    assert abs(trained.total - sum(float(term.weighted) for term in trained.terms.values())) < 1e-6
+
+
+def test_r06_lm_keeps_full_weight_where_there_is_no_target(student: Student, full: Objective) -> None:
+    batch = make_batch(3, [12], with_runs=False)
+    with torch.no_grad():
+        result = evaluate_objective(student, batch, full, batch.counts, None)
+    with torch.no_grad():
+        logits = student.model(batch.input_ids_BL).logits.flatten(0, 1)[batch.places_N].double()
+    nll = torch.nn.functional.cross_entropy(logits, batch.labels_N, reduction="none")
+    weight = torch.ones(12, dtype=torch.float64)
+    weight[batch.aligned_A] = 1 - 0.7
+    assert float(result.terms["lm"].raw) == pytest.approx(float(nll.mean()), abs=1e-5)
+    assert float(result.terms["lm"].weighted) == pytest.approx(float((weight * nll).mean()), abs=1e-5)
+    kd = result.terms["kd"]
+    assert float(kd.weighted) == pytest.approx(0.7 * 2.0**2 * float(kd.raw) * len(batch.aligned_A) / 12, rel=1e-5)
+
+
+def test_r03_a_term_of_weight_zero_is_not_computed(
+    student: Student, full: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(objective_module, "cosine_distance", lambda *_: calls.append("cosine"))
+    monkeypatch.setattr(objective_module, "contrastive_nll", lambda *_: calls.append("contrastive"))
+    monkeypatch.setattr(objective_module, "router_terms", lambda *_: calls.append("router"))
+    batch = make_batch(4, [12])
+    routers = [name for name in full.weights if name.startswith("router")]
+    off = without(full, "feature", "layerwise", "contrastive", *routers)
+    assert sorted(evaluate_objective(student, batch, off, batch.counts, None).terms) == ["attention", "kd", "lm"]
+    assert calls == []
+
+
+def test_without_runs_a_batch_still_trains(student: Student, full: Objective) -> None:
+    batch = make_batch(5, [12], with_runs=False)
+    assert sorted(evaluate_objective(student, batch, full, batch.counts, None).terms) == ["kd", "lm"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_r26_reduced_precision_trains_on_cpu_with_a_scaler(
+    student: Student, full: Objective, train: Train, dtype: torch.dtype
+) -> None:
+    runtime = Runtime(torch.device("cpu"), dtype)
+    trainer = make_trainer(student, train, runtime, 0)
+    assert trainer.scaler.is_enabled() == (dtype is torch.float16)
+    batch = make_batch(6, [12, 12])
+    reference = validate(student, [batch], full, FP32)
+    totals = []
+    for _ in range(12):
+        update = optimizer_step(student, [batch], full, trainer.optimizer, trainer.scaler, runtime, 1.0)
+        totals.append(update.outcome.total)
+    assert totals[0] == pytest.approx(reference.total, rel=2e-2)
+    assert totals[-1] < totals[0]
+    assert all(parameter.dtype is torch.float32 for parameter in student.model.parameters())
