@@ -5,7 +5,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from moe_distill.alignment.tokenize import Tally, WindowLimits, tokenize_split
+from moe_distill.alignment.tally import Tally, WindowLimits
+from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
 from tests.assets import real_text
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moe_distill.alignment.encode import Encoder
-from moe_distill.alignment.tokenize import WindowLimits, tokenize_split
+from moe_distill.alignment.tally import WindowLimits
+from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.errors import DataError
 from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from moe_distill.alignment.encode import Encoder, make_encoder
-from moe_distill.alignment.tokenize import Tally, WindowLimits, tokenize_split
+from moe_distill.alignment.tally import Tally, WindowLimits
+from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.documents import Document
 from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 

@@ -52,9 +52,8 @@ def ran(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
 
 
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    folder = tmp_path_factory.mktemp("checkout")
+def copy_of_the_project(folder: Path) -> Checkout:
+    """Put the project's files, committed or not, into `folder` as a new git repository."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -67,10 +66,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     made = Checkout(folder)
-    made.edit("params.yaml", "profile: tiny", "profile: test")
     made.run("git", "init", "-q", "-b", "main")
     made.run("git", "add", "-A")
     made.run("git", "commit", "-q", "-m", "start")
+    return made
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    made = copy_of_the_project(tmp_path_factory.mktemp("checkout"))
+    made.edit("params.yaml", "profile: tiny", "profile: test")
+    made.run("git", "commit", "-q", "-a", "-m", "profile test")
     return made
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from moe_distill.alignment.encode import Encoder, make_encoder
-from moe_distill.alignment.tokenize import Tally, WindowLimits, tokenize_split
+from moe_distill.alignment.tally import Tally, WindowLimits
+from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import exact_vocabulary_share, vocabulary_map
 from moe_distill.config import Windows
 from moe_distill.documents import draw, read_documents

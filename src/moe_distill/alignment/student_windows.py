@@ -1,0 +1,105 @@
+"""The student's windows for a batch of teacher windows: its own tokens, and the teacher's rows they point at."""
+
+import numpy as np
+import torch
+
+from moe_distill.alignment.boundaries import (
+    Flags,
+    Offsets,
+    aligned_rows,
+    code_point_boundaries,
+    next_token_relation,
+    token_starts,
+)
+from moe_distill.alignment.encode import Encoded, Encoder, encode
+from moe_distill.alignment.tally import Tally, WindowLimits, lost_line
+from moe_distill.alignment.teacher_windows import TeacherBatch
+from moe_distill.alignment.windows import cut_preferably
+from moe_distill.documents import Document
+from moe_distill.shards.windows import NextToken
+
+
+def student_columns(
+    windows: TeacherBatch,
+    batch: list[Document],
+    first_document: int,
+    student: Encoder,
+    limits: WindowLimits,
+    rows_before: int,
+    tally: Tally,
+) -> dict[str, torch.Tensor]:
+    spans = zip(windows.window_starts.tolist(), windows.window_ends.tolist(), strict=True)
+    encoded = encode(student, [windows.text[start:stop] for start, stop in spans])
+    encoded = _drop_lost_documents(encoded, windows, batch, first_document, student, tally)
+    lengths = student.token_bytes.lengths[encoded.ids]
+    starts = token_starts(lengths, windows.window_starts, encoded.counts)
+    ends = starts + lengths
+    rows = aligned_rows(starts, windows.starts)
+    relation = next_token_relation(ends, windows.ends, rows)
+    common = np.isin(ends, windows.ends)
+    stops, owners, forced = _split_long(encoded.counts, common, code_point_boundaries(windows.text)[ends], limits)
+    counts = np.diff(stops, prepend=0)
+    first = stops - counts
+
+    tally.student_windows += len(stops)
+    tally.student_tokens += len(encoded.ids)
+    tally.aligned += int((rows >= 0).sum())
+    tally.one_to_one += int((relation == NextToken.SAME).sum())
+    tally.longer += int((relation == NextToken.LONGER).sum())
+    tally.forced_cuts += forced
+    return {
+        "token_ids": torch.from_numpy(encoded.ids).int(),
+        "token_counts": torch.from_numpy(counts).int(),
+        "documents": torch.from_numpy(windows.documents[owners]).int(),
+        "byte_starts": torch.from_numpy(starts[first] - windows.document_starts[owners]),
+        "byte_ends": torch.from_numpy(ends[stops - 1] - windows.document_starts[owners]),
+        "teacher_rows": torch.from_numpy(np.where(rows < 0, -1, rows + rows_before)),
+        "next_tokens": torch.from_numpy(relation),
+    }
+
+
+def _split_long(counts: Offsets, common: Flags, whole: Flags, limits: WindowLimits) -> tuple[Offsets, Offsets, int]:
+    """Student windows of each teacher window: one where it fits, else several, cut at common boundaries.
+
+    Returns:
+        Token numbers after which student windows end, the teacher window of each, and the forced cuts.
+    """
+    stops = np.cumsum(counts)
+    pieces, owners, forced = [], [], 0
+    for window, (stop, count) in enumerate(zip(stops.tolist(), counts.tolist(), strict=True)):
+        if 0 < count < limits.student_max_length:
+            part = np.array([stop])
+        elif count:
+            start = stop - count
+            allowed = whole[start:stop]
+            part, n_forced = cut_preferably(common[start:stop] & allowed, allowed, limits.student_max_length - 1)
+            part, forced = part + start, forced + n_forced
+        else:
+            continue
+        pieces.append(part)
+        owners.append(np.full(len(part), window, dtype=np.int64))
+    if not pieces:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), 0
+    return np.concatenate(pieces), np.concatenate(owners), forced
+
+
+def _drop_lost_documents(
+    encoded: Encoded,
+    windows: TeacherBatch,
+    batch: list[Document],
+    first_document: int,
+    student: Encoder,
+    tally: Tally,
+) -> Encoded:
+    """Empty every window of a document of which the student cannot spell some window."""
+    if not encoded.lost:
+        return encoded
+    lost_documents: set[int] = set()
+    for window, offset in encoded.lost:
+        document = int(windows.documents[window])
+        if document not in lost_documents:
+            where = int(windows.window_starts[window] - windows.document_starts[window]) + offset
+            tally.lost.append(lost_line(student.name, batch[document - first_document], where))
+        lost_documents.add(document)
+    keep = ~np.isin(windows.documents, sorted(lost_documents))
+    return Encoded(encoded.ids[np.repeat(keep, encoded.counts)], np.where(keep, encoded.counts, 0), [])

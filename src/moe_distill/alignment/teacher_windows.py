@@ -1,0 +1,92 @@
+"""The teacher's windows of a batch of documents: from text and teacher tokenizer alone."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moe_distill.alignment.boundaries import Offsets, code_point_boundaries, token_starts
+from moe_distill.alignment.encode import Encoder, encode
+from moe_distill.alignment.tally import Tally, WindowLimits, lost_line
+from moe_distill.alignment.windows import cut
+from moe_distill.documents import Document
+from moe_distill.errors import DataError
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """The teacher windows of a batch of documents; offsets count bytes of `text`, all documents joined."""
+
+    text: bytes
+    ids: NDArray[np.int64]  # [tokens]
+    starts: Offsets  # [tokens]
+    ends: Offsets  # [tokens]
+    window_counts: Offsets  # [windows] tokens
+    window_starts: Offsets  # [windows] bytes
+    window_ends: Offsets  # [windows] bytes
+    documents: Offsets  # [windows] number of the document in the split
+    document_starts: Offsets  # [windows] byte at which that document begins in `text`
+
+
+def teacher_windows(
+    batch: list[Document], first_document: int, teacher: Encoder, limits: WindowLimits, tally: Tally
+) -> TeacherBatch:
+    texts = [document.text.encode() for document in batch]
+    encoded = encode(teacher, texts)
+    tally.lost.extend(lost_line(teacher.name, batch[number], offset) for number, offset in encoded.lost)
+    text_starts = _starts([len(text) for text in texts])
+    lengths = teacher.token_bytes.lengths[encoded.ids]
+    starts = token_starts(lengths, text_starts, encoded.counts)
+    ends = starts + lengths
+    text = b"".join(texts)
+    may_cut = code_point_boundaries(text)[ends]
+    token_stops = np.cumsum(encoded.counts)
+    window_ends, documents = [], []  # in tokens of the batch
+    for number, (stop, count) in enumerate(zip(token_stops.tolist(), encoded.counts.tolist(), strict=True)):
+        part = cut(may_cut[stop - count : stop], limits.teacher_max_length - 1) + stop - count
+        if count and (not len(part) or part[-1] != stop):
+            raise DataError(
+                f"{batch[number].source} document {batch[number].document_id[:12]} has a character of more tokens "
+                "than a window may hold",
+                fix="raise `windows.teacher_max_length` in the profile",
+            )
+        window_ends.append(part)
+        documents.append(np.full(len(part), number, dtype=np.int64))
+    stops, owners = np.concatenate(window_ends), np.concatenate(documents)
+    counts = np.diff(stops, prepend=0)
+    return TeacherBatch(
+        text=text,
+        ids=encoded.ids,
+        starts=starts,
+        ends=ends,
+        window_counts=counts,
+        window_starts=starts[stops - counts],
+        window_ends=ends[stops - 1],
+        documents=owners + first_document,
+        document_starts=text_starts[owners],
+    )
+
+
+def first_windows(windows: TeacherBatch, n_windows: int) -> TeacherBatch:
+    """The batch cut to its first windows."""
+    n_tokens = int(windows.window_counts[:n_windows].sum())
+    per_token = {name: getattr(windows, name)[:n_tokens] for name in ("ids", "starts", "ends")}
+    names = ("window_counts", "window_starts", "window_ends", "documents", "document_starts")
+    return replace(windows, **per_token, **{name: getattr(windows, name)[:n_windows] for name in names})
+
+
+def teacher_columns(windows: TeacherBatch) -> dict[str, torch.Tensor]:
+    return {
+        "token_ids": torch.from_numpy(windows.ids).int(),
+        "token_counts": torch.from_numpy(windows.window_counts).int(),
+        "documents": torch.from_numpy(windows.documents).int(),
+        "byte_starts": torch.from_numpy(windows.window_starts - windows.document_starts),
+        "byte_ends": torch.from_numpy(windows.window_ends - windows.document_starts),
+    }
+
+
+def _starts(lengths: list[int]) -> Offsets:
+    sizes = np.array(lengths, dtype=np.int64)
+    starts: Offsets = np.cumsum(sizes) - sizes
+    return starts
