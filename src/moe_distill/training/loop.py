@@ -10,14 +10,14 @@ from moe_distill.errors import DataError, DivergenceError
 from moe_distill.progress import say
 from moe_distill.runtime import Runtime
 from moe_distill.training.balance import updated_scales
+from moe_distill.training.batch import Batch
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
-from moe_distill.training.curves import Curve
 from moe_distill.training.data import Split
 from moe_distill.training.early_stopping import observe, should_stop
-from moe_distill.training.logging import console_line, curve_columns, curve_row, warn_of_collapse
 from moe_distill.training.objective import Objective
 from moe_distill.training.optimizer import set_learning_rate
 from moe_distill.training.order import batches_from
+from moe_distill.training.recorder import Recorder
 from moe_distill.training.schedule import learning_rate_fraction
 from moe_distill.training.step import Outcome, Update, optimizer_step, read_parts, validate
 from moe_distill.training.trainer import Trainer, load_student_weights, restore, student_weights, to_checkpoint
@@ -27,10 +27,10 @@ from moe_distill.training.trainer import Trainer, load_student_weights, restore,
 class Phase:
     """What a stage trains, and when."""
 
-    stage: str  # names curves and log lines
+    stage: str
     last_step: int  # half-open, counted over both phases
-    term_names: tuple[str, ...]  # that can appear: the columns of the curves
-    num_experts: int
+    term_names: tuple[str, ...]  # that can appear
+    num_experts: int  # the router's; 0 = no router
     with_runs: bool  # read the teacher's hidden states
     adaptive: bool
     objective_at: Callable[[int, Mapping[str, float]], Objective]
@@ -48,82 +48,76 @@ class Result:
     tokens_per_second: float
 
 
-def run_phase(
-    trainer: Trainer,
-    phase: Phase,
-    train_split: Split,
-    validation_split: Split,
-    train: Train,
-    stopping: EarlyStopping,
-    seed: int,
-    runtime: Runtime,
-    work: Path,
-    curves: Path,
-    on_validation: Callable[[], None],
-) -> Result:
+@dataclass(frozen=True)
+class Setting:
+    """What a phase reads, and by which parameters it goes on."""
+
+    train_split: Split
+    validation_split: Split
+    train: Train
+    stopping: EarlyStopping
+    seed: int
+    runtime: Runtime
+
+
+def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, recorder: Recorder) -> Result:
     """Train until the phase's last step or early stopping; keep the best weights seen since the last ramp.
 
     Args:
-        work: where checkpoints and curves live while the phase is unfinished.
-        curves: folder that gets `<stage>.tsv` and `<stage>_validation.tsv`.
-        on_validation: called after every validation, when the curves are up to date.
+        work: where checkpoints live while the phase is unfinished; the newest valid one is continued.
 
     Raises:
         DivergenceError: too many non-finite steps in a row; the last good checkpoint stays in `work`.
         DataError: fewer training windows than one batch.
     """
-    _require_a_batch(train_split, train)
+    train, runtime = setting.train, setting.runtime
+    _require_a_batch(setting.train_split, train)
     checkpoint = newest_checkpoint(work)
     if checkpoint is not None:
         restore(trainer, checkpoint)
         say(f"{phase.stage}: resumed at step {trainer.step}")
-    columns = curve_columns(phase.term_names, phase.num_experts)
-    curve = Curve(work / "curve.tsv", columns, trainer.step)
-    validation_curve = Curve(work / "validation.tsv", columns, trainer.step)
-    validation_numbers = list(range(min(train.validation_windows, len(validation_split.windows))))
-    validation_parts = read_parts(validation_split, validation_numbers, train.micro_batch_windows, phase.with_runs)
-    batches = batches_from(train_split.windows.token_counts, train.batch_windows, seed, trainer.step)
+    recorder.open(trainer.step)
+    validation_parts = _validation_parts(setting, phase)
+    batches = batches_from(setting.train_split.windows.token_counts, train.batch_windows, setting.seed, trainer.step)
     trainer.student.model.train()
 
-    while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, stopping):
+    while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, setting.stopping):
         began = time.perf_counter()
         objective = phase.objective_at(trainer.step, trainer.counters.scales)
         fraction = learning_rate_fraction(trainer.step, train)
         set_learning_rate(trainer.optimizer, fraction)
-        parts = read_parts(train_split, next(batches), train.micro_batch_windows, phase.with_runs)
+        parts = read_parts(setting.train_split, next(batches), train.micro_batch_windows, phase.with_runs)
         update = optimizer_step(
             trainer.student, parts, objective, trainer.optimizer, trainer.scaler, runtime, train.gradient_clip
         )
         _account(trainer, update, phase, train, time.perf_counter() - began)
-        if trainer.step % train.log_every == 0 or trainer.step == phase.last_step:
-            rate = train.learning_rate * fraction
-            curve.append(trainer.step, curve_row(update.outcome, rate, update.gradient_norm, trainer.counters))
-            say(console_line(phase.stage, trainer.step, phase.last_step, update.outcome, rate, trainer.counters))
-            warn_of_collapse(phase.stage, update.outcome)
-        if trainer.step % train.validate_every == 0 or trainer.step == phase.last_step:
+        is_last = trainer.step == phase.last_step
+        if is_last or trainer.step % train.log_every == 0:
+            recorder.record_step(trainer.step, update, train.learning_rate * fraction, trainer.counters)
+        if is_last or trainer.step % train.validate_every == 0:
             outcome = validate(trainer.student, validation_parts, objective, runtime)
-            validation_curve.append(trainer.step, curve_row(outcome, None, None, trainer.counters))
-            say(f"{phase.stage}  step {trainer.step}: validation {outcome.bits_per_byte:.4f} bits per byte")
             if phase.watches(trainer.step):
-                _watch(trainer, outcome, stopping)
-            curve.publish(curves / f"{phase.stage}.tsv")
-            validation_curve.publish(curves / f"{phase.stage}_validation.tsv")
-            on_validation()
+                _watch(trainer, outcome, setting.stopping)
+            recorder.record_validation(trainer.step, outcome, trainer.counters)
         if trainer.step % train.checkpoint_every == 0:
             save_checkpoint(work, to_checkpoint(trainer))
 
     if trainer.best:
         load_student_weights(trainer, trainer.best)
-    final = validate(
-        trainer.student, validation_parts, phase.objective_at(trainer.step - 1, trainer.counters.scales), runtime
-    )
+    objective = phase.objective_at(trainer.step - 1, trainer.counters.scales)
     return Result(
-        final=final,
+        final=validate(trainer.student, validation_parts, objective, runtime),
         steps=trainer.step,
         stopped_early=trainer.step < phase.last_step,
         skipped_steps=trainer.counters.skipped_steps,
         tokens_per_second=trainer.counters.tokens / max(trainer.counters.seconds, 1e-9),
     )
+
+
+def _validation_parts(setting: Setting, phase: Phase) -> list[Batch]:
+    n_windows = min(setting.train.validation_windows, len(setting.validation_split.windows))
+    numbers = list(range(n_windows))
+    return read_parts(setting.validation_split, numbers, setting.train.micro_batch_windows, phase.with_runs)
 
 
 def _require_a_batch(split: Split, train: Train) -> None:

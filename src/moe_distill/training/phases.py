@@ -20,9 +20,10 @@ from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.windows import read_vocabulary_map
 from moe_distill.training.data import Split, open_split
-from moe_distill.training.loop import Phase, Result, run_phase
+from moe_distill.training.loop import Phase, Result, Setting, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
+from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.schedule import first_phase_steps, lm_only, objective_at, ramps_are_complete
 from moe_distill.training.student import layer_pairs, make_heads
 from moe_distill.training.trainer import Trainer, make_trainer
@@ -139,19 +140,19 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
     trainer = make_trainer(student, train, runtime, first_step)
     if inputs.optimizer is not None:
         restore_optimizer(trainer.optimizer, trainer.names, load_file(inputs.optimizer / OPTIMIZER_NAME))
-    result = run_phase(
-        trainer,
-        phase,
-        train_split,
-        validation_split,
-        train,
-        study.early_stopping,
-        study.seed,
-        runtime,
-        outputs.work,
-        outputs.curves,
-        outputs.on_validation,
+    recorder = Recorder(
+        RecorderSettings(
+            stage=phase.stage,
+            last_step=phase.last_step,
+            term_names=phase.term_names,
+            num_experts=phase.num_experts,
+            work=outputs.work,
+            curves=outputs.curves,
+            on_validation=outputs.on_validation,
+        )
     )
+    setting = Setting(train_split, validation_split, train, study.early_stopping, study.seed, runtime)
+    result = run_phase(trainer, phase, setting, outputs.work, recorder)
     save_causal_lm(student.model, inputs.student, outputs.student)
     if outputs.optimizer is not None:
         _save_optimizer(trainer, outputs.optimizer)
