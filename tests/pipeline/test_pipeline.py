@@ -201,3 +201,29 @@ def test_report_is_written(checkout: Checkout) -> None:
     names = {path.name for path in (checkout.folder / "reports").iterdir()}
     assert {"report.md", "MODEL_CARD.md", "bits_per_byte.png", "experts.png"} <= names
     assert "| teacher |" in (Path(checkout.folder) / "reports/report.md").read_text()
+
+
+def test_command_line_tools_work_on_a_finished_run(checkout: Checkout) -> None:
+    checkout.run("dvc", "repro")
+    assert "data/teacher_shards/train: " in checkout.run("moe-distill", "verify")
+    assert "float32" in checkout.run("moe-distill", "doctor")
+    client = MlflowClient(f"sqlite:///{checkout.folder / 'mlflow.db'}")
+    count = len(client.search_runs([client.get_experiment_by_name("moe-distill").experiment_id]))
+    checkout.run("moe-distill", "track", DVC_EXP_NAME="from-the-files")
+    runs = client.search_runs([client.get_experiment_by_name("moe-distill").experiment_id])
+    assert len(runs) == count + 5  # a parent and its four nested runs, made from the files alone
+    parent = next(run for run in runs if run.info.run_name == "from-the-files")
+    assert parent.data.metrics["student_bits_per_byte"] == metrics(checkout, "evaluate")["student_bits_per_byte"]
+
+
+def test_corrupt_shard_is_found_and_named(checkout: Checkout) -> None:
+    shard = checkout.folder / "data/teacher_shards/train/shard_00003.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.unlink()  # a hard link into DVC's cache: never written to in place
+    shard.write_bytes(content)
+    output = checkout.run("moe-distill", "verify", code=3)
+    assert "shard_00003.safetensors is corrupt" in output
+    assert "Traceback" not in output
+    shard.unlink()
+    checkout.run("dvc", "checkout", "-f", "data/teacher_shards")

@@ -7,9 +7,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from moe_distill.config import Params
 from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts
-from moe_distill.pretrained import load_causal_lm, load_tokenizer
+from moe_distill.pretrained import load_causal_lm, load_tokenizer, prefix_token_id
 
-PROMPTS = ("The ", "Return the ", "If the argument is ")
+PROMPTS = ("The", "Return the", "If the argument is")
 
 
 def write_report(params: Params, figures: dict[str, float], curves: Path, student: Path, folder: Path) -> None:
@@ -39,9 +39,10 @@ def continuations(student: Path, n_samples: int, n_tokens: int) -> list[tuple[st
     """(prompt, greedy continuation) by the student."""
     model = load_causal_lm(student, torch.float32, torch.device("cpu"))
     tokenizer = load_tokenizer(student)
+    prefix = prefix_token_id(student, tokenizer)  # every window of the training began with it
     result = []
     for prompt in PROMPTS[:n_samples]:
-        ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids])
+        ids = torch.tensor([[prefix, *tokenizer.encode(prompt, add_special_tokens=False).ids]])
         n_prompt = ids.shape[1]
         for _ in range(n_tokens):  # greedy; the model's own `generate` would read its sampling settings
             logits = model(input_ids=ids, use_cache=False).logits
