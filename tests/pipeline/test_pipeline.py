@@ -197,6 +197,20 @@ def test_pictures_and_tables_of_dvc_work(checkout: Checkout) -> None:
     assert "temperature" in checkout.run("dvc", "exp", "show", "--csv")
 
 
+def test_r27_size_and_speed_of_both_models(checkout: Checkout) -> None:
+    figures = metrics(checkout, "evaluate")
+    counts = {
+        role: sum(
+            tensor.numel() for tensor in load_file(checkout.folder / f"models/{folder}/model.safetensors").values()
+        )
+        for role, folder in (("teacher", "teacher"), ("student", "student"))
+    }
+    assert figures["teacher_parameters"] == counts["teacher"]
+    assert figures["student_parameters"] == counts["student"]
+    assert figures["compression_ratio"] == pytest.approx(counts["teacher"] / counts["student"])
+    assert figures["teacher_tokens_per_second"] == metrics(checkout, "teacher")["positions_per_second"]
+
+
 def test_report_is_written(checkout: Checkout) -> None:
     names = {path.name for path in (checkout.folder / "reports").iterdir()}
     assert {"report.md", "MODEL_CARD.md", "bits_per_byte.png", "experts.png"} <= names
