@@ -10,15 +10,21 @@ from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
 from moe_distill.shards.targets import teacher_rows
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.batch import Batch, HiddenRuns
+from moe_distill.training.batch import Batch, Chunks, HiddenRuns
 from moe_distill.training.objective import Student
 from moe_distill.training.student import make_heads
+from tests.stores import stores
+
+__all__ = ["stores"]
 
 STUDENT_VOCABULARY, TEACHER_VOCABULARY, TEACHER_SIZE, EXPERTS, LAYERS, K, M = 60, 90, 20, 3, 2, 8, 4
 
 
 def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
-    """Windows of the given lengths; two positions of three have a target, the first eight of them a state."""
+    """Windows of the given lengths; two positions of three have a target, the first eight of them a state.
+
+    Chunks have three tokens; the first three belong to none.
+    """
     generator = torch.Generator().manual_seed(seed)
     longest = max(lengths)
     places = torch.cat([torch.arange(length) + number * longest for number, length in enumerate(lengths)])
@@ -42,6 +48,7 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
         )
         if with_runs
         else None,
+        chunks=Chunks(torch.arange(n_tokens) // 3 - 1, -2 * torch.rand((n_tokens + 2) // 3 - 1, generator=generator)),
         n_bytes=3 * n_tokens,
     )
 
@@ -94,7 +101,9 @@ def student(teacher_head: TeacherHead) -> Student:
 
 @pytest.fixture
 def study() -> Study:
-    terms = "feature attention layerwise contrastive router_feature router_attention router_balance router_importance"
+    terms = (
+        "chunk feature attention layerwise contrastive router_feature router_attention router_balance router_importance"
+    )
     return Study.model_validate(
         {
             "profile": "test",
@@ -104,6 +113,7 @@ def study() -> Study:
             "kd_weight": 0.7,
             "kd_order": "temper_then_map",
             "kd_tail": "sampled",
+            "chunk_temperature": 1.0,
             "balance": "fixed",
             "losses": dict.fromkeys(terms.split(), 0.1),
             "curriculum": {"phase1_share": 0.1, "curriculum_share": 0.8},

@@ -9,7 +9,7 @@ from moe_distill.config import Study, Train
 from moe_distill.losses.registry import ALL_TERMS, total_of
 from moe_distill.runtime import Runtime
 from moe_distill.training import objective as objective_module
-from moe_distill.training.batch import NO_COUNTS
+from moe_distill.training.batch import NO_COUNTS, Chunks
 from moe_distill.training.objective import Objective, Student, evaluate_objective
 from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import optimizer_step, validate
@@ -57,6 +57,14 @@ def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, fu
     assert whole.abs().max() > 1e-3
 
 
+def merged_chunks(parts: list[Chunks]) -> Chunks:
+    firsts = [sum(len(part.teacher_logprobs_J) for part in parts[:number]) for number in range(len(parts))]
+    numbers = [
+        torch.where(part.chunk_of_N < 0, -1, part.chunk_of_N + first) for part, first in zip(parts, firsts, strict=True)
+    ]
+    return Chunks(torch.cat(numbers), torch.cat([part.teacher_logprobs_J for part in parts]))
+
+
 def merged(parts: list) -> object:
     """One batch of several windows of equal length."""
     length = parts[0].input_ids_BL.shape[1]
@@ -77,6 +85,7 @@ def merged(parts: list) -> object:
         aligned_A=torch.cat([p.aligned_A + s for p, s in zip(parts, shift, strict=True)]),
         rows=dataclasses.replace(parts[0].rows, **rows),
         runs=runs,
+        chunks=merged_chunks([p.chunks for p in parts]),
         n_bytes=sum(p.n_bytes for p in parts),
     )
 
@@ -120,18 +129,20 @@ def test_r03_a_term_of_weight_zero_is_not_computed(
 ) -> None:
     calls = []
     monkeypatch.setattr(objective_module, "cosine_distance", lambda *_: calls.append("cosine"))
+    monkeypatch.setattr(objective_module, "chunk_kl", lambda *_: calls.append("chunk"))
     monkeypatch.setattr(objective_module, "contrastive_nll", lambda *_: calls.append("contrastive"))
     monkeypatch.setattr(objective_module, "router_terms", lambda *_: calls.append("router"))
     batch = make_batch(4, [12])
     routers = [name for name in full.weights if name.startswith("router")]
     off = without(full, "feature", "layerwise", "contrastive", *routers)
+    off = dataclasses.replace(off, kd=dataclasses.replace(full.kd, chunk_weight=0.0))
     assert sorted(evaluate_objective(student, batch, off, batch.counts, None).terms) == ["attention", "kd", "lm"]
     assert calls == []
 
 
 def test_without_runs_a_batch_still_trains(student: Student, full: Objective) -> None:
     batch = make_batch(5, [12], with_runs=False)
-    assert sorted(evaluate_objective(student, batch, full, batch.counts, None).terms) == ["kd", "lm"]
+    assert sorted(evaluate_objective(student, batch, full, batch.counts, None).terms) == ["chunk", "kd", "lm"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

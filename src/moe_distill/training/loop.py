@@ -12,7 +12,7 @@ from moe_distill.runtime import Runtime
 from moe_distill.training.balance import updated_scales
 from moe_distill.training.batch import Batch
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
-from moe_distill.training.data import Split
+from moe_distill.training.data import Split, Wanted
 from moe_distill.training.early_stopping import observe, should_stop
 from moe_distill.training.objective import Objective
 from moe_distill.training.optimizer import set_learning_rate
@@ -31,7 +31,7 @@ class Phase:
     last_step: int  # half-open, counted over both phases
     term_names: tuple[str, ...]  # that can appear
     num_experts: int  # the router's; 0 = no router
-    with_runs: bool  # read the teacher's hidden states
+    wanted: Wanted
     adaptive: bool
     objective_at: Callable[[int, Mapping[str, float]], Objective]
     watches: Callable[[int], bool]  # early stopping and the best weights: from which step on
@@ -86,7 +86,7 @@ def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, reco
         objective = phase.objective_at(trainer.step, trainer.counters.scales)
         fraction = learning_rate_fraction(trainer.step, train)
         set_learning_rate(trainer.optimizer, fraction)
-        parts = read_parts(setting.train_split, next(batches), train.micro_batch_windows, phase.with_runs)
+        parts = read_parts(setting.train_split, next(batches), train.micro_batch_windows, phase.wanted)
         update = optimizer_step(
             trainer.student, parts, objective, trainer.optimizer, trainer.scaler, runtime, train.gradient_clip
         )
@@ -117,7 +117,7 @@ def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, reco
 def _validation_parts(setting: Setting, phase: Phase) -> list[Batch]:
     n_windows = min(setting.train.validation_windows, len(setting.validation_split.windows))
     numbers = list(range(n_windows))
-    return read_parts(setting.validation_split, numbers, setting.train.micro_batch_windows, phase.with_runs)
+    return read_parts(setting.validation_split, numbers, setting.train.micro_batch_windows, phase.wanted)
 
 
 def _require_a_batch(split: Split, train: Train) -> None:

@@ -12,25 +12,28 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from moe_distill.losses.chunk import chunk_kl
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms
 from moe_distill.losses.target import Order, SparseTarget, Tail, VocabularyMap, sparse_target
 from moe_distill.replay.block import TeacherHead
-from moe_distill.training.batch import Batch, Counts, HiddenRuns
+from moe_distill.training.batch import Batch, Chunks, Counts, HiddenRuns
 from moe_distill.training.routing import RouterSettings, router_terms
 from moe_distill.training.student import Heads, StudentStates, gather_runs, run_student
 
 
 @dataclass(frozen=True)
 class KdSettings:
-    """How the cached distribution is read."""
+    """How the teacher's cached distributions and likelihoods are read."""
 
     temperature: float
     kd_weight: float  # of KD at positions that have a target; LM keeps the rest there, and all elsewhere
     order: Order
     tail: Tail
+    chunk_weight: float
+    chunk_temperature: float
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,9 @@ def _text_terms(
         lm_weight_N[batch.aligned_A] = 1.0 - kd.kd_weight
         weight = kd.kd_weight * kd.temperature**2
         terms["kd"] = LossTerm(kl_A.sum() / max(counts.aligned, 1), weight * kl_A.sum() / counts.tokens)
+        if kd.chunk_weight > 0 and batch.chunks is not None:
+            chunk_sum = _chunk_kl(nll_N, batch.chunks, kd.chunk_temperature).sum()
+            terms["chunk"] = LossTerm(chunk_sum / max(counts.chunks, 1), kd.chunk_weight * chunk_sum / counts.tokens)
     nll_sum = nll_N.sum()
     terms["lm"] = LossTerm(nll_sum / counts.tokens, (lm_weight_N * nll_N).sum() / counts.tokens)
     return terms, nll_sum.detach()
@@ -146,6 +152,12 @@ def _chunk_losses(
     nll_N = lm_nll(logits_NV, labels_N)
     kl_A = nll_N[:0] if target is None else forward_kl(logits_NV[aligned_A], target, temperature, unreached)
     return nll_N, kl_A
+
+
+def _chunk_kl(nll_N: Tensor, chunks: Chunks, chunk_temperature: float) -> Tensor:
+    inside = chunks.chunk_of_N >= 0
+    student_J = torch.zeros_like(chunks.teacher_logprobs_J).index_add(0, chunks.chunk_of_N[inside], -nll_N[inside])
+    return chunk_kl(student_J, chunks.teacher_logprobs_J, chunk_temperature)
 
 
 def _rows_of(target: SparseTarget, inside: Tensor) -> SparseTarget:

@@ -19,7 +19,7 @@ from moe_distill.runtime import Runtime, make_runtime, seed_everything
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.windows import read_vocabulary_map
-from moe_distill.training.data import Split, open_split
+from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
@@ -81,7 +81,7 @@ def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -
         last_step=steps,
         term_names=TEXT_TERMS,
         num_experts=0,
-        with_runs=False,
+        wanted=Wanted(chunks=study.losses.chunk > 0),
         adaptive=False,
         objective_at=lambda step, _scales: objective_at(step, study, train, {}),
         watches=lambda _step: False,
@@ -97,7 +97,7 @@ def control(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) ->
         last_step=train.max_steps,
         term_names=("lm",),
         num_experts=0,
-        with_runs=False,
+        wanted=TEXT_ALONE,
         adaptive=False,
         objective_at=lambda _step, _scales: lm_only(train.chunk_tokens),
         watches=partial(ramps_are_complete, study=study, train=train),
@@ -121,7 +121,7 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
         last_step=train.max_steps,
         term_names=ALL_TERMS if num_experts else TEXT_TERMS + HIDDEN_TERMS,
         num_experts=num_experts,
-        with_runs=True,
+        wanted=Wanted(runs=True, chunks=study.losses.chunk > 0),
         adaptive=study.balance == "adaptive",
         objective_at=objective,
         watches=partial(ramps_are_complete, study=study, train=train),
@@ -166,7 +166,7 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     student_ids = read_vocabulary_map(inputs.windows / "vocabulary_map").to(runtime.device)
     _check_vocabularies(split.targets, student_ids, model.config.vocab_size)
     vocabulary_map = make_vocabulary_map(student_ids, model.config.vocab_size)
-    if not phase.with_runs:
+    if not phase.wanted.runs:
         return Student(model, heads=None, teacher_head=None, vocabulary_map=vocabulary_map)
     metadata = split.targets.index.metadata
     teacher_layers, depth = metadata["hidden_layers"], metadata["layers"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from moe_distill.losses.registry import LossTerm, Terms, total_of
 from moe_distill.runtime import Runtime
 from moe_distill.training.batch import NO_COUNTS, Batch, Counts, to_device
-from moe_distill.training.data import Split, read_batch
+from moe_distill.training.data import Split, Wanted, read_batch
 from moe_distill.training.objective import Evaluated, Objective, Student, evaluate_objective
 
 
@@ -41,10 +41,10 @@ class Update:
     applied: bool  # False: a loss or gradient was not finite, and the weights are as before
 
 
-def read_parts(split: Split, numbers: list[int], part_windows: int, with_runs: bool) -> list[Batch]:
+def read_parts(split: Split, numbers: list[int], part_windows: int, wanted: Wanted) -> list[Batch]:
     """Read a batch in parts of at most `part_windows` windows."""
     parts = [numbers[start : start + part_windows] for start in range(0, len(numbers), part_windows)]
-    return [read_batch(split, part, with_runs) for part in parts]
+    return [read_batch(split, part, wanted) for part in parts]
 
 
 def optimizer_step(
