@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moe_distill.alignment.encode import Encoder, encode
 
-from .toy import byte_level, encoder, sentencepiece
+from .pipelines import MARK, TOKENIZERS, pipeline_encoder
 
 SETTINGS = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
@@ -24,16 +24,22 @@ FRAGMENTS = [
     "\u202eשמח العربية\u202c",
     "\x04\x00\x1d\x7f",
     "<|im_start|>",
+    "<|endoftext|>",
     "<think>",
+    " <tool_call> ",
+    "</s>",
+    "<unk>",
+    "<0x0A>",
     " \u3000\u00a0\r\n\t",
     "\ufeff\ufffd\U0010ffff",
     "▁",
     "12345",
     "don't",
 ]
-TEXTS = st.lists(
+RAW_TEXTS = st.lists(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(FRAGMENTS), max_size=8
-).map(lambda parts: unicodedata.normalize("NFC", "".join(parts)))
+).map("".join)
+TEXTS = RAW_TEXTS.map(lambda text: unicodedata.normalize("NFC", text))
 
 
 def check(owner: Encoder, texts: list[str]) -> None:
@@ -60,28 +66,31 @@ def check(owner: Encoder, texts: list[str]) -> None:
 
 
 @SETTINGS
-@given(texts=st.lists(TEXTS, max_size=4))
+@given(texts=st.lists(TEXTS | RAW_TEXTS, max_size=4))
 def test_qwen3_spells_every_text_or_says_where_it_does_not(qwen3, texts):
     check(qwen3, texts)
 
 
 @SETTINGS
-@given(texts=st.lists(TEXTS, max_size=4))
+@given(texts=st.lists(TEXTS | RAW_TEXTS, max_size=4))
 def test_smollm2_spells_every_text_or_says_where_it_does_not(smollm2, texts):
     check(smollm2, texts)
 
 
 @SETTINGS
-@given(texts=st.lists(TEXTS, max_size=4))
-@pytest.mark.parametrize("style", ["prepend", "metaspace"])
-def test_sentencepiece_spells_every_text_or_says_where_it_does_not(style, texts):
-    check(SENTENCEPIECE[style], texts)
+@given(texts=st.lists(RAW_TEXTS, max_size=4))
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_kind_of_tokenizer_spells_every_text_or_says_where_it_does_not(name, texts):
+    check(pipeline_encoder(name), texts)
 
 
 @SETTINGS
-@given(text=TEXTS)
-def test_a_full_byte_alphabet_loses_nothing(text):
-    assert encode(BYTE_LEVEL, [text.encode()]).lost == []
+@given(text=RAW_TEXTS)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_no_text_is_lost_without_need(name, text):
+    """Only a space mark in the text itself, and what NFC changes, cannot be spelled."""
+    needed = (MARK in text and name not in BYTE_LEVEL) or ("nfc" in name and not unicodedata.is_normalized("NFC", text))
+    assert bool(encode(pipeline_encoder(name), [text.encode()]).lost) == needed
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)
@@ -93,5 +102,4 @@ def test_text_that_is_not_normalised_is_lost_at_the_byte_that_the_tokenizer_chan
     assert encode(qwen3, ["cafe\u0301".encode()]).lost == [(0, 3)]
 
 
-BYTE_LEVEL = encoder(byte_level(400))
-SENTENCEPIECE = {style: encoder(sentencepiece(style)) for style in ("prepend", "metaspace")}
+BYTE_LEVEL = {"gpt2", "roberta", "llama3", "nfc, nested byte level"}

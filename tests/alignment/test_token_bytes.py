@@ -1,13 +1,15 @@
 """A token is its bytes, in both tokenizer families."""
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from moe_distill.alignment.encode import Encoder, encode
-from moe_distill.alignment.token_bytes import gpt2_alphabet, token_bytes, without_invented_space
+from moe_distill.alignment.invented_space import without_invented_space
+from moe_distill.alignment.token_bytes import gpt2_alphabet, token_bytes
 from moe_distill.errors import DataError
 from tests.assets import real_tokenizer
 
+from .pipelines import TOKENIZERS
 from .toy import TEXT, byte_level, encoder, sentencepiece
 
 SAMPLES = [
@@ -75,11 +77,17 @@ def test_sentencepiece_original_invents_a_space_and_the_copy_does_not(style):
     assert original.encode("hello", add_special_tokens=False).tokens == ["▁hello"]  # the original is left alone
 
 
-def test_a_text_without_leading_space_is_tokenised_otherwise_as_the_original_does():
-    for style in ("prepend", "metaspace"):
-        original, copy = sentencepiece(style), without_invented_space(sentencepiece(style))
-        text = "hello world\nhello  hello é"
-        assert copy.encode(" " + text, add_special_tokens=False).ids == original.encode(text).ids
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_only_the_invented_space_is_gone(name):
+    """A text that begins with a space is read by the copy as the original reads it without that space."""
+    original, copy = TOKENIZERS[name], without_invented_space(TOKENIZERS[name])
+    for text in (
+        "the quick brown fox\nthe  lazy dog é 東京",
+        "🙂 runs.",
+    ):  # no digit: split off, each would get a space
+        invents = original.encode(text).ids != copy.encode(text).ids
+        assert invents == (name not in {"gpt2", "llama3", "gemma"})
+        assert copy.encode(" " * invents + text).ids == original.encode(text).ids
 
 
 def test_truncation_and_padding_of_the_file_are_switched_off():
@@ -131,6 +139,36 @@ def test_wordpiece_is_refused_by_name():
 def test_a_tokenizer_without_decoder_is_refused():
     with pytest.raises(DataError, match=r"tokenizer bare is neither.*absent"):
         token_bytes(Tokenizer(models.BPE()), "bare")
+
+
+def test_unigram_without_bytes_is_refused_by_name():
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("\u2581the", -1.0)], unk_id=0, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    with pytest.raises(DataError, match=r"tokenizer t5-like is neither.*Metaspace"):
+        encoder(tokenizer, "t5-like")
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        normalizers.Lowercase(),
+        normalizers.Strip(),
+        normalizers.Replace(Regex(" {2,}"), " "),
+        normalizers.Replace("\n", " "),
+    ],
+)
+def test_a_tokenizer_that_changes_ordinary_text_is_refused_by_name(normalizer):
+    tokenizer = byte_level(300)
+    tokenizer.normalizer = normalizer
+    with pytest.raises(DataError, match=r"tokenizer changing changes ordinary text.*from byte \d+ on"):
+        encoder(tokenizer, "changing")
+
+
+def test_a_tokenizer_that_changes_rare_characters_only_loses_the_documents_that_have_them():
+    tokenizer = byte_level(300)
+    tokenizer.normalizer = normalizers.NFKC()
+    assert encode(encoder(tokenizer), [b"plain", "o\ufb03ce".encode()]).lost == [(1, 1)]
 
 
 def test_real_qwen3_reads_special_token_text_as_ordinary_text(qwen3):

@@ -158,6 +158,15 @@ def test_a_window_too_long_for_the_student_is_cut_at_common_boundaries(tmp_path)
     assert all(window.stop in boundaries for window in split.student)
 
 
+def test_no_remainder_is_left_where_the_student_needs_more_tokens_than_the_teacher(tmp_path):
+    student = encoder(byte_level(305), "student")
+    split = make_split([TEXT], TEACHER, student, tmp_path, 64, 64)
+    check(split, [TEXT], TEACHER, student, (64, 64))
+    sizes = [len(window.ids) for window in split.student]
+    assert len(sizes) == 2 * len(split.teacher) - 1  # all slices but the last need two windows
+    assert min(sizes[:-1]) > 25
+
+
 def test_a_long_teacher_token_forces_cuts_and_they_are_counted(tmp_path):
     text = "a" * 64
     teacher = encoder(byte_level(600, text=" ".join([text] * 3), split=False), "teacher")
@@ -165,7 +174,7 @@ def test_a_long_teacher_token_forces_cuts_and_they_are_counted(tmp_path):
     assert len(teacher.tokenizer.encode(text).ids) == 1
     split = make_split([text], teacher, student, tmp_path, 16, 11)
     check(split, [text], teacher, student, (16, 11))
-    assert [window.stop for window in split.student] == [10, 20, 30, 40, 50, 60, 64]
+    assert [window.stop for window in split.student] == [9, 18, 27, 37, 46, 55, 64]
     assert split.tally.forced_cuts == 6
     assert [window.fields["teacher_rows"][0] for window in split.student] == [0, -1, -1, -1, -1, -1, -1]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken
 
-from moe_distill.alignment.encode import Encoder
+from moe_distill.alignment.encode import ORDINARY_TEXT, Encoder
 from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
 
 from .toy import byte_level, encoder, sentencepiece
@@ -40,7 +40,7 @@ def pairs() -> dict[str, tuple[Encoder, Encoder]]:
     teacher.add_tokens([AddedToken("<think>", special=False)])
     teacher.add_special_tokens([AddedToken("<mask>", special=True)])
     teacher_encoder = encoder(teacher, "teacher")
-    lossy = byte_level(60, text="the quick fox sleeps; é lazy dog runs over a brown jumps. ", full_alphabet=False)
+    lossy = byte_level(70, text="sleeps; é runs over a brown jumps. " + ORDINARY_TEXT, full_alphabet=False)
     return {
         "full": (teacher_encoder, encoder(byte_level(300, digits=True), "student")),
         "lossy": (teacher_encoder, encoder(lossy, "student")),

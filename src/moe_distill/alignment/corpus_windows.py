@@ -35,9 +35,11 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
     encoders = _encoder(teacher, "teacher"), _encoder(student, "student")
     tallies = {split: _write_split(split, params, corpus, teacher, student, encoders, output) for split in SPLITS}
     _write_map(encoders, teacher, student, output / "student/vocabulary_map")
-    for tally in tallies.values():
+    for split, tally in tallies.items():
         for line in tally.lost[:SHOWN_LOSSES]:
-            say(f"tokenize: skipped {line}")
+            say(f"tokenize: skipped {corpus / split}.parquet: {line}")
+        if len(tally.lost) > SHOWN_LOSSES:
+            say(f"tokenize: skipped {len(tally.lost) - SHOWN_LOSSES} more documents of {corpus / split}.parquet")
     return _figures(tallies["train"], tallies["validation"]) | {
         "exact_vocabulary_share": exact_vocabulary_share(*encoders)
     }

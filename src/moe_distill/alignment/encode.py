@@ -7,7 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from moe_distill.alignment.token_bytes import TokenBytes, token_bytes, without_invented_space
+from moe_distill.alignment.invented_space import without_invented_space
+from moe_distill.alignment.token_bytes import TokenBytes, token_bytes
+from moe_distill.errors import DataError
+
+# What every text may hold: capitals, punctuation, digits, indentation, blank lines, blanks at either end.
+ORDINARY_TEXT = ' The fox said: "It isn\'t 42!"\n\n    (quick, brown; lazy)  dogs.\n'
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,19 @@ class Encoded:
 
 
 def make_encoder(tokenizer: Tokenizer, prefix_id: int, name: str) -> Encoder:
-    """Prepare a tokenizer for windows; see `token_bytes` for what is refused."""
-    return Encoder(without_invented_space(tokenizer), token_bytes(tokenizer, name), prefix_id, name)
+    """Prepare a tokenizer for windows.
+
+    Raises:
+        DataError: the tokenizer is of an unknown family (see `token_bytes`), or changes ordinary text; names it.
+    """
+    encoder = Encoder(without_invented_space(tokenizer), token_bytes(tokenizer, name), prefix_id, name)
+    for _, offset in encode(encoder, [ORDINARY_TEXT.encode()]).lost:
+        raise DataError(
+            f"tokenizer {name} changes ordinary text",
+            f"its tokens do not spell {ORDINARY_TEXT!r} from byte {offset} on",
+            "choose a model whose tokenizer keeps letter case and blanks",
+        )
+    return encoder
 
 
 def encode(encoder: Encoder, texts: Sequence[bytes]) -> Encoded:

@@ -14,7 +14,7 @@ from moe_distill.alignment.boundaries import (
 from moe_distill.alignment.encode import Encoded, Encoder, encode
 from moe_distill.alignment.tally import Tally, WindowLimits, lost_line
 from moe_distill.alignment.teacher_windows import TeacherBatch
-from moe_distill.alignment.windows import cut_preferably
+from moe_distill.alignment.windows import split_evenly
 from moe_distill.documents import Document
 from moe_distill.shards.windows import NextToken
 
@@ -59,7 +59,7 @@ def student_columns(
 
 
 def _split_long(counts: Offsets, common: Flags, whole: Flags, limits: WindowLimits) -> tuple[Offsets, Offsets, int]:
-    """Student windows of each teacher window: one where it fits, else several, cut at common boundaries.
+    """Student windows of each teacher window: one where it fits, else several of like length.
 
     Returns:
         Token numbers after which student windows end, the teacher window of each, and the forced cuts.
@@ -72,7 +72,7 @@ def _split_long(counts: Offsets, common: Flags, whole: Flags, limits: WindowLimi
         elif count:
             start = stop - count
             allowed = whole[start:stop]
-            part, n_forced = cut_preferably(common[start:stop] & allowed, allowed, limits.student_max_length - 1)
+            part, n_forced = split_evenly(common[start:stop] & allowed, allowed, limits.student_max_length - 1)
             part, forced = part + start, forced + n_forced
         else:
             continue

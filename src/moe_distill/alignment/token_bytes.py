@@ -15,7 +15,7 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 
 from moe_distill.errors import DataError
 
@@ -96,32 +96,6 @@ def token_bytes(tokenizer: Tokenizer, name: str) -> TokenBytes:
             is_fallback[number] = BYTE_TOKEN.fullmatch(token) is not None
     lengths = np.array([len(token) if token else 0 for token in table], dtype=np.int64)
     return TokenBytes(tuple(token or None for token in table), tuple(is_fallback), lengths)
-
-
-def without_invented_space(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that does not put a space before the text.
-
-    SentencePiece tokenizers invent a leading space, a byte the text does not have. Windows begin anywhere in a
-    document, so text is encoded as it stands.
-    """
-    description = json.loads(tokenizer.to_str())
-    plain = Tokenizer.from_str(tokenizer.to_str())
-    if "Prepend" in _kinds(description["normalizer"]):
-        kept = [part for part in description["normalizer"]["normalizers"] if part["type"] != "Prepend"]
-        plain.normalizer = normalizers.Sequence([_replace_space(part) for part in kept])
-    if "Metaspace" in _kinds(description["pre_tokenizer"]):
-        plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-    plain.encode_special_tokens = True
-    plain.no_truncation()
-    plain.no_padding()
-    return plain
-
-
-def _replace_space(part: dict[str, object]) -> normalizers.Normalizer:
-    pattern, content = part["pattern"], part["content"]
-    assert isinstance(pattern, dict)
-    assert isinstance(content, str)
-    return normalizers.Replace(pattern["String"], content)
 
 
 def _added_tokens(description: dict[str, object]) -> list[_AddedToken]:
