@@ -14,6 +14,7 @@ WITHOUT_EFFECT = {
     "moe_distill",
     "moe_distill.config",
     "moe_distill.errors",
+    "moe_distill.interruption",
     "moe_distill.progress",
     "moe_distill.stage",
 }
