@@ -18,7 +18,7 @@ WITHOUT_EFFECT = {
     "moe_distill.progress",
     "moe_distill.stage",
 }
-WITHOUT_EFFECT |= {"moe_distill.tracking", "moe_distill.workspace"}
+WITHOUT_EFFECT |= {"moe_distill.tracking", "moe_distill.work", "moe_distill.workspace"}
 
 
 def definition(stage: str) -> dict:

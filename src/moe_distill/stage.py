@@ -7,6 +7,7 @@ from collections.abc import Callable
 from moe_distill.config import Params, load_params
 from moe_distill.errors import MoeDistillError
 from moe_distill.interruption import Terminated, raise_at_once
+from moe_distill.work import hold_workspace
 
 
 def run(stage: str, main: Callable[[Params], None]) -> None:
@@ -16,7 +17,8 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
     """
     signal.signal(signal.SIGTERM, raise_at_once)
     try:
-        main(load_params())
+        with hold_workspace(stage):
+            main(load_params())
     except MoeDistillError as error:
         if "--debug" in sys.argv[1:]:
             raise
