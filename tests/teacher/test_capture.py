@@ -49,7 +49,17 @@ def params(**changes: object) -> Capture:
 def run(model: PreTrainedModel, windows: WindowStore, output: Path, **changes: object) -> Captured:
     text_ids = torch.ones(VOCABULARY, dtype=torch.bool)
     text_ids[0] = False
-    return capture(model, windows, text_ids, params(**changes), 0, "teacher", "key", output)
+    return capture(
+        model,
+        windows,
+        text_ids,
+        params(**changes),
+        0,
+        "teacher",
+        "key",
+        output,
+        output.with_name(f"{output.name}-receipts"),
+    )
 
 
 def true_logits(model: PreTrainedModel, windows: WindowStore) -> torch.Tensor:

@@ -61,12 +61,14 @@ def capture(
     teacher_fingerprint: str,
     key: str,
     output: Path,
+    receipts: Path,
 ) -> Captured:
     """Write the targets of every position of `windows` to `output`; continue where a killed run ended.
 
     Args:
         text_ids_V: ids that stand for text (`text_token_mask`).
         key: fingerprint of windows, teacher and capture parameters.
+        receipts: folder of what a run must know to continue another one.
 
     Raises:
         ConfigError: a captured layer does not exist, or k leaves no tail.
@@ -80,7 +82,7 @@ def capture(
     fields = target_fields(
         params.k, params.tail_samples, len(params.hidden_layers), hidden_size, int(experts > 0), experts
     )
-    writer = ShardWriter(output, fields, "positions", params.shard_positions)
+    writer = ShardWriter(output, fields, "positions", params.shard_positions, receipts)
     output_VD = anatomy.output.detach().float()
     text_ids_V = text_ids_V.to(device)
     starts = range(writer.cursor, len(windows), params.batch_windows)

@@ -42,6 +42,7 @@ def run_teacher(params: Capture, windows: Path, teacher: Path, output: Path) -> 
             teacher_key,
             fingerprint([key, split]),
             output / "shards" / split,
+            output / "receipts" / split,
         )
         for split in SPLITS
     }
