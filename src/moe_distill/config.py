@@ -203,6 +203,7 @@ class Losses(Section):
     contrastive: Weight
     router_feature: Weight
     router_attention: Weight
+    router_kd: Weight
     router_balance: Weight
     router_importance: Weight
 

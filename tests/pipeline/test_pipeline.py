@@ -29,7 +29,8 @@ CONTRACT = {
     "train_kd": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_lm_weighted "
     "validation_kd_raw validation_kd_weighted",
     "train_router": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_kd_raw "
-    "validation_feature_raw validation_router_balance_weighted expert_share_0 expert_share_3 expert_entropy",
+    "validation_feature_raw validation_router_balance_weighted expert_share_0 expert_share_3 expert_entropy "
+    "gate_divergence",
     "evaluate": "teacher_bits_per_byte student_init_bits_per_byte student_bits_per_byte student_kd_bits_per_byte "
     "lm_only_bits_per_byte gain_over_lm_only retention student_nll_per_token student_perplexity top1_agreement "
     "top5_overlap kl_teacher_student expected_calibration_error teacher_parameters student_parameters "

@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.config import Study, Train
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.target import make_vocabulary_map
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
@@ -21,7 +22,7 @@ STUDENT_VOCABULARY, TEACHER_VOCABULARY, TEACHER_SIZE, EXPERTS, LAYERS, K, M = 60
 
 
 def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
-    """Windows of the given lengths; two positions of three have a target, the first eight of them a state.
+    """Windows of the given lengths, up to 12; two positions of three have a target and a state.
 
     Chunks have three tokens; the first three belong to none.
     """
@@ -33,7 +34,8 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
     logits = 3 * torch.randn(len(aligned), TEACHER_VOCABULARY, generator=generator)
     uniforms = torch.rand(len(aligned), generator=generator)
     records = sparsify(logits, torch.zeros(len(aligned), dtype=torch.int64), K, M, uniforms)
-    runs = torch.stack([torch.arange(8) + number * longest for number in range(len(lengths))])
+    runs = [places[aligned][places[aligned] // longest == number] for number in range(len(lengths))]
+    mask = torch.stack([torch.arange(8) < len(run) for run in runs])
     return Batch(
         input_ids_BL=torch.randint(STUDENT_VOCABULARY, (len(lengths), longest), generator=generator),
         places_N=places,
@@ -41,10 +43,11 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
         aligned_A=aligned,
         rows=teacher_rows(vars(records), TEACHER_VOCABULARY - K),
         runs=HiddenRuns(
-            places_WR=runs,
-            mask_WR=torch.ones_like(runs, dtype=torch.bool),
-            states_WRSD=torch.randn(len(lengths), 8, LAYERS, TEACHER_SIZE, generator=generator),
-            moe_input_WRD=torch.randn(len(lengths), 8, TEACHER_SIZE, generator=generator),
+            windows_W=1000 * seed + torch.arange(len(lengths)),
+            places_WR=torch.stack([torch.nn.functional.pad(run, (0, 8 - len(run))) for run in runs]),
+            mask_WR=mask,
+            states_WRSD=torch.randn(len(lengths), 8, LAYERS, TEACHER_SIZE, generator=generator) * mask[..., None, None],
+            moe_input_WRD=torch.randn(len(lengths), 8, TEACHER_SIZE, generator=generator) * mask[..., None],
         )
         if with_runs
         else None,
@@ -101,9 +104,6 @@ def student(teacher_head: TeacherHead) -> Student:
 
 @pytest.fixture
 def study() -> Study:
-    terms = (
-        "chunk feature attention layerwise contrastive router_feature router_attention router_balance router_importance"
-    )
     return Study.model_validate(
         {
             "profile": "test",
@@ -115,7 +115,7 @@ def study() -> Study:
             "kd_tail": "sampled",
             "chunk_temperature": 1.0,
             "balance": "fixed",
-            "losses": dict.fromkeys(terms.split(), 0.1),
+            "losses": dict.fromkeys(("chunk", *HIDDEN_TERMS, *ROUTER_TERMS), 0.1),
             "curriculum": {"phase1_share": 0.1, "curriculum_share": 0.8},
             "router": {
                 "temperature_start": 2.0,

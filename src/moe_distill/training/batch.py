@@ -21,7 +21,8 @@ Tensors = TypeVar("Tensors")
 class HiddenRuns:
     """Teacher states at runs of aligned positions, upcast to fp32."""
 
-    places_WR: Tensor  # int64: position in the flattened [B * L]; 0 where padded
+    windows_W: Tensor  # int64: numbers of the windows
+    places_WR: Tensor  # int64: position in the flattened [B * L], ascending; 0 where padded
     mask_WR: Tensor  # bool
     states_WRSD: Tensor  # residual stream at the captured layers
     moe_input_WRD: Tensor | None  # None: the teacher's last block is dense

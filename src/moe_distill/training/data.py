@@ -70,15 +70,17 @@ def read_batch(split: Split, numbers: list[int], wanted: Wanted) -> Batch:
         labels_N=torch.cat(tokens),
         aligned_A=aligned,
         rows=None if split.targets is None else read_rows(split.targets, rows),
-        runs=_hidden_runs(split.targets, rows, length) if split.targets is not None and wanted.runs else None,
+        runs=_hidden_runs(split.targets, numbers, rows, length) if split.targets is not None and wanted.runs else None,
         chunks=_chunks(split.targets, rows) if split.targets is not None and wanted.chunks else None,
         n_bytes=int(split.windows.byte_counts[numbers].sum()),
     )
 
 
-def _hidden_runs(targets: ShardReader, rows_of_windows: list[Tensor], length: int) -> HiddenRuns | None:
+def _hidden_runs(
+    targets: ShardReader, numbers: list[int], rows_of_windows: list[Tensor], length: int
+) -> HiddenRuns | None:
     """The sampled positions of each window that the student shares; None where no window has any."""
-    places, states, moe_inputs = [], [], []
+    windows, places, states, moe_inputs = [], [], [], []
     for number, rows in enumerate(rows_of_windows):
         shared = (rows >= 0).nonzero().squeeze(1)
         if not len(shared):
@@ -91,6 +93,7 @@ def _hidden_runs(targets: ShardReader, rows_of_windows: list[Tensor], length: in
         picked = within[is_sampled]
         if not len(picked):
             continue
+        windows.append(numbers[number])
         places.append(shared[is_sampled] + number * length)
         states.append(_unscaled(targets, "hidden", file, picked))
         if "moe_input" in targets.index.fields:
@@ -98,6 +101,7 @@ def _hidden_runs(targets: ShardReader, rows_of_windows: list[Tensor], length: in
     if not places:
         return None
     return HiddenRuns(
+        windows_W=torch.tensor(windows),
         places_WR=pad_sequence(places, batch_first=True),
         mask_WR=pad_sequence([torch.ones(len(place), dtype=torch.bool) for place in places], batch_first=True),
         states_WRSD=pad_sequence(states, batch_first=True),

@@ -20,7 +20,8 @@ from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Te
 from moe_distill.losses.target import Order, SparseTarget, Tail, VocabularyMap, sparse_target
 from moe_distill.replay.block import TeacherHead
 from moe_distill.training.batch import Batch, Chunks, Counts, HiddenRuns
-from moe_distill.training.routing import RouterSettings, router_terms
+from moe_distill.training.routed_kd import routed_kd, routed_text
+from moe_distill.training.routing import GateInputs, RouterSettings, route, routed_state_terms
 from moe_distill.training.student import Heads, StudentStates, gather_runs, run_student
 
 
@@ -65,13 +66,13 @@ class Evaluated:
 
     terms: Terms
     nll_sum: Tensor  # nats over the batch's tokens, for bits per byte
-    expert_weight_E: Tensor | None  # summed weight of each expert at the routed positions
+    gate: GateInputs | None  # what the router's gate has read, detached; None where no expert was asked
 
 
 def evaluate_objective(
     student: Student, batch: Batch, objective: Objective, counts: Counts, autocast: torch.dtype | None
 ) -> Evaluated:
-    """Compute every term of weight above 0 on one batch.
+    """Compute every term of weight above 0 on one batch, but for those of the gate's means (`gate_terms`).
 
     Args:
         counts: of the whole optimizer step or validation set that the batch is part of.
@@ -81,16 +82,37 @@ def evaluate_objective(
     with torch.autocast(batch.input_ids_BL.device.type, dtype=autocast, enabled=autocast is not None):
         states = run_student(student.model, batch.input_ids_BL, with_layers=runs is not None)
     terms, nll_sum = _text_terms(student, states, batch, objective, counts)
-    expert_weight_E = None
+    gate = None
     if runs is not None and student.heads is not None:
         terms |= _hidden_terms(student.heads, states, runs, objective, counts)
         if student.teacher_head is not None and any(objective.weights[name] for name in ROUTER_TERMS):
-            last_WRD = gather_runs(states.final_BLD, runs)
-            routed, expert_weight_E = router_terms(
-                student.heads, student.teacher_head, last_WRD, runs, objective.weights, objective.router, counts
-            )
+            routed, gate = _routed_terms(student, states, batch, runs, objective, counts)
             terms |= routed
-    return Evaluated(terms, nll_sum, expert_weight_E)
+    return Evaluated(terms, nll_sum, gate)
+
+
+def _routed_terms(
+    student: Student, states: StudentStates, batch: Batch, runs: HiddenRuns, objective: Objective, counts: Counts
+) -> tuple[Terms, GateInputs]:
+    """The student against the replayed block, and what the gate has read."""
+    assert student.heads is not None
+    assert student.teacher_head is not None
+    student_WRD = gather_runs(states.final_BLD, runs)
+    routing = route(student.heads, student.teacher_head, student_WRD, runs, objective.router)
+    terms = routed_state_terms(student.heads, routing, student_WRD, runs, objective.weights, counts.hidden)
+    if objective.weights["router_kd"] > 0 and objective.kd is not None and student.vocabulary_map is not None:
+        value_N = routed_kd(
+            routed_text(batch, runs, student_WRD, routing.routed_WRT),
+            student.model.get_output_embeddings().weight,
+            student.teacher_head,
+            student.vocabulary_map,
+            objective.kd.temperature,
+            objective.kd.order,
+            objective.chunk_tokens,
+        )
+        raw = value_N.sum() / counts.hidden
+        terms["router_kd"] = LossTerm(raw, objective.weights["router_kd"] * raw)
+    return terms, routing.gate.detached()
 
 
 def _text_terms(
