@@ -90,7 +90,10 @@ class ShardReader:
     def verify(self) -> None:
         """Open, and so check, every file."""
         for number in range(len(self.index.files)):
-            self._open(number)
+            self.verify_file(number)
+
+    def verify_file(self, number: int) -> None:
+        self._open(number)
 
     def _open(self, number: int) -> _Shard:
         if number not in self._shards:
