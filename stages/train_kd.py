@@ -20,7 +20,7 @@ def main(params: Params) -> None:
         windows=Path("data/windows/student"),
         targets=Path("data/teacher_shards"),
         student=Path("models/student_init"),
-        teacher_head=None,
+        teacher_head=Path("models/teacher_head"),
         optimizer=None,
     )
 

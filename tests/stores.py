@@ -21,7 +21,7 @@ from moe_distill.teacher.sparsify import sparsify
 
 STUDENT_VOCABULARY, TEACHER_VOCABULARY, K, PREFIX = 60, 90, 8, 59
 TOKENS = [9, 1, 14, 5, 20]  # of the student's windows; the second has one token
-BYTES = [31, 2, 40, 17, 55]
+BYTES = [27, 3, 42, 15, 60]  # three a token
 DOCUMENTS = [0, 0, 1, 3, 3]
 TEACHER_TOKENS = [8, 1, 12, 5, 15]
 TEACHER_DOCUMENTS = [0, 0, 1, 2, 3]  # the student has no window of document 2
@@ -60,6 +60,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
     """Several shards each; a window without an aligned position; fp16 where the format says so."""
     folder = tmp_path_factory.mktemp("stores")
     generator = torch.Generator().manual_seed(1)
+    nothing = torch.zeros(0, dtype=torch.int32)
     token_ids = [torch.randint(0, PREFIX, (n,), generator=generator) for n in TOKENS]
     rows = [torch.full((n,), -1) for n in TOKENS]
     start = 0
@@ -89,6 +90,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
                 "token_counts": torch.tensor([TOKENS[number]], dtype=torch.int32),
                 "teacher_rows": rows[number],
                 "next_tokens": (rows[number] >= 0).to(torch.int8),
+                "token_bytes": nothing if number else torch.full((STUDENT_VOCABULARY,), 3, dtype=torch.int32),
             },
             cursor=number + 1,
         )
@@ -97,7 +99,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
             window
             | {
                 "documents": torch.tensor([TEACHER_DOCUMENTS[number]], dtype=torch.int32),
-                "token_ids": torch.zeros(n, dtype=torch.int32),
+                "token_ids": torch.tensor([1] * (n - 1) + [BYTES[number] - n + 1], dtype=torch.int32),
+                "token_bytes": nothing if number else torch.arange(TEACHER_VOCABULARY, dtype=torch.int32),
                 "token_counts": torch.tensor([n], dtype=torch.int32),
             },
             cursor=number + 1,

@@ -220,7 +220,7 @@ def test_report_is_written(checkout: Checkout) -> None:
 
 def test_command_line_tools_work_on_a_finished_run(checkout: Checkout) -> None:
     checkout.run("dvc", "repro")
-    assert "data/teacher_shards/train: " in checkout.run("moe-distill", "verify")
+    assert "ok    data/teacher_shards/train\n" in checkout.run("moe-distill", "verify")
     assert "float32" in checkout.run("moe-distill", "doctor")
     client = MlflowClient(f"sqlite:///{checkout.folder / 'mlflow.db'}")
     count = len(client.search_runs([client.get_experiment_by_name("moe-distill").experiment_id]))

@@ -11,7 +11,6 @@ from moe_distill.config import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.replay.block import (
     block_input,
-    check_same_teacher,
     expert_outputs,
     gate_logits,
     load_teacher_head,
@@ -208,10 +207,8 @@ def test_parameters_that_do_not_fit_the_teacher_are_refused(windows: WindowStore
         run(make_teacher("dense"), windows, tmp_path / "b", k=VOCABULARY)
 
 
-def test_head_of_another_teacher_or_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+def test_head_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     export_head(make_teacher("qwen3_moe"), "one", tmp_path / "head")
-    with pytest.raises(DataError, match=r"one.*two"):
-        check_same_teacher(load_teacher_head(tmp_path / "head", CPU), "two")
     shutil.copytree(tmp_path / "head", tmp_path / "bad")
     path = tmp_path / "bad/teacher_head.safetensors"
     content = bytearray(path.read_bytes())

@@ -15,6 +15,7 @@ from moe_distill.documents import draw, read_documents
 from moe_distill.errors import DataError
 from moe_distill.pretrained import load_tokenizer, prefix_token_id
 from moe_distill.progress import say
+from moe_distill.shards.provenance import tokenizer_fingerprint
 from moe_distill.shards.windows import MAP_FIELDS, SPLITS, VOCABULARY_MAP
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.workspace import fingerprint, sha256_file
@@ -62,19 +63,20 @@ def _write_split(
     path = corpus / f"{split}.parquet"
     fraction = params.train_fraction if split == "train" else 1.0
     max_windows = params.max_train_windows if split == "train" else params.max_validation_windows
+    tokenizers = tokenizer_fingerprint(teacher), tokenizer_fingerprint(student)
     teacher_key = fingerprint(
         {
             "corpus": sha256_file(path),
             "fraction": fraction,
             "max_windows": max_windows,
-            "tokenizer": sha256_file(teacher / "tokenizer.json"),
+            "tokenizer": tokenizers[0],
             "max_length": params.teacher_max_length,
         }
     )
     student_key = fingerprint(
         {
             "teacher_windows": teacher_key,
-            "tokenizer": sha256_file(student / "tokenizer.json"),
+            "tokenizer": tokenizers[1],
             "max_length": params.student_max_length,
         }
     )
@@ -84,15 +86,23 @@ def _write_split(
     )
     limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens, max_windows)
     outputs = output / "teacher" / split, output / "student" / split
-    return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key)
+    return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key, tokenizers)
 
 
 def _write_map(encoders: tuple[Encoder, Encoder], teacher: Path, student: Path, output: Path) -> None:
     student_ids = vocabulary_map(*encoders, output_rows=_output_rows(teacher, encoders[0]))
     writer = ShardWriter(output, MAP_FIELDS, "teacher_ids", len(student_ids))
     writer.append({"student_ids": torch.from_numpy(student_ids.astype(np.int32))}, cursor=0)
-    tokenizers = [sha256_file(folder / "tokenizer.json") for folder in (teacher, student)]
-    writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), {"student_ids": len(encoders[1].token_bytes.table)})
+    tokenizers = [tokenizer_fingerprint(folder) for folder in (teacher, student)]
+    writer.finish(
+        VOCABULARY_MAP,
+        fingerprint(list(tokenizers)),
+        {
+            "student_ids": len(encoders[1].token_bytes.table),
+            "teacher_tokenizer": tokenizers[0],
+            "student_tokenizer": tokenizers[1],
+        },
+    )
 
 
 def _output_rows(folder: Path, encoder: Encoder) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from moe_distill.errors import DataError
 from moe_distill.losses.router import mixture
 from moe_distill.replay.head import HeadDescription, read_head
 
@@ -36,20 +35,6 @@ class TeacherHead:
 def load_teacher_head(folder: Path, device: torch.device) -> TeacherHead:
     """Open `models/teacher_head`; see `read_head` for what is refused."""
     return TeacherHead(*read_head(folder, device))
-
-
-def check_same_teacher(head: TeacherHead, teacher_fingerprint: str) -> None:
-    """Refuse the head of another teacher than the shards'.
-
-    Raises:
-        DataError: naming both fingerprints.
-    """
-    found = head.description.teacher_fingerprint
-    if found != teacher_fingerprint:
-        raise DataError(
-            f"models/teacher_head is of teacher {found[:16]}, the shards are of {teacher_fingerprint[:16]}",
-            fix="run: dvc repro teacher",
-        )
 
 
 def rms_norm(hidden_ND: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:

@@ -19,6 +19,7 @@ from moe_distill.shards.format import (
     Metadata,
     shard_name,
 )
+from moe_distill.shards.seal import write_sealed
 from moe_distill.workspace import sha256_file, write_atomically, write_json
 
 
@@ -100,7 +101,7 @@ class ShardWriter:
             files=[receipt.entry for receipt in self._receipts],
             metadata=metadata,
         )
-        write_json(self._folder / INDEX_NAME, index.to_json())
+        write_sealed(self._folder / INDEX_NAME, index.to_json())
         return index
 
     def _pending_rows(self, table: str) -> int:

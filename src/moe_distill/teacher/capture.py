@@ -14,6 +14,7 @@ from moe_distill.config import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.progress import bar
 from moe_distill.shards.format import Index
+from moe_distill.shards.provenance import capture_fingerprint
 from moe_distill.shards.targets import (
     SCALE_MAXIMUM,
     TAIL_SAMPLE_TEMPERATURE,
@@ -106,6 +107,8 @@ def capture(
         key,
         {
             "windows_fingerprint": windows.reader.index.fingerprint,
+            "tokenizer": windows.reader.index.metadata["tokenizer"],
+            "capture_fingerprint": capture_fingerprint(params),
             "teacher_fingerprint": teacher_fingerprint,
             "teacher_parameters": sum(weight.numel() for weight in model.parameters()),
             "teacher_bytes": sum(weight.numel() * weight.element_size() for weight in model.parameters()),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from moe_distill.errors import DataError
+from moe_distill.shards.provenance import check_same_windows
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import open_targets, read_rows
 from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore
@@ -38,18 +38,14 @@ def open_split(student_windows: Path, targets: Path | None) -> Split:
     """Open a split's student windows, and the teacher's shards for them.
 
     Raises:
-        DataError: the shards were made from other teacher windows than the student's windows point at.
+        DataError: the shards were made from other teacher windows than the student's windows point at; or a window
+            is not what it says (see `WindowStore`).
     """
     windows = WindowStore(student_windows, STUDENT_WINDOWS)
     reader = None if targets is None else open_targets(targets)
     if reader is not None:
-        expected = windows.reader.index.metadata["teacher_windows"]
-        found = reader.index.metadata["windows_fingerprint"]
-        if found != expected:
-            raise DataError(
-                f"{targets} was made from teacher windows {found}, {student_windows} points at {expected}",
-                fix="run: dvc repro teacher",
-            )
+        check_same_windows(windows.reader, reader)
+        windows.reader.expect("teacher_rows", range(-1, reader.rows("positions")))
     return Split(windows, reader)
 
 
