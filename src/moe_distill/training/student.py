@@ -27,7 +27,7 @@ class Heads(nn.Module):
         self.pairs = pairs
         self.projections = nn.ModuleList(nn.Linear(student_size, teacher_size, bias=False) for _ in pairs)
         self.routed_projection = nn.Linear(student_size, teacher_size, bias=False)
-        self.gate_correction = nn.Linear(student_size, num_experts)
+        self.gate_correction = nn.utils.skip_init(nn.Linear, student_size, num_experts)
         nn.init.zeros_(self.gate_correction.weight)  # the router starts as the teacher's own gate
         nn.init.zeros_(self.gate_correction.bias)
 
