@@ -94,7 +94,8 @@ def merged(parts: list) -> object:
         parts[0].runs,
         windows_W=torch.cat([p.runs.windows_W for p in parts]),
         places_WR=torch.cat([p.runs.places_WR + s for p, s in zip(parts, shift, strict=True)]),
-        mask_WR=torch.cat([p.runs.mask_WR for p in parts]),
+        mask_WR=(mask := torch.cat([p.runs.mask_WR for p in parts])),
+        filled_N=mask.flatten().nonzero().squeeze(1),
         states_WRSD=torch.cat([p.runs.states_WRSD for p in parts]),
         moe_input_WRD=torch.cat([p.runs.moe_input_WRD for p in parts]),
     )

@@ -87,10 +87,12 @@ def _hidden_runs(
             moe_inputs.append(_unscaled(targets, "moe_input", file, picked))
     if not places:
         return None
+    mask_WR = pad_sequence([torch.ones(len(place), dtype=torch.bool) for place in places], batch_first=True)
     return HiddenRuns(
         windows_W=torch.tensor(windows),
         places_WR=pad_sequence(places, batch_first=True),
-        mask_WR=pad_sequence([torch.ones(len(place), dtype=torch.bool) for place in places], batch_first=True),
+        mask_WR=mask_WR,
+        filled_N=mask_WR.flatten().nonzero().squeeze(1),
         states_WRSD=pad_sequence(states, batch_first=True),
         moe_input_WRD=pad_sequence(moe_inputs, batch_first=True) if moe_inputs else None,
     )
