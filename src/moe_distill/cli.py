@@ -37,6 +37,15 @@ def doctor() -> None:
 
 
 @app.command()
+def plan() -> None:
+    """Say how many windows, steps, teacher rows and router positions the parameters come to, and the shards' size."""
+    from moe_distill.plan import describe
+
+    for line in describe(load_params()):
+        say(line)
+
+
+@app.command()
 def verify() -> None:
     """Read every byte of windows, shards and teacher head, and compare with the recorded hashes."""
     import torch

@@ -41,6 +41,16 @@ def open_split(student_windows: Path, targets: Path | None) -> Split:
     return Split(windows, reader)
 
 
+def stated_positions(windows: WindowStore, share: float) -> float:
+    """Aligned positions of a student's window whose teacher state is kept, on average.
+
+    Args:
+        share: of the teacher's positions that have a state.
+    """
+    aligned = sum(int((rows >= 0).sum()) for rows in windows.reader.columns("teacher_rows"))
+    return aligned * share / len(windows)
+
+
 def read_batch(split: Split, numbers: list[int], with_runs: bool) -> Batch:
     """Read windows by number, their targets where the split has any, and their runs of states if asked."""
     prefix = split.windows.reader.index.metadata["prefix_id"]
