@@ -88,7 +88,7 @@ def test_fewer_positions_than_a_router_needs_are_refused(folders: Folders) -> No
 def collapsed(*arguments: object, **keywords: object) -> Heads:
     """Heads whose gate gives everything to expert 2."""
     heads = make_heads(*arguments, **keywords)
-    torch.nn.init.constant_(heads.gate_correction.bias[2], 8.0)
+    torch.nn.init.constant_(heads.gate_bias[2], 8.0)
     return heads
 
 

@@ -88,8 +88,7 @@ def _noise(runs: HiddenRuns, num_experts: int, settings: RouterSettings) -> Tens
 
 def student_aware_logits(heads: Heads, gate: GateInputs) -> Tensor:
     """The teacher's gate logits, corrected from the student's states, [N, E]; without noise."""
-    corrected_NE: Tensor = gate.teacher_logits_NE + heads.gate_correction(gate.student_ND)
-    return corrected_NE
+    return gate.teacher_logits_NE + heads.gate_correction(gate.student_ND)
 
 
 def _mixture(heads: Heads, teacher_head: TeacherHead, gate: GateInputs, settings: RouterSettings) -> Tensor:
