@@ -70,15 +70,15 @@ def run(params: Params, phase1: Path, folder: Path) -> Figures:
     """Phase 1, if this seed has none yet, then phase 2 under the given weights; figures of the exported student."""
     first = TrainingInputs(WINDOWS, TARGETS, Path("models/student_init"), None, None)
     if not (phase1 / "done").is_file():
-        train_kd(params, first, outputs_in(phase1))
+        train_kd(params, first, outputs_in(phase1, phase1 / "optimizer"))
         (phase1 / "done").touch()
     second = TrainingInputs(WINDOWS, TARGETS, phase1 / "student", Path("models/teacher_head"), phase1 / "optimizer")
-    train_router(params, second, outputs_in(folder))
+    train_router(params, second, outputs_in(folder, None))
     return figures_of(folder / "student", params.profile.evaluate.batch_windows)
 
 
-def outputs_in(folder: Path) -> TrainingOutputs:
-    return TrainingOutputs(folder / "work", folder / "student", folder / "optimizer", folder / "curves", lambda: None)
+def outputs_in(folder: Path, optimizer: Path | None) -> TrainingOutputs:
+    return TrainingOutputs(folder / "work", folder / "student", optimizer, folder / "curves", lambda: None)
 
 
 def figures_of(student: Path, batch_windows: int) -> Figures:
