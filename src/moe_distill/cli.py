@@ -28,6 +28,15 @@ def doctor() -> None:
 
 
 @app.command()
+def plan() -> None:
+    """Say how many windows, steps, teacher rows and router positions the parameters come to, and the shards' size."""
+    from moe_distill.plan import describe
+
+    for line in describe(load_params()):
+        say(line)
+
+
+@app.command()
 def verify() -> None:
     """Read every byte of windows, shards, teacher head and checkpoints, and compare with the recorded hashes."""
     from moe_distill.verify import verify as read_through

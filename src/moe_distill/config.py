@@ -21,6 +21,8 @@ Weight = Annotated[float, Field(ge=0.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
+MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; fewer make balance and importance noise
+
 
 class Section(BaseModel):
     """A group of keys: immutable, and a key it does not know is an error."""

@@ -46,6 +46,7 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
             windows_W=1000 * seed + torch.arange(len(lengths)),
             places_WR=torch.stack([torch.nn.functional.pad(run, (0, 8 - len(run))) for run in runs]),
             mask_WR=mask,
+            filled_N=mask.flatten().nonzero().squeeze(1),
             states_WRSD=torch.randn(len(lengths), 8, LAYERS, TEACHER_SIZE, generator=generator) * mask[..., None, None],
             moe_input_WRD=torch.randn(len(lengths), 8, TEACHER_SIZE, generator=generator) * mask[..., None],
         )

@@ -30,7 +30,7 @@ from moe_distill.training.schedule import (
     ramps_are_complete,
 )
 from moe_distill.training.step import Outcome, Update, optimizer_step
-from moe_distill.training.trainer import Counters, Trainer, make_trainer, restore, to_checkpoint
+from moe_distill.training.trainer import Counters, Trainer, make_trainer, restore, student_weights, to_checkpoint
 from tests.training.conftest import make_batch
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
@@ -158,6 +158,22 @@ def test_r21_checkpoint_restores_a_trainer_exactly(tmp_path: Path, student: Stud
     restore(fresh, checkpoint)
     trainer = fresh
     assert [step() for _ in range(3)] == expected
+
+
+def test_r10_early_stopping_and_the_best_weights_survive_a_resume(
+    tmp_path: Path, student: Student, train: Train
+) -> None:
+    trainer = make_trainer(student, train, FP32, 0)
+    trainer.counters.watch = Watch(best=1.25, best_step=60, reference=1.3, without_progress=4)
+    trainer.best = {name: weight + 1.0 for name, weight in student_weights(trainer).items()}
+    save_checkpoint(tmp_path, to_checkpoint(trainer))
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    fresh = make_trainer(student, train, FP32, 0)
+    restore(fresh, checkpoint)
+    assert fresh.counters.watch == trainer.counters.watch
+    assert fresh.best.keys() == trainer.best.keys()
+    assert all(torch.equal(fresh.best[name], weight) for name, weight in trainer.best.items())
 
 
 def test_broken_newest_checkpoint_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, fu
     """All terms on, those of the gate's means among them, and noise on the gate."""
     noisy = dataclasses.replace(full, router=RouterSettings(temperature=1.5, n_experts=2, noise=0.5, noise_seed=3))
     with torch.no_grad():
-        student.heads.gate_correction.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
+        student.heads.gate_weight.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
     windows = [make_batch(number, [12]) for number in range(4)]
     optimizer = torch.optim.SGD([*student.model.parameters(), *student.heads.parameters()], lr=0.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -70,19 +70,18 @@ def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, fu
 
 def test_the_gates_means_take_part_in_a_step(student: Student, full: Objective) -> None:
     batch = make_batch(0, [12, 9])
-    correction = student.heads.gate_correction
     with torch.no_grad():
-        correction.bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
+        student.heads.gate_bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
     optimizer = torch.optim.SGD([*student.model.parameters(), *student.heads.parameters()], lr=0.0)
 
     def gradient(objective: Objective) -> torch.Tensor:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         optimizer_step(student, [batch], objective, optimizer, scaler, FP32, gradient_clip=1e9)
-        return correction.weight.grad.clone()
+        return student.heads.gate_weight.grad.clone()
 
     gate = evaluate_objective(student, batch, full, batch.counts, None).gate
     terms, _ = gate_terms(student.heads, student.teacher_head, [gate], full.router, full.weights)
-    expected = torch.autograd.grad(total_of(terms), correction.weight)[0]
+    expected = torch.autograd.grad(total_of(terms), student.heads.gate_weight)[0]
     assert expected.abs().max() > 1e-4
     added = gradient(full) - gradient(without(full, "router_balance", "router_importance"))
     torch.testing.assert_close(added, expected, atol=1e-6, rtol=1e-4)
@@ -105,7 +104,8 @@ def merged(parts: list) -> object:
         parts[0].runs,
         windows_W=torch.cat([p.runs.windows_W for p in parts]),
         places_WR=torch.cat([p.runs.places_WR + s for p, s in zip(parts, shift, strict=True)]),
-        mask_WR=torch.cat([p.runs.mask_WR for p in parts]),
+        mask_WR=(mask := torch.cat([p.runs.mask_WR for p in parts])),
+        filled_N=mask.flatten().nonzero().squeeze(1),
         states_WRSD=torch.cat([p.runs.states_WRSD for p in parts]),
         moe_input_WRD=torch.cat([p.runs.moe_input_WRD for p in parts]),
     )

@@ -4,6 +4,7 @@ A store is a folder of `shard_00000.safetensors`, `shard_00001.safetensors`, …
 rows of one or more tables; the fields of one table have equal row counts in a file.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,6 +76,14 @@ class Index(BaseModel):
     def to_json(self) -> dict[str, Json]:
         dumped: dict[str, Json] = self.model_dump(mode="json")
         return dumped
+
+
+def row_bytes(fields: dict[str, FieldSpec]) -> dict[str, int]:
+    """Bytes of one row of each table."""
+    sizes = dict.fromkeys((spec.table for spec in fields.values()), 0)
+    for spec in fields.values():
+        sizes[spec.table] += math.prod(spec.shape) * DTYPES[spec.dtype].itemsize
+    return sizes
 
 
 def shard_name(number: int) -> str:

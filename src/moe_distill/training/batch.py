@@ -2,7 +2,7 @@
 
 Legend: B windows, L positions, N positions that predict a token, A of them with a teacher target,
 W windows with a run of teacher states, R positions of a run (padded), S captured layers, D teacher's hidden size,
-J chunks.
+J chunks. In runs, N are their real positions.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,18 @@ class HiddenRuns:
     windows_W: Tensor  # int64: numbers of the windows
     places_WR: Tensor  # int64: position in the flattened [B * L], ascending; 0 where padded
     mask_WR: Tensor  # bool
+    filled_N: Tensor  # int64: the real positions in the flattened [W * R]
     states_WRSD: Tensor  # residual stream at the captured layers
     moe_input_WRD: Tensor | None  # None: the teacher's last block is dense
+
+    def packed(self, values_WR: Tensor) -> Tensor:
+        """[W, R, ...] -> [N, ...] without padding."""
+        return values_WR.flatten(0, 1)[self.filled_N]
+
+    def padded(self, values_N: Tensor) -> Tensor:
+        """[N, ...] -> [W, R, ...], 0 where padded."""
+        zeros = values_N.new_zeros(self.mask_WR.numel(), *values_N.shape[1:])
+        return zeros.index_copy(0, self.filled_N, values_N).view(*self.mask_WR.shape, *values_N.shape[1:])
 
 
 @dataclass(frozen=True)

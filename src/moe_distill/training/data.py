@@ -49,6 +49,16 @@ def open_split(student_windows: Path, targets: Path | None) -> Split:
     return Split(windows, reader)
 
 
+def stated_positions(windows: WindowStore, share: float) -> float:
+    """Aligned positions of a student's window whose teacher state is kept, on average.
+
+    Args:
+        share: of the teacher's positions that have a state.
+    """
+    aligned = sum(int((rows >= 0).sum()) for rows in windows.reader.columns("teacher_rows"))
+    return aligned * share / len(windows)
+
+
 def read_batch(split: Split, numbers: list[int], wanted: Wanted) -> Batch:
     """Read windows by number, their targets where the split has any, and what else is wanted of these."""
     prefix = split.windows.reader.index.metadata["prefix_id"]
@@ -96,10 +106,12 @@ def _hidden_runs(
             moe_inputs.append(_unscaled(targets, "moe_input", file, picked))
     if not places:
         return None
+    mask_WR = pad_sequence([torch.ones(len(place), dtype=torch.bool) for place in places], batch_first=True)
     return HiddenRuns(
         windows_W=torch.tensor(windows),
         places_WR=pad_sequence(places, batch_first=True),
-        mask_WR=pad_sequence([torch.ones(len(place), dtype=torch.bool) for place in places], batch_first=True),
+        mask_WR=mask_WR,
+        filled_N=mask_WR.flatten().nonzero().squeeze(1),
         states_WRSD=pad_sequence(states, batch_first=True),
         moe_input_WRD=pad_sequence(moe_inputs, batch_first=True) if moe_inputs else None,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_distill.config import Params
+from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
 from moe_distill.losses.target import make_vocabulary_map
@@ -19,7 +19,7 @@ from moe_distill.runtime import Runtime, make_runtime, seed_everything
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.windows import read_vocabulary_map
-from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split
+from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, stated_positions
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
@@ -30,7 +30,6 @@ from moe_distill.training.student import layer_pairs, make_heads
 from moe_distill.training.trainer import Trainer, make_trainer
 from moe_distill.workspace import fingerprint, folder_fingerprint, sha256_file
 
-MINIMUM_ROUTER_POSITIONS = 256  # a step; fewer make balance and importance noise
 OPTIMIZER_NAME = "optimizer.safetensors"
 
 
@@ -189,7 +188,8 @@ def _teacher_head(
     if not phase.num_experts or inputs.teacher_head is None or split.targets is None:
         return None
     head = load_teacher_head(inputs.teacher_head, runtime.device)
-    positions = split.targets.rows("hidden") / len(split.windows) * params.profile.train.batch_windows
+    share = split.targets.rows("hidden") / split.targets.rows("positions")
+    positions = stated_positions(split.windows, share) * params.profile.train.batch_windows
     if positions < MINIMUM_ROUTER_POSITIONS:
         raise ConfigError(
             f"a step sees {positions:.0f} positions with teacher states, the router needs {MINIMUM_ROUTER_POSITIONS}",

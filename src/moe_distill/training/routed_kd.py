@@ -32,9 +32,9 @@ class RoutedText:
 def routed_text(batch: Batch, runs: HiddenRuns, student_WRD: Tensor, routed_WRT: Tensor) -> RoutedText:
     """Find the runs' positions among those of the batch; each is aligned, so each has cached rows."""
     assert batch.rows is not None
-    numbers_N = torch.searchsorted(batch.places_N, runs.places_WR[runs.mask_WR])
+    numbers_N = torch.searchsorted(batch.places_N, runs.packed(runs.places_WR))
     rows = _rows_of(batch.rows, torch.searchsorted(batch.aligned_A, numbers_N))
-    return RoutedText(student_WRD[runs.mask_WR], routed_WRT[runs.mask_WR], batch.labels_N[numbers_N], rows)
+    return RoutedText(runs.packed(student_WRD), runs.packed(routed_WRT), batch.labels_N[numbers_N], rows)
 
 
 def routed_kd(

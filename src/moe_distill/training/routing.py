@@ -64,22 +64,21 @@ def route(
 ) -> Routing:
     """Ask every expert and mix the answers under the student-aware gate."""
     assert runs.moe_input_WRD is not None
-    moe_input_NT = runs.moe_input_WRD[runs.mask_WR]
+    moe_input_NT = runs.packed(runs.moe_input_WRD)
     with torch.no_grad():
         read_NT = block_input(teacher_head, moe_input_NT)
         teacher_logits_NE = gate_logits(teacher_head, read_NT)
         outputs_NET = expert_outputs(teacher_head, read_NT)
     noise_NE = _noise(runs, teacher_head.num_experts, settings).to(teacher_logits_NE)
-    gate = GateInputs(student_WRD[runs.mask_WR], teacher_logits_NE, noise_NE)
+    gate = GateInputs(runs.packed(student_WRD), teacher_logits_NE, noise_NE)
     routed_NT = routed_hidden(moe_input_NT, outputs_NET, _mixture(heads, teacher_head, gate, settings))
-    routed_WRT = torch.zeros_like(runs.moe_input_WRD).masked_scatter(runs.mask_WR[..., None], routed_NT)
-    return Routing(gate, routed_WRT)
+    return Routing(gate, runs.padded(routed_NT))
 
 
 def _noise(runs: HiddenRuns, num_experts: int, settings: RouterSettings) -> Tensor:
     """Exploration noise [N, E]: of the step and the window alone, however the step is split."""
     if settings.noise == 0:
-        return torch.zeros(int(runs.mask_WR.sum()), num_experts)
+        return torch.zeros(len(runs.filled_N), num_experts)
     drawn = []
     for window, length in zip(runs.windows_W.tolist(), runs.mask_WR.sum(1).tolist(), strict=True):
         generator = torch.Generator().manual_seed((settings.noise_seed * 1_000_003 + window) % 2**63)
@@ -89,8 +88,7 @@ def _noise(runs: HiddenRuns, num_experts: int, settings: RouterSettings) -> Tens
 
 def student_aware_logits(heads: Heads, gate: GateInputs) -> Tensor:
     """The teacher's gate logits, corrected from the student's states, [N, E]; without noise."""
-    corrected_NE: Tensor = gate.teacher_logits_NE + heads.gate_correction(gate.student_ND)
-    return corrected_NE
+    return gate.teacher_logits_NE + heads.gate_correction(gate.student_ND)
 
 
 def _mixture(heads: Heads, teacher_head: TeacherHead, gate: GateInputs, settings: RouterSettings) -> Tensor:

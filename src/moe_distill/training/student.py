@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from moe_distill.losses.hidden import paired_layer
@@ -27,9 +28,12 @@ class Heads(nn.Module):
         self.pairs = pairs
         self.projections = nn.ModuleList(nn.Linear(student_size, teacher_size, bias=False) for _ in pairs)
         self.routed_projection = nn.Linear(student_size, teacher_size, bias=False)
-        self.gate_correction = nn.Linear(student_size, num_experts)
-        nn.init.zeros_(self.gate_correction.weight)  # the router starts as the teacher's own gate
-        nn.init.zeros_(self.gate_correction.bias)
+        self.gate_weight = nn.Parameter(torch.zeros(num_experts, student_size))  # 0: the teacher's own gate
+        self.gate_bias = nn.Parameter(torch.zeros(num_experts))
+
+    def gate_correction(self, student_ND: Tensor) -> Tensor:
+        """What the student's states add to the teacher's gate logits, [N, E]."""
+        return F.linear(student_ND, self.gate_weight, self.gate_bias)
 
 
 @dataclass(frozen=True)

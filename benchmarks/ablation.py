@@ -1,0 +1,112 @@
+"""Does phase 2 help? The same student, text, seed and number of steps, with phase 1 alone for all steps, with each term
+of phase 2 by itself, and with all of them; validation bits per byte and agreement with the teacher.
+
+Every run is a call of the library on folders that `dvc repro` has published. A seed changes the order of the windows,
+the heads and the router's noise; the student's first weights and the shards stay. Phase 1 is trained once a seed and
+shared by all variants. After `dvc repro`:
+
+    python benchmarks/ablation.py /tmp/ablation --seeds 0,1,2
+"""
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import typer
+
+from moe_distill.config import Params, load_params
+from moe_distill.evaluation.measure import measure
+from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
+from moe_distill.losses.target import make_vocabulary_map
+from moe_distill.pretrained import load_causal_lm
+from moe_distill.shards.targets import open_targets
+from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore, read_vocabulary_map
+from moe_distill.training.phases import TrainingInputs, TrainingOutputs, train_kd, train_router
+
+WINDOWS, TARGETS = Path("data/windows/student"), Path("data/teacher_shards")
+WEIGHT_ALONE = {"router_kd": 0.1}  # of a term that is off in params.yaml
+GATE_TERMS = ("router_balance", "router_importance")  # they train the gate, which acts only through the other terms
+
+Figures = dict[str, float]
+
+
+def main(output: Path, seeds: str = "0,1,2", variants: str = "") -> None:
+    """Run what `output` does not hold yet, one JSON file a run, and print the table."""
+    params = load_params()
+    chosen = {name: losses for name, losses in losses_of(params) if not variants or name in variants.split(",")}
+    results: dict[str, list[Figures]] = {name: [] for name in chosen}
+    for seed in map(int, seeds.split(",")):
+        for name, losses in chosen.items():
+            path = output / f"{name}_{seed}.json"
+            if not path.is_file():
+                figures = run(with_losses(params, seed, losses), output / f"phase1_{seed}", output / f"{name}_{seed}")
+                path.write_text(json.dumps(figures), encoding="utf-8")
+            results[name].append(json.loads(path.read_text(encoding="utf-8")))
+    for line in table(results):
+        print(line)
+
+
+def losses_of(params: Params) -> Iterator[tuple[str, Figures]]:
+    """Each variant and its weights: those of params.yaml, one at a time and together."""
+    weights = params.study.losses.model_dump()
+    off = dict.fromkeys(weights, 0.0)
+    yield "none", off
+    for term in HIDDEN_TERMS + ROUTER_TERMS:
+        if term not in GATE_TERMS:
+            gate = {name: weights[name] for name in GATE_TERMS} if term in ROUTER_TERMS else {}
+            yield term, off | gate | {term: weights[term] or WEIGHT_ALONE[term]}
+    yield "all", weights
+
+
+def with_losses(params: Params, seed: int, losses: Figures) -> Params:
+    study = params.study.model_dump() | {"seed": seed, "losses": losses}
+    return Params.model_validate({"study": study, "profile": params.profile.model_dump()})
+
+
+def run(params: Params, phase1: Path, folder: Path) -> Figures:
+    """Phase 1, if this seed has none yet, then phase 2 under the given weights; figures of the exported student."""
+    first = TrainingInputs(WINDOWS, TARGETS, Path("models/student_init"), None, None)
+    if not (phase1 / "done").is_file():
+        train_kd(params, first, outputs_in(phase1, phase1 / "optimizer"))
+        (phase1 / "done").touch()
+    second = TrainingInputs(WINDOWS, TARGETS, phase1 / "student", Path("models/teacher_head"), phase1 / "optimizer")
+    train_router(params, second, outputs_in(folder, None))
+    return figures_of(folder / "student", params.profile.evaluate.batch_windows)
+
+
+def outputs_in(folder: Path, optimizer: Path | None) -> TrainingOutputs:
+    return TrainingOutputs(folder / "work", folder / "student", optimizer, folder / "curves", lambda: None)
+
+
+def figures_of(student: Path, batch_windows: int) -> Figures:
+    model = load_causal_lm(student, torch.float32, torch.device("cpu"))
+    windows = WindowStore(WINDOWS / "validation", STUDENT_WINDOWS)
+    student_ids = make_vocabulary_map(read_vocabulary_map(WINDOWS / "vocabulary_map"), model.config.vocab_size)
+    measured = measure(model, windows, open_targets(TARGETS / "validation"), student_ids, batch_windows)
+    return {
+        "bits_per_byte": bits_per_byte(measured.nll, measured.n_bytes),
+        "top1_agreement": measured.agreement.top1 / measured.agreement.positions,
+        "kl_teacher_student": measured.agreement.kl / measured.agreement.positions,
+    }
+
+
+def table(results: dict[str, list[Figures]]) -> Iterator[str]:
+    """Markdown; gains are paired by seed: bits per byte of "none" less those of the variant."""
+    yield "| terms of phase 2 | bits per byte | gain: mean ± spread | top-1 agreement | KL to the student |"
+    yield "|---|---|---|---|---|"
+    for name, runs in results.items():
+        means = {figure: statistics.mean(run[figure] for run in runs) for figure in runs[0]}
+        base = results.get("none", runs)
+        gains = [none["bits_per_byte"] - run["bits_per_byte"] for none, run in zip(base, runs, strict=True)]
+        spread = statistics.stdev(gains) if len(gains) > 1 else 0.0
+        yield (
+            f"| {name} | {means['bits_per_byte']:.4f} | {statistics.mean(gains):+.4f} ± {spread:.4f} "
+            f"| {means['top1_agreement']:.4f} | {means['kl_teacher_student']:.4f} |"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,100 @@
+"""What the parameters come to, before hours are spent on them: windows, steps, rows, bytes.
+
+What is on disk already is counted; what is not is estimated from the parameters, and said to be.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params, TinyTeacher
+from moe_distill.curriculum import phase1_steps
+from moe_distill.shards.format import INDEX_NAME, row_bytes
+from moe_distill.shards.targets import open_targets, target_fields
+from moe_distill.shards.windows import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
+from moe_distill.training.data import stated_positions
+
+WINDOWS, TARGETS, TEACHER = Path("data/windows"), Path("data/teacher_shards"), Path("models/teacher")
+
+
+def describe(params: Params) -> Iterator[str]:
+    """Short lines about the workspace that is the current folder."""
+    student, teacher = _stores("student", STUDENT_WINDOWS), _stores("teacher", TEACHER_WINDOWS)
+    if student and teacher:
+        yield "windows: " + ", ".join(f"{len(student[split]):,} for {split}" for split in SPLITS)
+    else:
+        yield "windows: not known before: dvc repro tokenize"
+    yield _steps(params, len(student["train"]) if student else None)
+    yield _rows(params, teacher)
+    yield _router(params, student, teacher)
+
+
+def _stores(side: str, store_format: str) -> dict[str, WindowStore]:
+    """The windows of both splits; empty before they are made."""
+    folders = {split: WINDOWS / side / split for split in SPLITS}
+    if not all((folder / INDEX_NAME).is_file() for folder in folders.values()):
+        return {}
+    return {split: WindowStore(folder, store_format) for split, folder in folders.items()}
+
+
+def _steps(params: Params, n_windows: int | None) -> str:
+    train, curriculum = params.profile.train, params.study.curriculum
+    first = phase1_steps(train.max_steps, curriculum.curriculum_share, curriculum.phase1_share)
+    line = (
+        f"steps: {first:,} of train_kd, {train.max_steps - first:,} of train_router, {train.batch_windows} windows each"
+    )
+    if n_windows is None:
+        return line
+    return f"{line}: {train.max_steps * train.batch_windows / n_windows:.1f} epochs"
+
+
+def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
+    """Rows and bytes of the shards."""
+    if (TARGETS / "validation" / INDEX_NAME).is_file():
+        indexes = [open_targets(TARGETS / split).index for split in SPLITS]
+        positions, states = (sum(index.rows(table) for index in indexes) for table in ("positions", "hidden"))
+        n_bytes = sum(entry.bytes for index in indexes for entry in index.files)
+        return f"teacher: {positions:,} rows, {states:,} with states, {n_bytes / 1e9:.2f} GB of shards"
+    sizes, capture = _teacher_sizes(params), params.profile.teacher
+    if sizes is None:
+        return "teacher: bytes of a row are not known before: dvc repro models"
+    fields = target_fields(capture.k, capture.tail_samples, len(capture.hidden_layers), sizes[0], 1, sizes[1])
+    each = row_bytes(fields)
+    if not teacher:
+        return f"teacher: {each['positions']:,} bytes a row, {each['hidden']:,} more with states"
+    positions = sum(int(store.token_counts.sum()) for store in teacher.values())
+    stated = sum(_expected_states(params, store) for store in teacher.values())
+    gigabytes = (positions * each["positions"] + stated * each["hidden"]) / 1e9
+    return f"teacher: {positions:,} rows, about {stated:,.0f} with states, about {gigabytes:.2f} GB of shards"
+
+
+def _teacher_sizes(params: Params) -> tuple[int, int] | None:
+    """Hidden size and experts, as far as they are known."""
+    teacher, config = params.profile.models.teacher, TEACHER / "config.json"
+    if config.is_file():
+        content = json.loads(config.read_text(encoding="utf-8"))
+        return content["hidden_size"], content.get("num_experts") or content.get("num_local_experts") or 0
+    return (teacher.hidden_size, teacher.num_experts) if isinstance(teacher, TinyTeacher) else None
+
+
+def _expected_states(params: Params, teacher: WindowStore) -> float:
+    """Rows with states: a run in a fraction of the windows that are long enough."""
+    capture = params.profile.teacher
+    return int((teacher.token_counts >= capture.hidden_run).sum()) * capture.hidden_fraction * capture.hidden_run
+
+
+def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, WindowStore]) -> str:
+    capture, batch = params.profile.teacher, params.profile.train.batch_windows
+    if not student or not teacher:
+        seen, word = batch * capture.hidden_fraction * capture.hidden_run, "at most "
+    elif (TARGETS / "train" / INDEX_NAME).is_file():
+        targets = open_targets(TARGETS / "train")
+        seen = stated_positions(student["train"], targets.rows("hidden") / targets.rows("positions")) * batch
+        word = ""
+    else:
+        share = _expected_states(params, teacher["train"]) / int(teacher["train"].token_counts.sum())
+        seen, word = stated_positions(student["train"], share) * batch, "about "
+    verdict = "enough" if seen >= MINIMUM_ROUTER_POSITIONS else "too few: raise `teacher.hidden_fraction`"
+    return (
+        f"router: a step sees {word}{seen:,.0f} positions with states, {MINIMUM_ROUTER_POSITIONS} are needed: {verdict}"
+    )

@@ -1,0 +1,136 @@
+"""All folders that `train_router` reads, from a random teacher that student and teacher share a tokenizer with."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from moe_distill.config import Capture, Params, load_params
+from moe_distill.shards.windows import (
+    MAP_FIELDS,
+    STUDENT_FIELDS,
+    STUDENT_WINDOWS,
+    TEACHER_FIELDS,
+    TEACHER_WINDOWS,
+    VOCABULARY_MAP,
+    WindowStore,
+)
+from moe_distill.shards.writer import ShardWriter
+from moe_distill.teacher.capture import capture
+from moe_distill.teacher.export_head import export_head
+from moe_distill.training.phases import TrainingInputs, TrainingOutputs
+from tests.replay.teachers import VOCABULARY
+
+TOKENIZER = b"{}"  # what the folders are told apart by; nothing here is text
+TOKENIZER_SHA256 = hashlib.sha256(TOKENIZER).hexdigest()
+ROOT = Path(__file__).parents[2]
+WINDOWS = {"train": 24, "validation": 8}
+CAPTURE = {
+    "seed": 0,
+    "k": 8,
+    "tail_samples": 4,
+    "hidden_layers": [1, 2],
+    "hidden_fraction": 1.0,
+    "hidden_run": 64,
+    "precision": "fp32",
+    "batch_windows": 8,
+    "chunk_positions": 512,
+    "shard_positions": 1000,
+}
+
+
+def make_params(**changes: object) -> Params:
+    """Those of the test profile with a short, fully logged phase 2; `changes` are keys of params.yaml or of `train`."""
+    params = load_params(ROOT)
+    train = {"max_steps": 20, "batch_windows": 8, "micro_batch_windows": 4, "log_every": 1, "validate_every": 5}
+    train |= {"validation_windows": 8, "checkpoint_every": 20, "learning_rate": 1e-3, "router_learning_rate": 1e-2}
+    known = {name: value for name, value in changes.items() if name in params.profile.train.model_dump()}
+    study = params.study.model_dump() | {"precision": "fp32"} | {n: v for n, v in changes.items() if n not in known}
+    profile = params.profile.model_dump()
+    profile["train"] |= train | known
+    profile["teacher"] = CAPTURE
+    return Params.model_validate({"study": study, "profile": profile})
+
+
+@dataclass(frozen=True)
+class Folders:
+    root: Path
+
+    @property
+    def inputs(self) -> TrainingInputs:
+        return TrainingInputs(
+            self.root / "windows", self.root / "targets", self.root / "student", self.root / "head", optimizer=None
+        )
+
+    def outputs(self, name: str) -> TrainingOutputs:
+        """Fresh folders of a training of this name."""
+        work = self.root / name
+        return TrainingOutputs(work, work / "export", None, work / "curves", lambda: None)
+
+    def curve(self, name: str, validation: bool = False) -> list[dict[str, float]]:
+        """The rows of a training's curve; a value that does not exist is left out."""
+        path = self.root / name / "curves" / f"train_router{'_validation' if validation else ''}.tsv"
+        header, *lines = (line.split("\t") for line in path.read_text().splitlines())
+        return [{column: float(cell) for column, cell in zip(header, cells, strict=True) if cell} for cells in lines]
+
+
+def make_folders(root: Path, teacher: PreTrainedModel) -> Folders:
+    export_head(teacher, "teacher", root / "head")
+    for split, count in WINDOWS.items():
+        windows = _write_windows(root, split, count)
+        text_ids = torch.ones(VOCABULARY, dtype=torch.bool)
+        params = Capture.model_validate(CAPTURE)
+        capture(
+            teacher, windows, text_ids, params, 0, "teacher", "key", root / "targets" / split, root / "receipts" / split
+        )
+    writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", VOCABULARY)
+    writer.append({"student_ids": torch.arange(VOCABULARY, dtype=torch.int32)}, cursor=1)
+    tokenizers = {"teacher_tokenizer": TOKENIZER_SHA256, "student_tokenizer": TOKENIZER_SHA256}
+    writer.finish(VOCABULARY_MAP, "m", {"student_ids": VOCABULARY, **tokenizers})
+    _write_student(root)
+    return Folders(root)
+
+
+def _write_windows(root: Path, split: str, count: int) -> WindowStore:
+    generator = torch.Generator().manual_seed(count)
+    teacher = ShardWriter(root / "teacher_windows" / split, TEACHER_FIELDS, "tokens", 1000)
+    student = ShardWriter(root / "windows" / split, STUDENT_FIELDS, "tokens", 1000)
+    start = 0
+    for number in range(count):
+        length = 66 + number % 5
+        columns = {
+            "token_ids": torch.randint(1, VOCABULARY, (length,), generator=generator, dtype=torch.int32),
+            "token_counts": torch.tensor([length], dtype=torch.int32),
+            "documents": torch.tensor([number], dtype=torch.int32),
+            "byte_starts": torch.tensor([0]),
+            "byte_ends": torch.tensor([3 * length]),
+            "token_bytes": torch.full((0 if number else VOCABULARY,), 3, dtype=torch.int32),
+        }
+        teacher.append(columns, cursor=number + 1)
+        rows = torch.arange(start, start + length)
+        aligned = {"teacher_rows": rows, "next_tokens": torch.ones(length, dtype=torch.int8)}
+        student.append(columns | aligned, cursor=number + 1)
+        start += length
+    teacher.finish(TEACHER_WINDOWS, split, {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256})
+    metadata = {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256, "teacher_windows": split}
+    student.finish(STUDENT_WINDOWS, split, metadata)
+    return WindowStore(root / "teacher_windows" / split, TEACHER_WINDOWS)
+
+
+def _write_student(root: Path) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            tie_word_embeddings=True,
+        )
+    )
+    model.save_pretrained(root / "student")
+    (root / "student/tokenizer.json").write_bytes(TOKENIZER)

@@ -1,0 +1,150 @@
+"""The terms between states of two whole models: size at initialisation, and what they are blind to."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from moe_distill.config import Study, Train
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
+from moe_distill.losses.target import make_vocabulary_map
+from moe_distill.replay.block import TeacherHead
+from moe_distill.replay.head import HeadDescription
+from moe_distill.runtime import Runtime
+from moe_distill.shards.targets import teacher_rows
+from moe_distill.teacher.anatomy import dissect
+from moe_distill.teacher.forward import forward
+from moe_distill.teacher.sparsify import sparsify
+from moe_distill.training.batch import Batch, HiddenRuns
+from moe_distill.training.objective import Objective, Student
+from moe_distill.training.schedule import objective_at
+from moe_distill.training.step import validate
+from moe_distill.training.student import layer_pairs, make_heads
+from tests.training.conftest import make_batch
+
+FP32 = Runtime(torch.device("cpu"), torch.float32)
+STUDENT_ROWS, TEACHER_ROWS, WINDOWS, LENGTH = 300, 400, 2, 64
+TEACHER_LAYERS, STUDENT_LAYERS, TEACHER_SIZE, STUDENT_SIZE, EXPERTS = 28, 30, 1024, 576, 3
+
+
+@pytest.fixture
+def full(study: Study, train: Train) -> Objective:
+    return objective_at(99, study, train, {})
+
+
+def real_teacher() -> Qwen3MoeForCausalLM:
+    """Depth, width and experts of Huihui-MoE-1B; narrow heads and experts, a small vocabulary."""
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=TEACHER_ROWS,
+        hidden_size=TEACHER_SIZE,
+        num_hidden_layers=TEACHER_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_experts=EXPERTS,
+        num_experts_per_tok=1,
+        norm_topk_prob=True,
+        moe_intermediate_size=64,
+    )
+    return Qwen3MoeForCausalLM(config).eval()
+
+
+def real_student() -> LlamaForCausalLM:
+    """Depth and width of SmolLM-135M."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=STUDENT_ROWS,
+        hidden_size=STUDENT_SIZE,
+        num_hidden_layers=STUDENT_LAYERS,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=192,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective) -> None:
+    """1024 -> 576, 28 -> 30 layers, random weights on both sides; each position aligned with itself."""
+    teacher, generator = real_teacher(), torch.Generator().manual_seed(2)
+    anatomy = dissect(teacher)
+    captured = [7, 14, TEACHER_LAYERS]
+    states, _ = forward(teacher, anatomy, torch.randint(TEACHER_ROWS, (WINDOWS, LENGTH), generator=generator), captured)
+    assert anatomy.moe is not None
+    n = WINDOWS * LENGTH
+    logits_NV = states.final_BLD.flatten(0, 1) @ anatomy.output.detach().T
+    records = sparsify(logits_NV, torch.zeros(n, dtype=torch.int64), 16, 8, torch.rand(n, generator=generator))
+    runs = HiddenRuns(
+        windows_W=torch.arange(WINDOWS),
+        places_WR=torch.arange(n).view(WINDOWS, LENGTH),
+        mask_WR=torch.ones(WINDOWS, LENGTH, dtype=torch.bool),
+        filled_N=torch.arange(n),
+        states_WRSD=states.hidden_BLSD,
+        moe_input_WRD=states.moe_input_BLD,
+    )
+    batch = Batch(
+        input_ids_BL=torch.randint(STUDENT_ROWS, (WINDOWS, LENGTH), generator=generator),
+        places_N=torch.arange(n),
+        labels_N=torch.randint(STUDENT_ROWS, (n,), generator=generator),
+        aligned_A=torch.arange(n),
+        rows=teacher_rows(vars(records), TEACHER_ROWS - 16),
+        runs=runs,
+        chunks=None,
+        n_bytes=4 * n,
+    )
+    description = HeadDescription(
+        teacher_fingerprint="",
+        num_experts=EXPERTS,
+        experts_per_token=1,
+        normalizes_topk=True,
+        activation="silu",
+        norm_epsilon=1e-6,
+        weights_sha256="",
+    )
+    moe = anatomy.moe
+    tensors = {"moe_norm": moe.norm_weight, "gate": moe.gate_weight, "gate_up": moe.gate_up, "down": moe.down}
+    tensors |= {"final_norm": anatomy.final_norm, "output": anatomy.output}
+    head = TeacherHead(description, {name: tensor.detach() for name, tensor in tensors.items()})
+    pairs = layer_pairs(captured, TEACHER_LAYERS, STUDENT_LAYERS)
+    assert pairs == [8, 15, STUDENT_LAYERS]
+    vocabulary_map = make_vocabulary_map(torch.arange(TEACHER_ROWS) % STUDENT_ROWS, STUDENT_ROWS)
+    heads = make_heads(pairs, STUDENT_SIZE, TEACHER_SIZE, EXPERTS, seed=0)
+    terms = validate(Student(real_student(), heads, head, vocabulary_map), [batch], full, FP32).terms
+    raw = {name: float(term.raw) for name, term in terms.items()}
+    assert raw.keys() == {"lm", "kd", *HIDDEN_TERMS, *ROUTER_TERMS}
+    for name, value in raw.items():
+        limit = math.log(STUDENT_ROWS) + 1 if name in ("lm", "kd", "router_kd") else 5.0
+        assert 0.0 <= value <= limit, name
+    assert raw["router_importance"] == pytest.approx(0.0, abs=1e-5), "the router begins as the teacher's gate"
+    assert min(raw[name] for name in ("feature", "attention", "layerwise", "contrastive", "router_feature")) > 0.05
+
+
+def test_the_order_of_the_students_heads_is_irrelevant(student: Student, full: Objective) -> None:
+    """Both query heads of every layer change places: the same function, and the same value of every term."""
+    batch = make_batch(0, [12, 9])
+    before = validate(student, [batch], full, FP32).terms
+    with torch.no_grad():
+        for layer in student.model.model.layers:
+            attention = layer.self_attn
+            attention.q_proj.weight.copy_(attention.q_proj.weight.view(2, 8, 16).flip(0).reshape(16, 16))
+            attention.o_proj.weight.copy_(attention.o_proj.weight.view(16, 2, 8).flip(1).reshape(16, 16))
+    after = validate(student, [batch], full, FP32).terms
+    for name, term in before.items():
+        assert float(after[name].raw) == pytest.approx(float(term.raw), abs=1e-5), name
+
+
+def test_attention_is_blind_to_scale_and_rotation_of_the_teachers_states(student: Student, full: Objective) -> None:
+    """Blocks of coordinates in another order, as of heads, are a rotation too."""
+    batch = make_batch(0, [12, 9])
+    expected = float(validate(student, [batch], full, FP32).terms["attention"].raw)
+    assert expected > 0.05
+    states = batch.runs.states_WRSD
+    rotation, _ = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(1)))
+    blocks = states.unflatten(-1, (4, 5)).flip(-2).flatten(-2)
+    for changed in (30.0 * states, states @ rotation, blocks):
+        turned = replace(batch, runs=replace(batch.runs, states_WRSD=changed))
+        value = float(validate(student, [turned], full, FP32).terms["attention"].raw)
+        assert value == pytest.approx(expected, abs=1e-5)

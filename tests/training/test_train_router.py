@@ -1,0 +1,115 @@
+"""Phase 2 as a stage runs it, from folders of a small random teacher."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from moe_distill.config import load_params
+from moe_distill.errors import ConfigError
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
+from moe_distill.shards.reader import ShardReader
+from moe_distill.training import phases
+from moe_distill.training.phases import train_router
+from moe_distill.training.schedule import first_phase_steps
+from moe_distill.training.student import Heads, make_heads
+from tests.replay.teachers import make_teacher as random_moe
+from tests.teacher.conftest import make_teacher
+from tests.training.folders import ROOT, Folders, make_folders, make_params
+
+ALL_ON = dict.fromkeys(("chunk", *HIDDEN_TERMS, *ROUTER_TERMS), 0.05)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Of a teacher with the shape of Huihui-MoE-1B's block: one expert a token, its weight normalised."""
+    teacher = make_teacher("qwen3_moe_top1")
+    return make_folders(tmp_path_factory.mktemp("moe"), teacher)
+
+
+def test_r05_total_is_the_sum_of_the_weighted_terms_at_every_logged_step(
+    folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = make_params(losses=ALL_ON)
+    result = train_router(params, folders.inputs, folders.outputs("whole"))
+    rows, first = folders.curve("whole"), first_phase_steps(params.study, params.profile.train)
+    assert [row["step"] for row in rows] == list(range(first + 1, 21))
+    for row in rows + folders.curve("whole", validation=True):
+        weighted = [value for name, value in row.items() if name.endswith("_weighted")]
+        assert row["total"] == pytest.approx(sum(weighted), abs=1e-5)
+    assert {name.removesuffix("_raw") for name in rows[-1] if name.endswith("_raw")} == {*TEXT_TERMS, *ALL_ON}
+    assert {"expert_share_0", "expert_share_1", "expert_share_2", "expert_entropy", "gate_divergence"} <= rows[
+        -1
+    ].keys()
+    assert rows[-1]["gate_divergence"] > 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " total " in line]
+    assert len(lines) == len(rows)
+    for line in lines:
+        total, terms = line.split(" total ")[1].split("  lr ")[0].split(" = ")
+        shown = [float(term.split()[1]) for term in terms.split(" + ")]
+        assert float(total) == pytest.approx(sum(shown), abs=6e-4 * len(shown)), "three digits are shown"
+    assert result.final.experts is not None
+
+
+def test_a_dense_teacher_has_no_router_and_all_else_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = make_folders(tmp_path, make_teacher("dense"))
+    result = train_router(make_params(losses=ALL_ON), folders.inputs, folders.outputs("dense"))
+    said = [line for line in capsys.readouterr().out.splitlines() if "dense" in line]
+    assert said == ["train_router: the teacher's last block is dense; the router is off"]
+    assert result.final.terms.keys() == {*TEXT_TERMS, *HIDDEN_TERMS}
+    assert result.final.experts is None
+    assert not [name for name in folders.curve("dense")[0] if name.startswith(("expert", "gate", "router"))]
+    exported = AutoModelForCausalLM.from_pretrained(folders.outputs("dense").student)
+    assert exported.num_parameters() == AutoModelForCausalLM.from_pretrained(folders.inputs.student).num_parameters()
+
+
+def test_other_families_train_too(tmp_path: Path) -> None:
+    """OLMoE does not normalise the weights of the chosen experts."""
+    teacher = random_moe("olmoe", 1)
+    folders = make_folders(tmp_path, teacher)
+    assert not teacher.config.norm_topk_prob
+    result = train_router(make_params(losses=ALL_ON), folders.inputs, folders.outputs("olmoe"))
+    assert math.isfinite(result.final.total)
+    assert result.skipped_steps == 0
+
+
+def test_fewer_positions_than_a_router_needs_are_refused(folders: Folders) -> None:
+    per_window = ShardReader(folders.root / "targets/train", "moe-distill/teacher-targets").rows("hidden") / 24
+    assert 3 * per_window < 256 <= 4 * per_window
+    refused = make_params(batch_windows=3, micro_batch_windows=3)
+    with pytest.raises(ConfigError, match=r"a step sees 192 .* needs 256.*hidden_fraction"):
+        train_router(refused, folders.inputs, folders.outputs("few"))
+    accepted = make_params(batch_windows=4, micro_batch_windows=2)
+    train_router(accepted, folders.inputs, folders.outputs("enough"))
+
+
+def collapsed(*arguments: object, **keywords: object) -> Heads:
+    """Heads whose gate gives everything to expert 2."""
+    heads = make_heads(*arguments, **keywords)
+    torch.nn.init.constant_(heads.gate_bias[2], 8.0)
+    return heads
+
+
+DEFAULT = load_params(ROOT).study.losses.model_dump()
+BALANCE_ALONE = dict.fromkeys(DEFAULT, 0.0) | {"router_balance": DEFAULT["router_balance"]}
+
+
+@pytest.mark.parametrize("losses", [BALANCE_ALONE, DEFAULT], ids=["balance alone", "all default terms"])
+def test_r11_a_forced_collapse_is_reported_at_once_and_undone_by_balance(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], losses: dict[str, float]
+) -> None:
+    monkeypatch.setattr(phases, "make_heads", collapsed)
+    params = make_params(losses=losses, max_steps=100, log_every=10, validate_every=100, router_learning_rate=0.1)
+    name = f"collapse {len(set(losses.values()))}"
+    train_router(params, folders.inputs, folders.outputs(name))
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]
+    rows = folders.curve(name)
+    first = first_phase_steps(params.study, params.profile.train)
+    assert rows[0]["step"] <= first + 10, "one log interval"
+    assert rows[0]["expert_share_2"] > 0.99
+    assert rows[0]["expert_entropy"] < 0.1
+    assert "the router has collapsed: expert 2 takes 100% of the weight" in warnings[0]
+    assert rows[-1]["expert_entropy"] > 0.9 * math.log(3)
+    assert len(warnings) < len(rows) / 2
