@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 from moe_distill.errors import DataError
 
 SPACE_MARK = "\u2581"
-NO_TEXT = b"\xff"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -37,9 +36,9 @@ class TokenBytes:
     Attributes:
         table: by id; None for an id that stands for no text.
         is_fallback: by id; True for a SentencePiece `<0xNN>`, which stands for a byte only where no piece does.
-        spelling: uint8; the bytes of all ids, one after the other. An id that stands for no text has the byte 0xFF,
-            which no UTF-8 text has.
-        starts, lengths: int64 [ids]; where the bytes of each id begin in `spelling`, and how many they are.
+        spelling: uint8; the bytes of all ids, one after the other.
+        starts, lengths: int64 [ids]; where the bytes of each id begin in `spelling`, and how many they are (0 for an id
+            that stands for no text).
     """
 
     table: tuple[bytes | None, ...]
@@ -49,7 +48,7 @@ class TokenBytes:
     lengths: NDArray[np.int64]
 
     def join(self, ids: NDArray[np.int64]) -> bytes:
-        """What a sequence of tokens spells."""
+        """What a sequence of tokens spells; an id that stands for no text adds nothing."""
         lengths = self.lengths[ids]
         before = np.cumsum(lengths) - lengths
         places = np.repeat(self.starts[ids] - before, lengths) + np.arange(lengths.sum())
@@ -99,7 +98,7 @@ def token_bytes(tokenizer: Tokenizer, name: str) -> TokenBytes:
     if "ByteLevel" not in kinds:
         for token, number in vocabulary.items():
             is_fallback[number] = BYTE_TOKEN.fullmatch(token) is not None
-    spelled = [token or NO_TEXT for token in table]
+    spelled = [token or b"" for token in table]
     lengths = np.array([len(token) for token in spelled], dtype=np.int64)
     return TokenBytes(
         table=tuple(token or None for token in table),
