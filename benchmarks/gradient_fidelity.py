@@ -20,14 +20,14 @@ from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.targets import teacher_rows
 from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, read_vocabulary_map
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.data import Split, read_batch
+from moe_distill.training.data import TEXT_ALONE, Split, read_batch
 
 CPU = torch.device("cpu")
 
 
 def main(students: list[Path], windows: int = 16, k: int = 32, samples: str = "0,16,64,256") -> None:
     split = Split(WindowStore(Path("data/windows/student/train"), STUDENT_WINDOWS), None)
-    batch = read_batch(split, list(range(windows)), with_runs=False)
+    batch = read_batch(split, list(range(windows)), TEXT_ALONE)
     rows = torch.cat([split.windows.tokens("teacher_rows", number) for number in range(windows)])
     logits_AV = teacher_logits(rows[rows >= 0])
     student_ids = read_vocabulary_map(Path("data/windows/student/vocabulary_map"))

@@ -74,7 +74,7 @@ def aligned_next_tokens(
     documents = [Document(hashlib.sha256(part.encode()).hexdigest(), path.name, part) for part in parts]
     with TemporaryDirectory() as folder:
         outputs = Path(folder) / "teacher", Path(folder) / "student"
-        tokenize_split([documents], teacher, student, LIMITS, *outputs, "teacher windows", "student windows")
+        tokenize_split([documents], teacher, student, LIMITS, *outputs, "t", "s", ("t", "s"))
         teacher_ids = column(outputs[0], TEACHER_WINDOWS, "token_ids")
         names = "token_ids", "teacher_rows", "next_tokens"
         student_ids, rows, relation = (column(outputs[1], STUDENT_WINDOWS, name) for name in names)

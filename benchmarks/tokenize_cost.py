@@ -58,7 +58,7 @@ def both_tokenizers(documents: list[Document], teacher: Encoder, student: Encode
 def whole_step(documents: list[Document], teacher: Encoder, student: Encoder) -> None:
     with TemporaryDirectory() as folder:
         outputs = Path(folder) / "teacher", Path(folder) / "student"
-        tokenize_split([documents], teacher, student, LIMITS, *outputs, "teacher windows", "student windows")
+        tokenize_split([documents], teacher, student, LIMITS, *outputs, "t", "s", ("t", "s"))
 
 
 def seconds(

@@ -19,4 +19,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run("models", main)
+    run(f"models@{sys.argv[1]}", main)

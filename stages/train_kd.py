@@ -6,9 +6,11 @@ from pathlib import Path
 from moe_distill.config import Params
 from moe_distill.stage import run
 from moe_distill.tracking import track
+from moe_distill.training.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.training.figures import training_figures
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs, train_kd, training_key
-from moe_distill.workspace import publish, work_folder, write_json
+from moe_distill.work import compute_once, stage_code
+from moe_distill.workspace import fingerprint, write_json
 
 STAGE, CURVES = "train_kd", Path("metrics/curves")
 
@@ -18,17 +20,23 @@ def main(params: Params) -> None:
         windows=Path("data/windows/student"),
         targets=Path("data/teacher_shards"),
         student=Path("models/student_init"),
-        teacher_head=None,
+        teacher_head=Path("models/teacher_head"),
         optimizer=None,
     )
-    with work_folder(STAGE, training_key(STAGE, params, inputs)) as work:
-        outputs = TrainingOutputs(
-            work, work / "export", work / "optimizer", CURVES, partial(track, params, [STAGE], running=True)
-        )
-        result = train_kd(params, inputs, outputs)
-        publish(outputs.student, Path("models/student_kd"))
-        publish(work / "optimizer", Path("models/student_kd_optimizer"))
-    write_json(Path(f"metrics/{STAGE}.json"), training_figures(result))
+
+    def compute(work: Path) -> dict[str, float]:
+        on_validation = partial(track, params, [STAGE], running=True)
+        outputs = TrainingOutputs(work, work / "export", work / "optimizer", CURVES, on_validation)
+        return training_figures(train_kd(params, inputs, outputs))
+
+    published = {
+        "export": Path("models/student_kd"),
+        "optimizer": Path("models/student_kd_optimizer"),
+        CURVE_NAME: CURVES / f"{STAGE}.tsv",
+        VALIDATION_CURVE_NAME: CURVES / f"{STAGE}_validation.tsv",
+    }
+    key = fingerprint([stage_code(STAGE), training_key(STAGE, params, inputs)])
+    write_json(Path(f"metrics/{STAGE}.json"), compute_once(STAGE, key, compute, published))
     track(params, [STAGE])
 
 

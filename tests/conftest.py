@@ -2,9 +2,13 @@
 
 import ipaddress
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.chain import Chain
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,3 +28,11 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> "Chain":
+    """Corpus, models, windows, shards and head of a small pair: `copy` it before changing anything."""
+    from tests.chain import make_chain, small_params, topic_texts  # the whole package: seconds
+
+    return make_chain(tmp_path_factory.mktemp("chain"), small_params(), topic_texts(40))

@@ -14,10 +14,11 @@ WITHOUT_EFFECT = {
     "moe_distill",
     "moe_distill.config",
     "moe_distill.errors",
+    "moe_distill.interruption",
     "moe_distill.progress",
     "moe_distill.stage",
 }
-WITHOUT_EFFECT |= {"moe_distill.tracking", "moe_distill.workspace"}
+WITHOUT_EFFECT |= {"moe_distill.tracking", "moe_distill.work", "moe_distill.workspace"}
 
 
 def definition(stage: str) -> dict:

@@ -1,17 +1,11 @@
-"""Atomic files, published folders, and who may hold a work folder."""
+"""Atomic files and published folders."""
 
 import json
 import os
-import subprocess
-import sys
-import threading
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from moe_distill.errors import ResourceError
 from moe_distill.workspace import (
     canonical_json,
     fingerprint,
@@ -20,21 +14,9 @@ from moe_distill.workspace import (
     project_root,
     publish,
     sha256_file,
-    work_folder,
     write_atomically,
     write_json,
 )
-
-SOURCE = Path(__file__).resolve().parents[1] / "src"
-HOLDER = """
-import sys
-from moe_distill.workspace import work_folder
-with work_folder("stage", "k" * 64) as folder:
-    (folder / "half").write_text("done")
-    print("held", flush=True)
-    sys.stdin.readline()
-"""
-KEY = "k" * 64
 
 
 def names(folder: Path) -> list[str]:
@@ -122,6 +104,23 @@ def test_publish_replaces_what_stood_there(tmp_path):
     assert (tmp_path / "cached").read_text(encoding="utf-8") == "old"
 
 
+def test_publish_links_a_file_too(tmp_path):
+    (tmp_path / "curve").write_text("new", encoding="utf-8")
+    (tmp_path / "out").write_text("old", encoding="utf-8")
+    publish(tmp_path / "curve", tmp_path / "out")
+    assert (tmp_path / "out").samefile(tmp_path / "curve")
+    assert names(tmp_path) == ["curve", "out"]
+
+
+def test_r21_publish_leaves_out_and_removes_what_killed_processes_left(tmp_path):
+    source = make_folder(tmp_path / "work", "one")
+    (source / "sub/.file.1.tmp").touch()  # half a file
+    (tmp_path / "data/.out.1.tmp/sub").mkdir(parents=True)  # half a publication
+    publish(source, tmp_path / "data/out")
+    assert names(tmp_path / "data") == ["out"]
+    assert names(tmp_path / "data/out/sub") == ["file"]
+
+
 def test_publish_copies_where_links_are_not_possible(tmp_path, monkeypatch):
     def refused(_source: str, _target: str) -> None:
         raise OSError("no links here")
@@ -151,44 +150,12 @@ def test_fresh_folder_leaves_the_old_one_after_an_error(tmp_path):
     assert names(tmp_path / "out") == ["sub"]
 
 
-def test_fresh_folder_takes_over_from_a_killed_process_of_the_same_pid(tmp_path):
-    (tmp_path / f".out.{os.getpid()}.tmp").mkdir()
+def test_r21_fresh_folder_removes_what_killed_processes_left(tmp_path):
+    for pid in (1, os.getpid()):
+        (tmp_path / f".out.{pid}.tmp").mkdir()
     with fresh_folder(tmp_path / "out") as folder:
         (folder / "file").touch()
     assert names(tmp_path) == ["out"]
-
-
-@contextmanager
-def holder(root: Path, workspace: Path):
-    """A process that holds the work folder of KEY until a line is sent to it."""
-    environment = os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": str(SOURCE)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER],
-        cwd=workspace,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "held\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def release(process: subprocess.Popen) -> None:
-    process.stdin.write("end\n")
-    process.stdin.flush()
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_project_root_is_the_main_checkout_from_a_temporary_workspace_too(tmp_path, monkeypatch):
@@ -197,55 +164,3 @@ def test_project_root_is_the_main_checkout_from_a_temporary_workspace_too(tmp_pa
     assert project_root() == tmp_path.resolve()
     monkeypatch.delenv("DVC_ROOT")
     assert project_root() == Path("/")
-
-
-def test_work_folder_is_kept_after_an_error_and_removed_after_success(root):
-    folder = root / ".work/stage" / KEY[:16]
-    with pytest.raises(FileExistsError), work_folder("stage", KEY) as held:
-        make_folder(held, "half").joinpath("sub").mkdir()
-    with work_folder("stage", "other" * 10) as another:
-        assert names(another) == []
-    with work_folder("stage", KEY) as again:
-        assert again == folder
-        assert (again / "sub/file").read_text(encoding="utf-8") == "half"
-    assert not folder.exists()
-
-
-def test_r21_a_second_process_of_the_same_workspace_is_refused_within_two_seconds(root):
-    with holder(root, root) as process:
-        limit = threading.Timer(6.0, process.kill)  # else a waiter would hang here
-        limit.start()
-        began = time.monotonic()
-        with pytest.raises(ResourceError, match=rf"already runs in this workspace as process {process.pid}\b"):
-            work_folder("stage", KEY).__enter__()
-        assert time.monotonic() - began < 2
-        limit.cancel()
-        assert process.poll() is None
-        with work_folder("stage", "another key" * 8), work_folder("another stage", KEY):
-            pass  # other work is free
-
-
-def test_r21_another_workspace_waits_and_says_so(root, capsys):
-    elsewhere = root / "temporary"
-    elsewhere.mkdir()
-    with holder(root, elsewhere) as process:
-        timer = threading.Timer(2.0, release, [process])
-        timer.start()
-        began = time.monotonic()
-        with work_folder("stage", KEY) as folder:
-            waited = time.monotonic() - began
-            assert names(folder) == []  # the holder finished and removed its work
-        timer.join()
-    assert 1.5 < waited < 20
-    said = capsys.readouterr()
-    assert f"process {process.pid} in {elsewhere} computes the same result; waiting" in said.out + said.err
-
-
-def test_r21_a_waiter_resumes_the_work_of_a_holder_that_dies(root):
-    elsewhere = root / "temporary"
-    elsewhere.mkdir()
-    with holder(root, elsewhere) as process:
-        process.kill()
-        process.wait()
-        with work_folder("stage", KEY) as folder:
-            assert (folder / "half").read_text(encoding="utf-8") == "done"

@@ -8,20 +8,11 @@ from pathlib import Path
 import typer
 
 from moe_distill.config import load_params
-from moe_distill.errors import MoeDistillError
+from moe_distill.errors import DataError, MoeDistillError
 from moe_distill.progress import say
 from moe_distill.workspace import project_root
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-STORES = {
-    "data/windows/teacher/train": "moe-distill/teacher-windows",
-    "data/windows/teacher/validation": "moe-distill/teacher-windows",
-    "data/windows/student/train": "moe-distill/student-windows",
-    "data/windows/student/validation": "moe-distill/student-windows",
-    "data/windows/student/vocabulary_map": "moe-distill/vocabulary-map",
-    "data/teacher_shards/train": "moe-distill/teacher-targets",
-    "data/teacher_shards/validation": "moe-distill/teacher-targets",
-}
 
 
 @app.command()
@@ -38,22 +29,16 @@ def doctor() -> None:
 
 @app.command()
 def verify() -> None:
-    """Read every byte of windows, shards and teacher head, and compare with the recorded hashes."""
-    import torch
+    """Read every byte of windows, shards, teacher head and checkpoints, and compare with the recorded hashes."""
+    from moe_distill.verify import verify as read_through
 
-    from moe_distill.replay.head import read_head
-    from moe_distill.shards.reader import ShardReader
-
-    present = {folder: name for folder, name in STORES.items() if Path(folder).is_dir()}
-    for folder, store_format in present.items():
-        reader = ShardReader(Path(folder), store_format)
-        reader.verify()
-        say(f"ok  {folder}: {len(reader.index.files)} files")
-    if Path("models/teacher_head").is_dir():
-        read_head(Path("models/teacher_head"), torch.device("cpu"))
-        say("ok  models/teacher_head")
-    if not present:
+    found = list(read_through(Path(), project_root() / ".work"))
+    for each in found:
+        say(f"ok    {each.path}" if each.fault is None else f"FAIL  {each.fault}")
+    if not found:
         say("nothing to verify yet; run: dvc repro")
+    if any(each.fault for each in found):
+        raise typer.Exit(DataError.exit_code)
 
 
 @app.command()

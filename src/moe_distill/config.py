@@ -196,12 +196,14 @@ class Profile(Section):
 class Losses(Section):
     """The weight each term has once its ramp is complete (see curriculum); 0 = never computed."""
 
+    chunk: Weight  # from the first step on
     feature: Weight
     attention: Weight
     layerwise: Weight
     contrastive: Weight
     router_feature: Weight
     router_attention: Weight
+    router_kd: Weight
     router_balance: Weight
     router_importance: Weight
 
@@ -237,6 +239,7 @@ class Study(Section):
     kd_weight: Share
     kd_order: Literal["temper_then_map", "map_then_temper"]
     kd_tail: Literal["sampled", "residual"]
+    chunk_temperature: Annotated[float, Field(ge=1.0)]
     balance: Literal["fixed", "adaptive"]
     losses: Losses
     curriculum: Curriculum

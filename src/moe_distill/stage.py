@@ -3,14 +3,11 @@
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 
 from moe_distill.config import Params, load_params
 from moe_distill.errors import MoeDistillError
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
+from moe_distill.interruption import Terminated, raise_at_once
+from moe_distill.work import hold_workspace
 
 
 def run(stage: str, main: Callable[[Params], None]) -> None:
@@ -18,9 +15,10 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
 
     `--debug` shows the traceback of such an error too.
     """
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGTERM, raise_at_once)
     try:
-        main(load_params())
+        with hold_workspace(stage):
+            main(load_params())
     except MoeDistillError as error:
         if "--debug" in sys.argv[1:]:
             raise
@@ -32,7 +30,3 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
     except Terminated:
         print(f"{stage}: terminated; the same command continues", file=sys.stderr)
         sys.exit(143)
-
-
-def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated

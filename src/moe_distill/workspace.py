@@ -1,9 +1,7 @@
-"""Unfinished work lives in `.work/<stage>/<fingerprint>/`; finished work is published by hard link.
+"""Files and folders that appear whole or not at all, and fingerprints of what is in them.
 
-DVC deletes a stage's outputs before it runs the stage again, so nothing that must survive a kill may
-live in an output. A long stage works in a folder named after everything that determines its result;
-killed and started again with the same inputs it finds its own work, with other inputs it starts afresh.
 Every file is written under a temporary name, synced, then renamed: a name that exists is complete.
+A temporary name begins with a dot and ends with `.tmp`; what a killed process left under one is never read.
 """
 
 import hashlib
@@ -14,15 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from moe_distill.errors import ResourceError
-from moe_distill.progress import say
-
 Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
-
-SAME_WORKSPACE_SECONDS = 1.0
-WAIT_MESSAGE_SECONDS = 60.0
 
 
 def project_root() -> Path:
@@ -84,69 +74,35 @@ def _link_or_copy(source: str, target: str) -> str:
     return target
 
 
-def publish(folder: Path, destination: Path) -> None:
-    """Give the finished `folder` its final name by hard links, in place of what stood there."""
-    incoming = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    shutil.rmtree(incoming, ignore_errors=True)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(folder, incoming, copy_function=_link_or_copy)
+def publish(source: Path, destination: Path) -> None:
+    """Give the finished folder or file `source` its final name by hard links, in place of what stood there."""
+    incoming = _incoming(destination)
+    if source.is_dir():
+        ignored = shutil.ignore_patterns(".*.tmp")  # of a process that was killed while it wrote
+        shutil.copytree(source, incoming, copy_function=_link_or_copy, ignore=ignored)
+    else:
+        _link_or_copy(str(source), str(incoming))
     shutil.rmtree(destination, ignore_errors=True)
     incoming.rename(destination)
     sync(destination.parent)
 
 
+def _incoming(destination: Path) -> Path:
+    """The temporary name of what will be `destination`; what killed processes left under such names is removed."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    for left in destination.parent.glob(f".{destination.name}.*.tmp"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def fresh_folder(destination: Path) -> Iterator[Path]:
     """An empty folder that becomes `destination` when the block ends without an error: for short stages."""
-    folder = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    shutil.rmtree(folder, ignore_errors=True)  # of a killed process whose number is ours now
-    folder.mkdir(parents=True)
+    folder = _incoming(destination)
+    folder.mkdir()
     try:
         yield folder
         shutil.rmtree(destination, ignore_errors=True)
         folder.rename(destination)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def work_folder(stage: str, key: str) -> Iterator[Path]:
-    """Hold `.work/<stage>/<key>/` alone; remove it when the block ends without an error.
-
-    A second process of the same workspace is refused at once; one of another workspace
-    (`dvc exp run --temp`, `--queue`) waits for the first to end.
-
-    Raises:
-        ResourceError: another process of this workspace holds the folder; names its pid.
-    """
-    home = project_root() / ".work" / stage
-    home.mkdir(parents=True, exist_ok=True)
-    folder, owner = home / key[:16], home / f"{key[:16]}.owner"
-    lock = FileLock(home / f"{key[:16]}.lock")
-    _acquire(lock, owner, stage)
-    try:
-        owner.write_text(f"{os.getpid()} {Path.cwd()}", encoding="utf-8")
-        folder.mkdir(exist_ok=True)
-        yield folder
-        shutil.rmtree(folder)
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
-
-
-def _acquire(lock: FileLock, owner: Path, stage: str) -> None:
-    timeout = SAME_WORKSPACE_SECONDS
-    while True:
-        try:
-            lock.acquire(timeout=timeout)
-            return
-        except Timeout:
-            held = owner.read_text(encoding="utf-8") if owner.is_file() else "? ?"
-            pid, _, workspace = held.partition(" ")
-            if workspace == str(Path.cwd()):
-                raise ResourceError(
-                    f"stage {stage} already runs in this workspace as process {pid}",
-                    fix=f"wait for it, or stop it with: kill {pid}",
-                ) from None
-            say(f"{stage}: process {pid} in {workspace} computes the same result; waiting")
-            timeout = WAIT_MESSAGE_SECONDS

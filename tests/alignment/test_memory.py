@@ -24,7 +24,7 @@ def test_peak_memory_of_a_corpus_eight_times_larger_hardly_grows(tmp_path, monke
     for count in (50, 50, 400):  # the first warms caches up
         outputs = tmp_path / f"{len(peaks)} teacher", tmp_path / f"{len(peaks)} student"
         tracemalloc.start()
-        tally = tokenize_split(documents(count), teacher, student, limits, *outputs, "t", "s")
+        tally = tokenize_split(documents(count), teacher, student, limits, *outputs, "t", "s", ("t", "s"))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         tokens.append(tally.student_tokens)

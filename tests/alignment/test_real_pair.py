@@ -21,9 +21,9 @@ def tally_of(name, teacher, student, folder) -> tuple[Tally, int]:
     parts = [text[start : start + DOCUMENT_CHARACTERS] for start in range(0, len(text), DOCUMENT_CHARACTERS)]
     limits = WindowLimits(384, 384, 1 << 20, None)
     outputs = folder / "teacher", folder / "student"
-    return tokenize_split([[document(part) for part in parts]], teacher, student, limits, *outputs, "t", "s"), len(
-        parts
-    )
+    documents = [[document(part) for part in parts]]
+    tally = tokenize_split(documents, teacher, student, limits, *outputs, "t", "s", ("T", "S"))
+    return tally, len(parts)
 
 
 @pytest.mark.parametrize(

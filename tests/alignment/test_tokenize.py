@@ -259,12 +259,18 @@ def test_teacher_rows_are_numbered_over_files(tmp_path, monkeypatch):
 def test_index_says_what_the_windows_are(tmp_path):
     limits = WindowLimits(16, 12, 100, None)
     student = encoder(STUDENT.tokenizer, "student")
-    tokenize_split([[document("the fox")]], TEACHER, student, limits, tmp_path / "t", tmp_path / "s", "key t", "key s")
+    folders, keys = (tmp_path / "t", tmp_path / "s"), ("key t", "key s")
+    tokenize_split([[document("the fox")]], TEACHER, student, limits, *folders, *keys, ("T", "S"))
     teacher_index = WindowStore(tmp_path / "t", TEACHER_WINDOWS).reader.index
     student_index = WindowStore(tmp_path / "s", STUDENT_WINDOWS).reader.index
     assert (teacher_index.fingerprint, student_index.fingerprint) == ("key t", "key s")
-    assert teacher_index.metadata == {"prefix_id": 0, "max_length": 16}
-    assert student_index.metadata == {"prefix_id": 0, "max_length": 12, "teacher_windows": "key t"}
+    assert teacher_index.metadata == {"prefix_id": 0, "max_length": 16, "tokenizer": "T"}
+    assert student_index.metadata == {
+        "prefix_id": 0,
+        "max_length": 12,
+        "tokenizer": "S",
+        "teacher_windows": "key t",
+    }
 
 
 STUDENTS = {

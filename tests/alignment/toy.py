@@ -100,7 +100,9 @@ def make_split(
     """Cut documents into windows, and read the windows back."""
     limits = WindowLimits(teacher_max_length, student_max_length, shard_tokens, max_windows)
     documents = [[document(text)] for text in texts]
-    tally = tokenize_split(documents, teacher, student, limits, folder / "teacher", folder / "student", "t", "s")
+    tally = tokenize_split(
+        documents, teacher, student, limits, folder / "teacher", folder / "student", "t", "s", ("T", "S")
+    )
     return Split(tally, read(folder / "teacher", TEACHER_WINDOWS), read(folder / "student", STUDENT_WINDOWS))
 
 

@@ -11,8 +11,7 @@ from moe_distill.evaluation.measure import Measured, measure, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.losses.target import make_vocabulary_map, sparse_target
 from moe_distill.shards.targets import read_rows
-
-from .conftest import (
+from tests.stores import (
     BYTES,
     DOCUMENTS,
     PREFIX,

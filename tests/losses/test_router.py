@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from moe_distill.losses.router import expert_entropy, importance_kl, load_balancing_loss, mixture
+from moe_distill.losses.router import (
+    expert_entropy,
+    gate_divergence,
+    importance_kl,
+    load_balancing_loss,
+    mixture,
+)
 
 LOGITS = 2 * torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
 
@@ -13,7 +19,7 @@ LOGITS = 2 * torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("n_experts", [1, 2, 3, 4])
 def test_mixture_is_the_normalised_largest_probabilities(temperature: float, n_experts: int) -> None:
-    mixed = mixture(LOGITS, temperature, n_experts)
+    mixed = mixture(LOGITS, temperature, n_experts, normalizes=True)
     assert mixed.sum(-1).tolist() == pytest.approx([1.0] * 9, abs=1e-6)
     for row, logits in zip(mixed.tolist(), LOGITS.tolist(), strict=True):
         chosen = sorted(range(4), key=lambda expert: -logits[expert])[:n_experts]
@@ -21,11 +27,21 @@ def test_mixture_is_the_normalised_largest_probabilities(temperature: float, n_e
         assert row == pytest.approx([powers.get(expert, 0.0) / sum(powers.values()) for expert in range(4)], abs=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
 @pytest.mark.parametrize("n_experts", [1, 2, 4])
-def test_r28_the_gate_learns_whatever_the_number_of_experts(n_experts: int) -> None:
+def test_a_mixture_that_is_not_normalised_keeps_the_probabilities(temperature: float, n_experts: int) -> None:
+    mixed = mixture(LOGITS, temperature, n_experts, normalizes=False)
+    probs = (LOGITS / temperature).softmax(-1)
+    least = probs.sort(-1, descending=True).values[:, n_experts - 1, None]
+    torch.testing.assert_close(mixed, probs * (probs >= least))
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+@pytest.mark.parametrize("n_experts", [1, 2, 4])
+def test_r28_the_gate_learns_whatever_the_number_of_experts(n_experts: int, normalizes: bool) -> None:
     logits = LOGITS.clone().requires_grad_()
     outputs = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
-    (mixture(logits, 1.0, n_experts) * outputs).sum().backward()
+    (mixture(logits, 1.0, n_experts, normalizes) * outputs).sum().backward()
     assert logits.grad is not None
     assert (logits.grad.abs().amax(-1) > 1e-4).all()
 
@@ -33,13 +49,13 @@ def test_r28_the_gate_learns_whatever_the_number_of_experts(n_experts: int) -> N
 def test_one_expert_has_the_softmax_gradient() -> None:
     outputs = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
     routed, plain = LOGITS.clone().requires_grad_(), LOGITS.clone().requires_grad_()
-    (mixture(routed, 2.0, 1) * outputs).sum().backward()
+    (mixture(routed, 2.0, 1, normalizes=True) * outputs).sum().backward()
     ((plain / 2.0).softmax(-1) * outputs).sum().backward()
     torch.testing.assert_close(routed.grad, plain.grad)
 
 
 def test_mixture_of_no_positions() -> None:
-    assert mixture(torch.zeros(0, 4), 1.0, 2).shape == (0, 4)
+    assert mixture(torch.zeros(0, 4), 1.0, 2, normalizes=True).shape == (0, 4)
 
 
 @pytest.mark.parametrize("n_experts", [2, 4, 64])
@@ -70,6 +86,15 @@ def test_importance_is_zero_when_equal_and_the_kl_otherwise() -> None:
     expected = sum(p * math.log(p / q) for p, q in zip(student.tolist(), teacher.tolist(), strict=True) if p > 0)
     assert float(importance_kl(student, teacher)) == pytest.approx(expected, rel=1e-5)
     assert math.isfinite(float(importance_kl(teacher, student))), "an expert that the teacher never uses"
+
+
+def test_divergence_is_the_kl_of_each_position_and_zero_when_equal() -> None:
+    other = LOGITS.flip(0)
+    divergence = gate_divergence(LOGITS, other)
+    for value, mine, theirs in zip(divergence.tolist(), LOGITS.double(), other.double(), strict=True):
+        p, q = mine.softmax(-1), theirs.softmax(-1)
+        assert value == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-5)
+    assert gate_divergence(LOGITS, LOGITS + 3.0).abs().max() < 1e-5, "a shift of all logits changes no gate"
 
 
 def test_r11_entropy_from_uniform_to_collapse() -> None:

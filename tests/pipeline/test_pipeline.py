@@ -29,7 +29,8 @@ CONTRACT = {
     "train_kd": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_lm_weighted "
     "validation_kd_raw validation_kd_weighted",
     "train_router": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_kd_raw "
-    "validation_feature_raw validation_router_balance_weighted expert_share_0 expert_share_3 expert_entropy",
+    "validation_feature_raw validation_router_balance_weighted expert_share_0 expert_share_3 expert_entropy "
+    "gate_divergence",
     "evaluate": "teacher_bits_per_byte student_init_bits_per_byte student_bits_per_byte student_kd_bits_per_byte "
     "lm_only_bits_per_byte gain_over_lm_only retention student_nll_per_token student_perplexity top1_agreement "
     "top5_overlap kl_teacher_student expected_calibration_error teacher_parameters student_parameters "
@@ -219,7 +220,7 @@ def test_report_is_written(checkout: Checkout) -> None:
 
 def test_command_line_tools_work_on_a_finished_run(checkout: Checkout) -> None:
     checkout.run("dvc", "repro")
-    assert "data/teacher_shards/train: " in checkout.run("moe-distill", "verify")
+    assert "ok    data/teacher_shards/train\n" in checkout.run("moe-distill", "verify")
     assert "float32" in checkout.run("moe-distill", "doctor")
     client = MlflowClient(f"sqlite:///{checkout.folder / 'mlflow.db'}")
     count = len(client.search_runs([client.get_experiment_by_name("moe-distill").experiment_id]))

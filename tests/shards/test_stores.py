@@ -8,43 +8,14 @@ from moe_distill.shards.targets import (
     TAIL_SAMPLE_TEMPERATURE,
     TAIL_TEMPERATURES,
     TAIL_UNIFORM_SHARE,
-    TEACHER_TARGETS,
-    open_targets,
     read_rows,
     tail_log_density,
     target_fields,
 )
 from moe_distill.shards.windows import (
-    MAP_FIELDS,
-    TEACHER_FIELDS,
-    TEACHER_WINDOWS,
-    VOCABULARY_MAP,
     WindowStore,
     read_vocabulary_map,
 )
-from moe_distill.shards.writer import ShardWriter
-
-OUTPUT_ROWS = 100
-COUNTS = [[3, 1], [2], [4, 2]]  # windows of each file
-
-
-@pytest.fixture
-def windows(tmp_path):
-    writer = ShardWriter(tmp_path, TEACHER_FIELDS, "tokens", 1)
-    first = 0
-    for number, counts in enumerate(COUNTS):
-        total = sum(counts)
-        columns = {
-            "token_ids": torch.arange(first, first + total).int(),
-            "token_counts": torch.tensor(counts).int(),
-            "documents": torch.full((len(counts),), number).int(),
-            "byte_starts": torch.tensor([10 * place for place in range(len(counts))]),
-            "byte_ends": torch.tensor([10 * place + 2 * count for place, count in enumerate(counts)]),
-        }
-        writer.append(columns, cursor=0)
-        first += total
-    writer.finish(TEACHER_WINDOWS, "key", {"prefix_id": 0, "max_length": 8})
-    return WindowStore(tmp_path, TEACHER_WINDOWS)
 
 
 def test_windows_are_numbered_over_all_files(windows):
@@ -67,41 +38,14 @@ def test_windows_are_numbered_over_all_files(windows):
 
 
 def test_windows_of_the_other_kind_are_refused(windows):
-    with pytest.raises(DataError, match=r"moe-distill/teacher-windows version 1, expected moe-distill/student-windows"):
+    with pytest.raises(DataError, match=r"moe-distill/teacher-windows version 2, expected moe-distill/student-windows"):
         WindowStore(windows.reader.folder, "moe-distill/student-windows")
 
 
-def test_vocabulary_map_round_trip(tmp_path):
-    writer = ShardWriter(tmp_path, MAP_FIELDS, "teacher_ids", 4)
-    writer.append({"student_ids": torch.tensor([5, -1, 0, 2]).int()}, cursor=0)
-    writer.append({"student_ids": torch.tensor([-1]).int()}, cursor=0)
-    writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
-    found = read_vocabulary_map(tmp_path)
+def test_vocabulary_map_round_trip(vocabulary_map):
+    found = read_vocabulary_map(vocabulary_map)
     assert found.dtype == torch.int64
     assert found.tolist() == [5, -1, 0, 2, -1]
-
-
-@pytest.fixture
-def targets(tmp_path):
-    """Seven positions in two files, three kept logits, two tail samples, no hidden states."""
-    fields = target_fields(k=3, tail_samples=2, hidden_layers=1, hidden_size=4, router_layers=0, num_experts=0)
-    writer = ShardWriter(tmp_path, fields, "positions", 4)
-    for first, stop in ((0, 4), (4, 7)):
-        row = torch.arange(first, stop)
-        columns = {
-            "topk_ids": (row[:, None] * 10 + torch.arange(3)).int(),
-            "topk_logprobs": (-row[:, None] - torch.tensor([0.25, 1.5, 2.0])).half(),
-            "tail_logsumexp": row[:, None] * torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]),
-            "tail_ids": (row[:, None] * 10 + torch.tensor([7, 8])).int(),
-            "tail_logprobs": (-row[:, None] - torch.tensor([5.0, 6.0])).half(),
-            "target_logprob": -row.float(),
-            "hidden_rows": torch.zeros(0, dtype=torch.int64),
-            "hidden": torch.zeros(0, 1, 4).half(),
-            "hidden_scales": torch.zeros(0, 1),
-        }
-        writer.append(columns, cursor=0)
-    writer.finish(TEACHER_TARGETS, "key", {"output_rows": OUTPUT_ROWS})
-    return open_targets(tmp_path)
 
 
 def test_r01_teacher_rows_are_upcast_where_they_are_read(targets):

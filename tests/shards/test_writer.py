@@ -8,17 +8,18 @@ import torch
 
 from moe_distill.shards.format import FORMAT_VERSION
 from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.writer import ShardWriter
 from moe_distill.workspace import sha256_file
 
-from .toy import FIELDS, FORMAT, contents, new_writer, part, write_store
+from .toy import FIELDS, FORMAT, contents, new_writer, part, receipts_of, write_store
 
 
 def test_index_is_complete(tmp_path):
     index = write_store(tmp_path)
     described = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
-    assert set(described) == {"format", "format_version", "fingerprint", "fields", "files", "metadata"}
-    assert (described["format"], described["format_version"], described["fingerprint"]) == (FORMAT, 1, "key")
-    assert FORMAT_VERSION == 1
+    assert set(described) == {"format", "format_version", "fingerprint", "fields", "files", "metadata", "sha256"}
+    assert (described["format"], described["format_version"], described["fingerprint"]) == (FORMAT, 2, "key")
+    assert FORMAT_VERSION == 2
     assert described["metadata"] == {"name": "toy", "sizes": [1, 2]}
     assert described["fields"]["scales"] == {"table": "windows", "dtype": "float32", "shape": [2, 2]}
     assert described["files"] == [
@@ -125,7 +126,7 @@ def test_r21_a_broken_shard_of_a_killed_writer_is_written_again(tmp_path, fault,
     elif fault == "missing":
         shard.unlink()
     else:
-        (tmp_path / f"{shard.name}.receipt.json").write_text("{", encoding="utf-8")
+        (receipts_of(tmp_path) / f"{shard.name}.json").write_text("{", encoding="utf-8")
     writer = new_writer(tmp_path)
     assert writer.cursor == cursor
     for number in range(cursor, 5):
@@ -142,11 +143,30 @@ def test_r21_killed_between_the_last_shard_and_the_index(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             write_store(tmp_path / "broken")
     writer = new_writer(tmp_path / "broken")
-    assert writer.cursor == 4  # the last shard's receipt has no cursor to continue from
-    writer.append(part(4), cursor=5, tallies={"parts": 1.0})
+    assert writer.cursor == 5
+    assert writer.tally("parts") == 5
     writer.finish(FORMAT, "key", {"name": "toy", "sizes": [1, 2]})
     write_store(tmp_path / "whole")
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_r21_a_finished_store_is_finished_again_without_input(tmp_path):
+    index = write_store(tmp_path / "store")
+    before = contents(tmp_path / "store")
+    writer = new_writer(tmp_path / "store")
+    assert (writer.cursor, writer.tally("parts")) == (5, 5)
+    assert writer.finish(FORMAT, "key", {"name": "toy", "sizes": [1, 2]}) == index
+    assert contents(tmp_path / "store") == before
+
+
+def test_without_receipts_a_store_is_written_from_the_start(tmp_path):
+    for _ in range(2):
+        writer = ShardWriter(tmp_path / "store", FIELDS, "tokens", 4)
+        assert writer.cursor == 0
+        for number in range(4):
+            writer.append(part(number), cursor=number + 1)
+    writer.finish(FORMAT, "key", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_an_unfinished_store_has_no_index(tmp_path):

@@ -79,8 +79,9 @@ def windows(tmp_path: Path) -> WindowStore:
                 "documents": torch.tensor([number], dtype=torch.int32),
                 "byte_starts": torch.tensor([0]),
                 "byte_ends": torch.tensor([3 * count]),
+                "token_bytes": torch.full((0 if number else VOCABULARY,), 3, dtype=torch.int32),
             },
             cursor=0,
         )
-    writer.finish(TEACHER_WINDOWS, "w", {"prefix_id": 0, "max_length": 100})
+    writer.finish(TEACHER_WINDOWS, "w", {"prefix_id": 0, "max_length": 100, "tokenizer": "t"})
     return WindowStore(tmp_path / "windows", TEACHER_WINDOWS)

@@ -11,7 +11,6 @@ from moe_distill.config import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.replay.block import (
     block_input,
-    check_same_teacher,
     expert_outputs,
     gate_logits,
     load_teacher_head,
@@ -25,6 +24,9 @@ from moe_distill.shards.windows import WindowStore
 from moe_distill.teacher import capture as capture_module
 from moe_distill.teacher.capture import Captured, capture
 from moe_distill.teacher.export_head import export_head
+from tests.replay.teachers import FAMILIES as MOE_FAMILIES
+from tests.replay.teachers import certain
+from tests.replay.teachers import make_teacher as random_moe
 from tests.teacher.conftest import FAMILIES, VOCABULARY, make_teacher
 
 CPU = torch.device("cpu")
@@ -49,7 +51,17 @@ def params(**changes: object) -> Capture:
 def run(model: PreTrainedModel, windows: WindowStore, output: Path, **changes: object) -> Captured:
     text_ids = torch.ones(VOCABULARY, dtype=torch.bool)
     text_ids[0] = False
-    return capture(model, windows, text_ids, params(**changes), 0, "teacher", "key", output)
+    return capture(
+        model,
+        windows,
+        text_ids,
+        params(**changes),
+        0,
+        "teacher",
+        "key",
+        output,
+        output.with_name(f"{output.name}-receipts"),
+    )
 
 
 def true_logits(model: PreTrainedModel, windows: WindowStore) -> torch.Tensor:
@@ -91,28 +103,27 @@ def test_records_are_the_teachers_distribution(family: str, windows: WindowStore
     assert captured.text_mass == pytest.approx(float(1 - logprobs[:, 0].exp().mean()), abs=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES[:-1])
-def test_r15_replay_gives_back_the_teachers_logits(family: str, windows: WindowStore, tmp_path: Path) -> None:
-    model = make_teacher(family)
-    run(model, windows, tmp_path / "shards")
+@pytest.mark.parametrize("family", MOE_FAMILIES)
+def test_r15_replay_from_the_shards_gives_back_the_cached_logprobs(
+    family: str, windows: WindowStore, tmp_path: Path
+) -> None:
+    model = random_moe(family, 1)
+    run(model, windows, tmp_path / "shards", hidden_layers=[0, len(model.model.layers)])
     export_head(model, "teacher", tmp_path / "head")
     head, reader = load_teacher_head(tmp_path / "head", CPU), open_targets(tmp_path / "shards")
     moe_input = column(reader, "moe_input").float() * column(reader, "moe_input_scales")[:, None]
     read = block_input(head, moe_input)
-    logits = gate_logits(head, read)
-    torch.testing.assert_close(logits, column(reader, "router_logits")[:, 0].float(), atol=2e-2, rtol=1e-2)
-    residual = routed_hidden(moe_input, expert_outputs(head, read), teacher_mixture(head, logits))
-    rows = column(reader, "hidden_rows")
-    truth = true_logits(model, windows)[rows].log_softmax(-1)
-    replayed = replayed_logits(head, residual).log_softmax(-1)
-    # fp16 states: an expert may change where two gate values tie, so all but a few positions
-    close = ((replayed - truth).abs() <= 1e-2 + 2**-6 * truth.abs()).all(-1)
-    assert close.float().mean() > 0.97
-    ids = torch.tensor([3, 200])
-    torch.testing.assert_close(replayed_logits(head, residual, ids), replayed_logits(head, residual)[:, ids])
+    gate = gate_logits(head, read)
+    torch.testing.assert_close(gate, column(reader, "router_logits")[:, 0].float(), atol=1e-2, rtol=2**-9)
+    residual = routed_hidden(moe_input, expert_outputs(head, read), teacher_mixture(head, gate))
     last = column(reader, "hidden")[:, 1].float() * column(reader, "hidden_scales")[:, 1, None]
-    agree = torch.cosine_similarity(residual, last, dim=-1)
-    assert agree.median() > 0.9999
+    certain_N = certain(gate, head)
+    assert torch.cosine_similarity(residual, last, dim=-1)[certain_N].min() > 0.9999
+    rows = column(reader, "hidden_rows")
+    ids, cached = column(reader, "topk_ids").long()[rows], column(reader, "topk_logprobs").float()[rows]
+    everything = torch.arange(VOCABULARY).expand(len(rows), -1)
+    replayed = replayed_logits(head, residual, everything).log_softmax(-1).gather(1, ids)
+    assert ((replayed - cached).abs() <= 1e-2 + 2**-10 * cached.abs())[certain_N].all()
 
 
 def test_dense_teacher_has_no_router_columns(windows: WindowStore, tmp_path: Path) -> None:
@@ -196,10 +207,8 @@ def test_parameters_that_do_not_fit_the_teacher_are_refused(windows: WindowStore
         run(make_teacher("dense"), windows, tmp_path / "b", k=VOCABULARY)
 
 
-def test_head_of_another_teacher_or_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+def test_head_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     export_head(make_teacher("qwen3_moe"), "one", tmp_path / "head")
-    with pytest.raises(DataError, match=r"one.*two"):
-        check_same_teacher(load_teacher_head(tmp_path / "head", CPU), "two")
     shutil.copytree(tmp_path / "head", tmp_path / "bad")
     path = tmp_path / "bad/teacher_head.safetensors"
     content = bytearray(path.read_bytes())

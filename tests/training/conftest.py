@@ -5,20 +5,27 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.config import Study, Train
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.target import make_vocabulary_map
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
 from moe_distill.shards.targets import teacher_rows
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.batch import Batch, HiddenRuns
+from moe_distill.training.batch import Batch, Chunks, HiddenRuns
 from moe_distill.training.objective import Student
 from moe_distill.training.student import make_heads
+from tests.stores import stores
+
+__all__ = ["stores"]
 
 STUDENT_VOCABULARY, TEACHER_VOCABULARY, TEACHER_SIZE, EXPERTS, LAYERS, K, M = 60, 90, 20, 3, 2, 8, 4
 
 
 def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
-    """Windows of the given lengths; two positions of three have a target, the first eight of them a state."""
+    """Windows of the given lengths, up to 12; two positions of three have a target and a state.
+
+    Chunks have three tokens; the first three belong to none.
+    """
     generator = torch.Generator().manual_seed(seed)
     longest = max(lengths)
     places = torch.cat([torch.arange(length) + number * longest for number, length in enumerate(lengths)])
@@ -27,7 +34,8 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
     logits = 3 * torch.randn(len(aligned), TEACHER_VOCABULARY, generator=generator)
     uniforms = torch.rand(len(aligned), generator=generator)
     records = sparsify(logits, torch.zeros(len(aligned), dtype=torch.int64), K, M, uniforms)
-    runs = torch.stack([torch.arange(8) + number * longest for number in range(len(lengths))])
+    runs = [places[aligned][places[aligned] // longest == number] for number in range(len(lengths))]
+    mask = torch.stack([torch.arange(8) < len(run) for run in runs])
     return Batch(
         input_ids_BL=torch.randint(STUDENT_VOCABULARY, (len(lengths), longest), generator=generator),
         places_N=places,
@@ -35,13 +43,15 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
         aligned_A=aligned,
         rows=teacher_rows(vars(records), TEACHER_VOCABULARY - K),
         runs=HiddenRuns(
-            places_WR=runs,
-            mask_WR=torch.ones_like(runs, dtype=torch.bool),
-            states_WRSD=torch.randn(len(lengths), 8, LAYERS, TEACHER_SIZE, generator=generator),
-            moe_input_WRD=torch.randn(len(lengths), 8, TEACHER_SIZE, generator=generator),
+            windows_W=1000 * seed + torch.arange(len(lengths)),
+            places_WR=torch.stack([torch.nn.functional.pad(run, (0, 8 - len(run))) for run in runs]),
+            mask_WR=mask,
+            states_WRSD=torch.randn(len(lengths), 8, LAYERS, TEACHER_SIZE, generator=generator) * mask[..., None, None],
+            moe_input_WRD=torch.randn(len(lengths), 8, TEACHER_SIZE, generator=generator) * mask[..., None],
         )
         if with_runs
         else None,
+        chunks=Chunks(torch.arange(n_tokens) // 3 - 1, -2 * torch.rand((n_tokens + 2) // 3 - 1, generator=generator)),
         n_bytes=3 * n_tokens,
     )
 
@@ -94,7 +104,6 @@ def student(teacher_head: TeacherHead) -> Student:
 
 @pytest.fixture
 def study() -> Study:
-    terms = "feature attention layerwise contrastive router_feature router_attention router_balance router_importance"
     return Study.model_validate(
         {
             "profile": "test",
@@ -104,8 +113,9 @@ def study() -> Study:
             "kd_weight": 0.7,
             "kd_order": "temper_then_map",
             "kd_tail": "sampled",
+            "chunk_temperature": 1.0,
             "balance": "fixed",
-            "losses": dict.fromkeys(terms.split(), 0.1),
+            "losses": dict.fromkeys(("chunk", *HIDDEN_TERMS, *ROUTER_TERMS), 0.1),
             "curriculum": {"phase1_share": 0.1, "curriculum_share": 0.8},
             "router": {
                 "temperature_start": 2.0,

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from moe_distill.config import EarlyStopping, Study, Train
 from moe_distill.errors import DivergenceError
-from moe_distill.losses.registry import ALL_TERMS, LossTerm
+from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, ROUTER_TERMS, LossTerm
 from moe_distill.runtime import Runtime
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales
 from moe_distill.training.batch import Counts
@@ -20,6 +21,7 @@ from moe_distill.training.logging import console_line, curve_columns, curve_row,
 from moe_distill.training.loop import Phase, _account
 from moe_distill.training.objective import Student
 from moe_distill.training.order import batches_from, epoch_batches
+from moe_distill.training.routing import ExpertUse
 from moe_distill.training.schedule import (
     first_phase_steps,
     learning_rate_fraction,
@@ -36,7 +38,7 @@ FP32 = Runtime(torch.device("cpu"), torch.float32)
 
 def outcome(**terms: float) -> Outcome:
     values = {name: LossTerm(torch.tensor(value), torch.tensor(value)) for name, value in terms.items()}
-    return Outcome(values, 10.0, Counts(5, 3, 2, 20), None, 0.1)
+    return Outcome(values, 10.0, Counts(5, 3, 2, 1, 20), None, 0.1)
 
 
 def phase(stage: str = "train_kd") -> Phase:
@@ -61,7 +63,7 @@ def test_r03_phases_meet_where_the_first_ramp_opens(study: Study, train: Train) 
     assert last == 8  # 10% of the curriculum, which is 80% of 100 steps
     assert not any(objective_at(last, study, train, {}).weights.values())
     assert any(objective_at(last + 1, study, train, {}).weights.values())
-    assert objective_at(80, study, train, {}).weights == dict.fromkeys(ALL_TERMS[2:], 0.1)
+    assert objective_at(80, study, train, {}).weights == dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.1)
 
 
 def test_r10_early_stopping_begins_after_the_last_ramp(study: Study, train: Train) -> None:
@@ -194,15 +196,16 @@ def test_r08_a_run_of_25_000_steps_stays_under_5_000_lines() -> None:
 
 
 def test_r11_expert_use_is_logged_and_a_collapse_names_the_expert(capsys: pytest.CaptureFixture[str]) -> None:
-    even = Outcome({}, 0.0, Counts(1, 1, 1, 1), torch.tensor([2.0, 2.0]), 0.0)
+    even = Outcome({}, 0.0, Counts(1, 1, 1, 1, 1), ExpertUse(torch.tensor([0.5, 0.5]), 0.25), 0.0)
     assert expert_values(even) == {
         "expert_share_0": 0.5,
         "expert_share_1": 0.5,
         "expert_entropy": pytest.approx(math.log(2)),
+        "gate_divergence": 0.25,
     }
     warn_of_collapse("train_router", even)
     assert capsys.readouterr().out == ""
-    warn_of_collapse("train_router", Outcome({}, 0.0, Counts(1, 1, 1, 1), torch.tensor([0.1, 9.9]), 0.0))
+    warn_of_collapse("train_router", replace(even, experts=ExpertUse(torch.tensor([0.01, 0.99]), 0.0)))
     assert "expert 1 takes 99%" in capsys.readouterr().out
 
 
@@ -210,8 +213,8 @@ def test_every_value_of_a_row_has_a_column() -> None:
     full = Outcome(
         {name: LossTerm(torch.tensor(1.0), torch.tensor(0.5)) for name in ALL_TERMS},
         1.0,
-        Counts(1, 1, 1, 1),
-        torch.ones(3),
+        Counts(1, 1, 1, 1, 1),
+        ExpertUse(torch.full((3,), 1 / 3), 0.0),
         0.0,
     )
     assert set(curve_row(full, 1e-3, 2.0, Counters())) == set(curve_columns(ALL_TERMS, 3))

@@ -1,6 +1,8 @@
 """The objective: one registry, one total, the same for training and validation, however a step is split."""
 
 import dataclasses
+from collections import Counter
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,12 +11,14 @@ from moe_distill.config import Study, Train
 from moe_distill.losses.registry import ALL_TERMS, total_of
 from moe_distill.runtime import Runtime
 from moe_distill.training import objective as objective_module
-from moe_distill.training.batch import NO_COUNTS
+from moe_distill.training import routing as routing_module
+from moe_distill.training.batch import Chunks
 from moe_distill.training.objective import Objective, Student, evaluate_objective
+from moe_distill.training.routing import RouterSettings, gate_terms
 from moe_distill.training.schedule import objective_at
-from moe_distill.training.step import optimizer_step, validate
+from moe_distill.training.step import Outcome, optimizer_step, validate
 from moe_distill.training.trainer import make_trainer
-from tests.training.conftest import make_batch
+from tests.training.conftest import LAYERS, make_batch
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
 
@@ -26,35 +30,70 @@ def full(study: Study, train: Train) -> Objective:
 
 
 def without(objective: Objective, *names: str) -> Objective:
-    return dataclasses.replace(objective, weights=objective.weights | dict.fromkeys(names, 0.0))
+    off = {name: 0.0 for name in names if name in objective.weights}
+    kd = dataclasses.replace(objective.kd, chunk_weight=0.0) if "chunk" in names else objective.kd
+    return dataclasses.replace(objective, kd=kd, weights=objective.weights | off)
 
 
 def test_r04_every_term_has_a_unique_name_and_is_there(student: Student, full: Objective) -> None:
     batch = make_batch(0, [12, 9])
-    terms = evaluate_objective(student, batch, full, batch.counts, None).terms
+    terms = validate(student, [batch], full, FP32).terms
     assert sorted(terms) == sorted(ALL_TERMS)
     for name, weight in full.weights.items():
         torch.testing.assert_close(terms[name].weighted, weight * terms[name].raw)
 
 
 def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, full: Objective) -> None:
-    # balance and importance are of means over a part's positions, the one thing that a split may change
-    objective = without(full, "router_balance", "router_importance")
+    """All terms on, those of the gate's means among them, and noise on the gate."""
+    noisy = dataclasses.replace(full, router=RouterSettings(temperature=1.5, n_experts=2, noise=0.5, noise_seed=3))
+    with torch.no_grad():
+        student.heads.gate_correction.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
     windows = [make_batch(number, [12]) for number in range(4)]
-    counts = sum((window.counts for window in windows), NO_COUNTS)
+    optimizer = torch.optim.SGD([*student.model.parameters(), *student.heads.parameters()], lr=0.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
 
-    def gradient(parts: list) -> torch.Tensor:
-        student.model.zero_grad()
-        for part in parts:
-            total_of(evaluate_objective(student, part, objective, counts, None).terms).backward()
-        return torch.cat([p.grad.flatten() for p in student.model.parameters() if p.grad is not None])
+    def step(parts: list) -> tuple[torch.Tensor, Outcome]:
+        outcome = optimizer_step(student, parts, noisy, optimizer, scaler, FP32, gradient_clip=1e9).outcome
+        gradients = [weight.grad.flatten() for group in optimizer.param_groups for weight in group["params"]]
+        return torch.cat(gradients), outcome
 
-    single = gradient(windows)
-    whole = gradient([merged(windows)])
-    halves = gradient([merged(windows[:2]), merged(windows[2:])])
-    torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(halves, single, atol=1e-5, rtol=1e-5)
+    whole, outcome = step([merged(windows)])
+    assert outcome.terms.keys() == set(ALL_TERMS)
     assert whole.abs().max() > 1e-3
+    for parts in ([merged(windows[:2]), merged(windows[2:])], windows):
+        gradient, split = step(parts)
+        torch.testing.assert_close(gradient, whole, atol=1e-5, rtol=1e-5)
+        assert split.total == pytest.approx(outcome.total, abs=1e-5)
+        torch.testing.assert_close(split.experts.share_E, outcome.experts.share_E)
+        assert split.experts.divergence == pytest.approx(outcome.experts.divergence, abs=1e-6)
+
+
+def test_the_gates_means_take_part_in_a_step(student: Student, full: Objective) -> None:
+    batch = make_batch(0, [12, 9])
+    correction = student.heads.gate_correction
+    with torch.no_grad():
+        correction.bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
+    optimizer = torch.optim.SGD([*student.model.parameters(), *student.heads.parameters()], lr=0.0)
+
+    def gradient(objective: Objective) -> torch.Tensor:
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        optimizer_step(student, [batch], objective, optimizer, scaler, FP32, gradient_clip=1e9)
+        return correction.weight.grad.clone()
+
+    gate = evaluate_objective(student, batch, full, batch.counts, None).gate
+    terms, _ = gate_terms(student.heads, student.teacher_head, [gate], full.router, full.weights)
+    expected = torch.autograd.grad(total_of(terms), correction.weight)[0]
+    assert expected.abs().max() > 1e-4
+    added = gradient(full) - gradient(without(full, "router_balance", "router_importance"))
+    torch.testing.assert_close(added, expected, atol=1e-6, rtol=1e-4)
+
+
+def merged_chunks(parts: list[Chunks]) -> Chunks:
+    firsts = [sum(len(part.teacher_logprobs_J) for part in parts[:number]) for number in range(len(parts))]
+    numbers = [
+        torch.where(part.chunk_of_N < 0, -1, part.chunk_of_N + first) for part, first in zip(parts, firsts, strict=True)
+    ]
+    return Chunks(torch.cat(numbers), torch.cat([part.teacher_logprobs_J for part in parts]))
 
 
 def merged(parts: list) -> object:
@@ -64,6 +103,7 @@ def merged(parts: list) -> object:
     rows = {f.name: torch.cat([getattr(p.rows, f.name) for p in parts]) for f in dataclasses.fields(parts[0].rows)}
     runs = dataclasses.replace(
         parts[0].runs,
+        windows_W=torch.cat([p.runs.windows_W for p in parts]),
         places_WR=torch.cat([p.runs.places_WR + s for p, s in zip(parts, shift, strict=True)]),
         mask_WR=torch.cat([p.runs.mask_WR for p in parts]),
         states_WRSD=torch.cat([p.runs.states_WRSD for p in parts]),
@@ -77,6 +117,7 @@ def merged(parts: list) -> object:
         aligned_A=torch.cat([p.aligned_A + s for p, s in zip(parts, shift, strict=True)]),
         rows=dataclasses.replace(parts[0].rows, **rows),
         runs=runs,
+        chunks=merged_chunks([p.chunks for p in parts]),
         n_bytes=sum(p.n_bytes for p in parts),
     )
 
@@ -115,23 +156,44 @@ def test_r06_lm_keeps_full_weight_where_there_is_no_target(student: Student, ful
     assert float(kd.weighted) == pytest.approx(0.7 * 2.0**2 * float(kd.raw) * len(batch.aligned_A) / 12, rel=1e-5)
 
 
+COMPUTED = {  # what is called, and how often, for each term alone; `route` asks every expert
+    "chunk": {"objective.chunk_kl": 1},
+    "feature": {"objective.cosine_distance": 1},
+    "attention": {"objective.relation_kl": 1},
+    "layerwise": {"objective.cosine_distance": LAYERS - 1},
+    "contrastive": {"objective.contrastive_nll": 1},
+    "router_feature": {"objective.route": 1, "routing.cosine_distance": 1},
+    "router_attention": {"objective.route": 1, "routing.relation_kl": 1},
+    "router_kd": {"objective.route": 1, "objective.routed_kd": 1},
+    "router_balance": {"objective.route": 1, "routing.load_balancing_loss": 1},
+    "router_importance": {"objective.route": 1, "routing.importance_kl": 1},
+}
+
+
+@pytest.mark.parametrize("alone", [None, *ALL_TERMS[2:]])
 def test_r03_a_term_of_weight_zero_is_not_computed(
-    student: Student, full: Objective, monkeypatch: pytest.MonkeyPatch
+    student: Student, full: Objective, monkeypatch: pytest.MonkeyPatch, alone: str | None
 ) -> None:
-    calls = []
-    monkeypatch.setattr(objective_module, "cosine_distance", lambda *_: calls.append("cosine"))
-    monkeypatch.setattr(objective_module, "contrastive_nll", lambda *_: calls.append("contrastive"))
-    monkeypatch.setattr(objective_module, "router_terms", lambda *_: calls.append("router"))
-    batch = make_batch(4, [12])
-    routers = [name for name in full.weights if name.startswith("router")]
-    off = without(full, "feature", "layerwise", "contrastive", *routers)
-    assert sorted(evaluate_objective(student, batch, off, batch.counts, None).terms) == ["attention", "kd", "lm"]
-    assert calls == []
+    calls: Counter[str] = Counter()
+
+    def count(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+        key = f"{module.__name__.rpartition('.')[2]}.{name}"
+        monkeypatch.setattr(module, name, lambda *arguments: [calls.update([key]), function(*arguments)][1])
+
+    for name in ("chunk_kl", "cosine_distance", "relation_kl", "contrastive_nll", "route", "routed_kd"):
+        count(objective_module, name)
+    for name in ("cosine_distance", "relation_kl", "load_balancing_loss", "importance_kl"):
+        count(routing_module, name)
+    objective = without(full, *(name for name in ALL_TERMS[2:] if name != alone))
+    terms = validate(student, [make_batch(4, [12])], objective, FP32).terms
+    assert terms.keys() == {"lm", "kd"} | ({alone} if alone else set())
+    assert calls == (COMPUTED[alone] if alone else {})
 
 
 def test_without_runs_a_batch_still_trains(student: Student, full: Objective) -> None:
     batch = make_batch(5, [12], with_runs=False)
-    assert sorted(evaluate_objective(student, batch, full, batch.counts, None).terms) == ["kd", "lm"]
+    assert sorted(evaluate_objective(student, batch, full, batch.counts, None).terms) == ["chunk", "kd", "lm"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -11,6 +11,7 @@ from moe_distill.config import Windows
 from moe_distill.documents import draw, read_documents
 from moe_distill.pretrained import load_tokenizer, prefix_token_id
 from moe_distill.progress import say
+from moe_distill.shards.provenance import tokenizer_fingerprint
 from moe_distill.shards.windows import SPLITS
 from moe_distill.workspace import fingerprint, sha256_file
 
@@ -57,19 +58,20 @@ def _write_split(
     path = corpus / f"{split}.parquet"
     fraction = params.train_fraction if split == "train" else 1.0
     max_windows = params.max_train_windows if split == "train" else params.max_validation_windows
+    tokenizers = tokenizer_fingerprint(teacher), tokenizer_fingerprint(student)
     teacher_key = fingerprint(
         {
             "corpus": sha256_file(path),
             "fraction": fraction,
             "max_windows": max_windows,
-            "tokenizer": sha256_file(teacher / "tokenizer.json"),
+            "tokenizer": tokenizers[0],
             "max_length": params.teacher_max_length,
         }
     )
     student_key = fingerprint(
         {
             "teacher_windows": teacher_key,
-            "tokenizer": sha256_file(student / "tokenizer.json"),
+            "tokenizer": tokenizers[1],
             "max_length": params.student_max_length,
         }
     )
@@ -79,7 +81,7 @@ def _write_split(
     )
     limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens, max_windows)
     outputs = output / "teacher" / split, output / "student" / split
-    return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key)
+    return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key, tokenizers)
 
 
 def _figures(train: Tally, validation: Tally) -> dict[str, float]:

@@ -16,6 +16,7 @@ from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
 from moe_distill.progress import say
 from moe_distill.shards.format import Metadata
+from moe_distill.shards.provenance import tokenizer_fingerprint
 from moe_distill.shards.windows import MAP_FIELDS, VOCABULARY_MAP, read_vocabulary_map
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.workspace import fingerprint, fresh_folder, project_root, publish, sha256_file
@@ -29,14 +30,18 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
         teacher, student: their model folders.
     """
     output_rows = _output_rows(teacher, encoders[0])
-    tokenizers = [sha256_file(folder / "tokenizer.json") for folder in (teacher, student)]
+    tokenizers = [tokenizer_fingerprint(folder) for folder in (teacher, student)]
     code = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     kept = project_root() / ".work/vocabulary_map" / fingerprint([tokenizers, output_rows, code])
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(kept.with_suffix(".lock")):  # experiments of several workspaces start together
         if not _is_valid(kept):
             student_ids = vocabulary_map(*encoders, output_rows=output_rows)
-            metadata: Metadata = {"student_ids": len(encoders[1].token_bytes.table)}
+            metadata: Metadata = {
+                "student_ids": len(encoders[1].token_bytes.table),
+                "teacher_tokenizer": tokenizers[0],
+                "student_tokenizer": tokenizers[1],
+            }
             with fresh_folder(kept) as folder:
                 writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", len(student_ids))
                 writer.append({"student_ids": torch.from_numpy(student_ids)}, cursor=0)

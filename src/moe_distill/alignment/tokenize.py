@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.student_windows import student_columns
 from moe_distill.alignment.tally import Tally, WindowLimits
@@ -24,12 +26,14 @@ def tokenize_split(
     student_output: Path,
     teacher_key: str,
     student_key: str,
+    tokenizers: tuple[str, str],
 ) -> Tally:
     """Write the teacher's and the student's windows of one split.
 
     Args:
         teacher_key: fingerprint of what the teacher's windows depend on.
         student_key: fingerprint of what the student's windows depend on.
+        tokenizers: fingerprints of the teacher's and the student's tokenizer.json.
 
     Raises:
         DataError: no window came out of the documents.
@@ -42,10 +46,9 @@ def tokenize_split(
         if limits.max_windows is not None:
             windows = first_windows(windows, limits.max_windows - tally.windows)
         rows_before = teacher_writer.rows("tokens")
-        teacher_writer.append(teacher_columns(windows), cursor=0)
-        student_writer.append(
-            student_columns(windows, batch, first_document, student, limits, rows_before, tally), cursor=0
-        )
+        teacher_writer.append(teacher_columns(windows) | _vocabulary(teacher, teacher_writer), cursor=0)
+        columns = student_columns(windows, batch, first_document, student, limits, rows_before, tally)
+        student_writer.append(columns | _vocabulary(student, student_writer), cursor=0)
         tally.windows += len(windows.window_counts)
         tally.teacher_tokens += len(windows.ids)
         if limits.max_windows is not None and tally.windows >= limits.max_windows:
@@ -53,14 +56,27 @@ def tokenize_split(
     if not tally.student_windows:
         raise DataError("no window came out of the corpus", "its documents are empty or could not be spelled")
     teacher_writer.finish(
-        TEACHER_WINDOWS, teacher_key, {"prefix_id": teacher.prefix_id, "max_length": limits.teacher_max_length}
+        TEACHER_WINDOWS,
+        teacher_key,
+        {"prefix_id": teacher.prefix_id, "max_length": limits.teacher_max_length, "tokenizer": tokenizers[0]},
     )
     student_writer.finish(
         STUDENT_WINDOWS,
         student_key,
-        {"prefix_id": student.prefix_id, "max_length": limits.student_max_length, "teacher_windows": teacher_key},
+        {
+            "prefix_id": student.prefix_id,
+            "max_length": limits.student_max_length,
+            "tokenizer": tokenizers[1],
+            "teacher_windows": teacher_key,
+        },
     )
     return tally
+
+
+def _vocabulary(encoder: Encoder, writer: ShardWriter) -> dict[str, torch.Tensor]:
+    """The bytes of every id, once a store: readers prove by them that a window's tokens fill its span."""
+    lengths = encoder.token_bytes.lengths[: 0 if writer.rows("vocabulary") else None]
+    return {"token_bytes": torch.from_numpy(lengths).int()}
 
 
 def _batches(documents: Iterable[list[Document]]) -> Iterator[tuple[int, list[Document]]]:

@@ -11,11 +11,14 @@ from moe_distill.evaluation.measure import Measured, measure, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
 from moe_distill.losses.target import make_vocabulary_map
 from moe_distill.pretrained import load_causal_lm
+from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
 from moe_distill.shards.targets import open_targets
 from moe_distill.shards.windows import (
     STUDENT_WINDOWS,
     TEACHER_WINDOWS,
     WindowStore,
+    check_aligned,
+    open_vocabulary_map,
     read_vocabulary_map,
 )
 
@@ -37,6 +40,10 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     windows = WindowStore(inputs.windows / "student/validation", STUDENT_WINDOWS)
     teacher_windows = WindowStore(inputs.windows / "teacher/validation", TEACHER_WINDOWS)
     targets = open_targets(inputs.targets / "validation")
+    check_same_windows(windows.reader, targets)
+    check_vocabulary_map(open_vocabulary_map(inputs.windows / "student/vocabulary_map"), windows.reader, targets)
+    check_tokenizer(windows.reader, inputs.student)
+    check_aligned(windows, teacher_windows)
     student_ids = read_vocabulary_map(inputs.windows / "student/vocabulary_map").to(device)
 
     measured: dict[str, Measured] = {}

@@ -38,16 +38,25 @@ def plot_bits_per_byte(curves: Path, teacher: float, output: Path) -> None:
 
 
 def plot_experts(curves: Path, output: Path) -> bool:
-    """Share of each expert in the student-aware router's mixtures; False where there is no router."""
+    """The student-aware router's use of the experts over the steps; False where there is no router.
+
+    Above, the share of each expert in the mixtures; below, the shares' entropy and how far the student-aware gate has
+    moved from the teacher's, in nats.
+    """
     table = read_curve(curves / "train_router.tsv")
     shares = [name for name in table if name.startswith("expert_share_")]
     if not shares:
         return False
-    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+    figure, (above, below) = plt.subplots(2, figsize=(7, 5), sharex=True, layout="constrained")
     for name in shares:
-        axes.plot(table["step"], table[name], label=name.replace("expert_share_", "expert "))
-    axes.set(xlabel="optimizer step", ylabel="share of the mixture", ylim=(0, 1))
-    axes.legend()
+        above.plot(table["step"], table[name], label=name.replace("expert_share_", "expert "))
+    above.set(ylabel="share of the mixture", ylim=(0, 1))
+    above.legend()
+    below.plot(table["step"], table["expert_entropy"], label="entropy of the shares")
+    below.axhline(math.log(len(shares)), linestyle="--", color="black", label="even use")
+    below.plot(table["step"], table["gate_divergence"], label="KL(student-aware gate, teacher's gate)")
+    below.set(xlabel="optimizer step", ylabel="nats", ylim=(0, None))
+    below.legend()
     figure.savefig(output, dpi=120, metadata={"Software": None})
     plt.close(figure)
     return True

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TEXT_TERMS = ("lm", "kd")
+TEXT_TERMS = ("lm", "kd", "chunk")
 HIDDEN_TERMS = ("feature", "attention", "layerwise", "contrastive")
-ROUTER_TERMS = ("router_feature", "router_attention", "router_balance", "router_importance")
+ROUTER_TERMS = ("router_feature", "router_attention", "router_kd", "router_balance", "router_importance")
 ALL_TERMS = TEXT_TERMS + HIDDEN_TERMS + ROUTER_TERMS
 
 

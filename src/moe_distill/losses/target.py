@@ -150,4 +150,6 @@ def _merge(ids_NK: Tensor, logprobs_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]
     sums = torch.zeros_like(sorted_logprobs).scatter_add(-1, group, (sorted_logprobs - peak_N1).exp())
     ids = torch.zeros_like(sorted_ids).scatter(-1, group, sorted_ids.clamp_min(0))
     counts = torch.zeros_like(sums).scatter_add(-1, group, (sorted_ids >= 0).float())
-    return ids, sums.log() + peak_N1, counts
+    is_empty = sums == 0.0  # its logarithm has no gradient
+    logprobs = sums.masked_fill(is_empty, 1.0).log() + peak_N1
+    return ids, logprobs.masked_fill(is_empty, NEGATIVE_INFINITY), counts

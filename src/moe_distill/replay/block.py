@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from moe_distill.errors import DataError
+from moe_distill.losses.router import mixture
 from moe_distill.replay.head import HeadDescription, read_head
 
 
@@ -37,20 +37,6 @@ def load_teacher_head(folder: Path, device: torch.device) -> TeacherHead:
     return TeacherHead(*read_head(folder, device))
 
 
-def check_same_teacher(head: TeacherHead, teacher_fingerprint: str) -> None:
-    """Refuse the head of another teacher than the shards'.
-
-    Raises:
-        DataError: naming both fingerprints.
-    """
-    found = head.description.teacher_fingerprint
-    if found != teacher_fingerprint:
-        raise DataError(
-            f"models/teacher_head is of teacher {found[:16]}, the shards are of {teacher_fingerprint[:16]}",
-            fix="run: dvc repro teacher",
-        )
-
-
 def rms_norm(hidden_ND: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
     """Root mean square normalisation (Zhang and Sennrich 2019)."""
     return F.rms_norm(hidden_ND.float(), weight_D.shape, weight_D.float(), epsilon)
@@ -67,20 +53,19 @@ def gate_logits(head: TeacherHead, block_input_ND: Tensor) -> Tensor:
 
 
 def expert_outputs(head: TeacherHead, block_input_ND: Tensor) -> Tensor:
-    """The output of every expert at every position, [N, E, D]."""
-    gate_up_NEI = torch.einsum("nd,eid->nei", block_input_ND, head.tensors["gate_up"].float())
-    gate_NEI, up_NEI = gate_up_NEI.chunk(2, dim=-1)
-    inner_NEI = ACT2FN[head.description.activation](gate_NEI) * up_NEI
-    return torch.einsum("nei,edi->ned", inner_NEI, head.tensors["down"].float())
+    """The output of every expert at every position, [N, E, D]; one expert's weights are fp32 at a time."""
+    return torch.stack([_expert_output(head, expert, block_input_ND) for expert in range(head.num_experts)], dim=1)
+
+
+def _expert_output(head: TeacherHead, expert: int, block_input_ND: Tensor) -> Tensor:
+    gate_NI, up_NI = (block_input_ND @ head.tensors["gate_up"][expert].float().T).chunk(2, dim=-1)
+    inner_NI: Tensor = ACT2FN[head.description.activation](gate_NI) * up_NI
+    return inner_NI @ head.tensors["down"][expert].float().T
 
 
 def teacher_mixture(head: TeacherHead, gate_logits_NE: Tensor) -> Tensor:
-    """The teacher's own weights of its experts, [N, E]: top-k of the softmax, normalised where it does so."""
-    probs_NE = gate_logits_NE.float().softmax(-1)
-    top, chosen = probs_NE.topk(head.description.experts_per_token, dim=-1)
-    if head.description.normalizes_topk:
-        top = top / top.sum(-1, keepdim=True)
-    return torch.zeros_like(probs_NE).scatter(1, chosen, top)
+    """The teacher's own weights of its experts, [N, E]."""
+    return mixture(gate_logits_NE, 1.0, head.description.experts_per_token, head.description.normalizes_topk)
 
 
 def routed_hidden(moe_input_ND: Tensor, expert_outputs_NED: Tensor, mixture_NE: Tensor) -> Tensor:
@@ -93,7 +78,7 @@ def final_hidden(head: TeacherHead, residual_ND: Tensor) -> Tensor:
     return rms_norm(residual_ND, head.tensors["final_norm"], head.description.norm_epsilon)
 
 
-def replayed_logits(head: TeacherHead, residual_ND: Tensor, ids: Tensor | None = None) -> Tensor:
-    """Logits after the block, [N, V], or of the given ids alone, [N, len(ids)]: only their rows are read."""
-    output = head.tensors["output"] if ids is None else head.tensors["output"][ids]
-    return final_hidden(head, residual_ND) @ output.float().T
+def replayed_logits(head: TeacherHead, residual_ND: Tensor, ids_NK: Tensor) -> Tensor:
+    """Logits after the block of each position's own ids, [N, K]; no other row of the output matrix is read."""
+    rows_NKD = F.embedding(ids_NK, head.tensors["output"]).float()
+    return torch.einsum("nd,nkd->nk", final_hidden(head, residual_ND), rows_NKD)

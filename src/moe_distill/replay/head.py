@@ -4,16 +4,20 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from moe_distill.errors import DataError
-from moe_distill.workspace import sha256_file, write_atomically, write_json
+from moe_distill.shards.checks import check_finite
+from moe_distill.shards.seal import read_object, unsealed, write_sealed
+from moe_distill.workspace import sha256_file, write_atomically
 
 HEAD_FORMAT = "moe-distill/teacher-head"
-HEAD_VERSION = 1
+HEAD_VERSION = 2
 WEIGHTS_NAME = "teacher_head.safetensors"
 DESCRIPTION_NAME = "teacher_head.json"
+FIX = "run: dvc repro -f teacher"
 
 
 class HeadDescription(BaseModel):
@@ -37,27 +41,48 @@ def write_head(folder: Path, tensors: dict[str, Tensor], description: HeadDescri
     contiguous = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_atomically(folder / WEIGHTS_NAME, save(contiguous))
     digest = sha256_file(folder / WEIGHTS_NAME)
-    write_json(
-        folder / DESCRIPTION_NAME, description.model_copy(update={"weights_sha256": digest}).model_dump(mode="json")
-    )
+    content = description.model_copy(update={"weights_sha256": digest}).model_dump(mode="json")
+    write_sealed(folder / DESCRIPTION_NAME, content)
 
 
-def read_head(folder: Path, device: torch.device) -> tuple[HeadDescription, dict[str, Tensor]]:
-    """Read and verify a head.
+def read_description(folder: Path) -> HeadDescription:
+    """Read and verify what a head says of itself.
 
     Raises:
         DataError: missing, of another version, or corrupt; names both values.
     """
     path = folder / DESCRIPTION_NAME
     if not path.is_file():
-        raise DataError(f"{path} does not exist", fix="run: dvc repro teacher")
+        raise DataError(f"{path} does not exist", fix=FIX)
+    content = read_object(path)
+    found, expected = (content.get("format"), content.get("format_version")), (HEAD_FORMAT, HEAD_VERSION)
+    if found != expected:
+        raise DataError(
+            f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}", fix=FIX
+        )
     try:
-        description = HeadDescription.model_validate_json(path.read_bytes())
+        return HeadDescription.model_validate(unsealed(path, content))
     except ValidationError as error:
-        raise DataError(f"{path} does not describe a teacher head", str(error.errors()[0]["msg"])) from error
-    if (description.format, description.format_version) != (HEAD_FORMAT, HEAD_VERSION):
-        raise DataError(f"{path} is {description.format} version {description.format_version}, not {HEAD_VERSION}")
-    found = sha256_file(folder / WEIGHTS_NAME)
+        raise DataError(f"{path} does not describe a teacher head", str(error.errors()[0]["msg"]), FIX) from error
+
+
+def read_head(folder: Path, device: torch.device) -> tuple[HeadDescription, dict[str, Tensor]]:
+    """Read and verify a head; see `read_description`.
+
+    Raises:
+        DataError: the weights are missing, corrupt or not finite.
+    """
+    description, path = read_description(folder), folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise DataError(f"{path} does not exist", f"{DESCRIPTION_NAME} describes it", FIX)
+    found = sha256_file(path)
     if found != description.weights_sha256:
-        raise DataError(f"{folder / WEIGHTS_NAME} is corrupt", f"sha256 {found}, expected {description.weights_sha256}")
-    return description, load_file(folder / WEIGHTS_NAME, device=str(device))
+        why = f"sha256 {found}, {DESCRIPTION_NAME} says {description.weights_sha256}"
+        raise DataError(f"{path} is corrupt", why, f"run: moe-distill recover --shard {path}")
+    try:
+        tensors = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise DataError(f"{path} is not safetensors", str(error), FIX) from error
+    for name, tensor in tensors.items():
+        check_finite(f"{path}: tensor {name}", tensor, 0, FIX)
+    return description, tensors

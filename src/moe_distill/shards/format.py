@@ -11,9 +11,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moe_distill.errors import DataError
+from moe_distill.shards.seal import read_object, unsealed
 from moe_distill.workspace import Json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_NAME = "index.json"
 DTYPES = {
     "int8": torch.int8,
@@ -71,8 +72,8 @@ class Index(BaseModel):
         """Rows of `table` over all files."""
         return sum(entry.rows[table] for entry in self.files)
 
-    def to_json(self) -> Json:
-        dumped: Json = self.model_dump(mode="json")
+    def to_json(self) -> dict[str, Json]:
+        dumped: dict[str, Json] = self.model_dump(mode="json")
         return dumped
 
 
@@ -84,16 +85,17 @@ def read_index(folder: Path, expected_format: str) -> Index:
     """Read `folder/index.json` and check that it is a store of `expected_format` in this version.
 
     Raises:
-        DataError: missing, unreadable, or of another format or version; names both values.
+        DataError: missing, unreadable, corrupt, or of another format or version; names both values.
     """
     path = folder / INDEX_NAME
     if not path.is_file():
         raise DataError(f"{path} does not exist", "the store is missing or unfinished", "run: dvc repro")
+    content = read_object(path)
     try:
-        header = _Header.model_validate_json(path.read_bytes())
+        header = _Header.model_validate(content)
         found, expected = (header.format, header.format_version), (expected_format, FORMAT_VERSION)
         if found != expected:
             raise DataError(f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}")
-        return Index.model_validate_json(path.read_bytes())
+        return Index.model_validate(unsealed(path, content))
     except ValidationError as error:
         raise DataError(f"{path} is not an index", why=f"{error.errors()[0]['msg']}", fix="run: dvc repro") from error

@@ -1,4 +1,4 @@
-"""Read a store through memory maps; every file is verified before its first value is used."""
+"""Read a store through memory maps; every file is verified, hash and values, before its first value is used."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -10,8 +10,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe_distill.errors import DataError
+from moe_distill.shards.checks import check_finite, check_range
 from moe_distill.shards.format import DTYPES, FileEntry, Index, read_index
 from moe_distill.workspace import sha256_file
+
+WRITTEN_BY = {"moe-distill/teacher-targets": "teacher"}  # all others by tokenize
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,25 @@ class ShardReader:
         self.folder = folder
         self.index: Index = read_index(folder, expected_format)
         self._shards: dict[int, _Shard] = {}
+        self._ranges: dict[str, range] = {}
         self._ends = {
             table: list(accumulate(entry.rows[table] for entry in self.index.files))
             for table in sorted({spec.table for spec in self.index.fields.values()})
         }
+
+    def expect(self, field: str, allowed: range) -> None:
+        """Refuse every file, open already or opened later, in which an integer of `field` lies outside `allowed`."""
+        self._ranges[field] = allowed
+        for number, shard in self._shards.items():
+            self._check_range(field, number, shard.columns[field])
+
+    @property
+    def fix(self) -> str:
+        """The command that writes the store anew."""
+        return f"run: dvc repro -f {WRITTEN_BY.get(self.index.format, 'tokenize')}"
+
+    def path(self, file_number: int) -> Path:
+        return self.folder / self.index.files[file_number].name
 
     def rows(self, table: str) -> int:
         return self.index.rows(table)
@@ -72,15 +90,18 @@ class ShardReader:
     def verify(self) -> None:
         """Open, and so check, every file."""
         for number in range(len(self.index.files)):
-            self._open(number)
+            self.verify_file(number)
+
+    def verify_file(self, number: int) -> None:
+        self._open(number)
 
     def _open(self, number: int) -> _Shard:
         if number not in self._shards:
-            self._shards[number] = self._verified(self.index.files[number])
+            self._shards[number] = self._verified(number)
         return self._shards[number]
 
-    def _verified(self, entry: FileEntry) -> _Shard:
-        path = self.folder / entry.name
+    def _verified(self, number: int) -> _Shard:
+        entry, path = self.index.files[number], self.path(number)
         if not path.is_file():
             raise DataError(f"{path} does not exist", "its index lists it", "run: dvc checkout, or dvc repro")
         found = sha256_file(path)
@@ -88,14 +109,15 @@ class ShardReader:
             raise DataError(
                 f"{path} is corrupt",
                 f"sha256 {found}, its index says {entry.sha256}",
-                f"remove {path} from the workspace and the DVC cache, then run: dvc repro",
+                f"run: moe-distill recover --shard {path}",
             )
         try:
             with safe_open(path, framework="pt") as file:
                 columns = {name: file.get_tensor(name) for name in self.index.fields}
         except SafetensorError as error:
-            raise DataError(f"{path} is not safetensors", str(error)) from error
+            raise DataError(f"{path} is not safetensors", str(error), self.fix) from error
         self._check_columns(path, entry, columns)
+        self._check_values(number, columns)
         return _Shard(path, columns)
 
     def _check_columns(self, path: Path, entry: FileEntry, columns: dict[str, Tensor]) -> None:
@@ -107,4 +129,20 @@ class ShardReader:
                 or columns[name].dtype != DTYPES[spec.dtype]
             ):
                 found = (columns[name].dtype, tuple(columns[name].shape)) if name in columns else "nothing"
-                raise DataError(f"{path}: field {name} is {found}, its index says {spec.dtype} {expected}")
+                raise DataError(
+                    f"{path}: field {name} is {found}, its index says {spec.dtype} {expected}", fix=self.fix
+                )
+
+    def _check_values(self, number: int, columns: dict[str, Tensor]) -> None:
+        for name, spec in self.index.fields.items():
+            if columns[name].is_floating_point():
+                check_finite(self._place(name, number), columns[name], self.first_row(spec.table, number), self.fix)
+        for name in self._ranges:
+            self._check_range(name, number, columns[name])
+
+    def _check_range(self, field: str, number: int, column: Tensor) -> None:
+        first = self.first_row(self.index.fields[field].table, number)
+        check_range(self._place(field, number), column, first, self._ranges[field], self.fix)
+
+    def _place(self, field: str, number: int) -> str:
+        return f"{self.path(number)}: field {field}"

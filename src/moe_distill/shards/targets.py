@@ -46,7 +46,13 @@ def target_fields(
 
 
 def open_targets(folder: Path) -> ShardReader:
-    return ShardReader(folder, TEACHER_TARGETS)
+    """Open a store of teacher targets; a file that names an id or a row that does not exist is refused."""
+    targets = ShardReader(folder, TEACHER_TARGETS)
+    ids = range(int(str(targets.index.metadata["output_rows"])))
+    targets.expect("topk_ids", ids)
+    targets.expect("tail_ids", ids)
+    targets.expect("hidden_rows", range(targets.rows("positions")))
+    return targets
 
 
 @dataclass(frozen=True)

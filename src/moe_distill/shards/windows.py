@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moe_distill.errors import DataError
+from moe_distill.shards.checks import check_range
 from moe_distill.shards.format import FieldSpec
 from moe_distill.shards.reader import ShardReader
 
@@ -26,6 +28,7 @@ TEACHER_FIELDS = {
     "documents": FieldSpec(table="windows", dtype="int32"),  # number of the document in its split
     "byte_starts": FieldSpec(table="windows", dtype="int64"),  # in the document
     "byte_ends": FieldSpec(table="windows", dtype="int64"),
+    "token_bytes": FieldSpec(table="vocabulary", dtype="int32"),  # bytes of each id of the tokenizer; 0: no text
 }
 STUDENT_FIELDS = TEACHER_FIELDS | {
     "teacher_rows": FieldSpec(table="tokens", dtype="int64"),  # aligned position row, or -1
@@ -53,10 +56,17 @@ class WindowSpan:
 
 
 class WindowStore:
-    """The windows of one split, by number."""
+    """The windows of one split, by number.
+
+    Raises:
+        DataError: an id is not one of the tokenizer's, or the tokens of a window do not fill its bytes.
+    """
 
     def __init__(self, folder: Path, store_format: str) -> None:
         self.reader = ShardReader(folder, store_format)
+        self.token_bytes = torch.cat(list(self.reader.columns("token_bytes"))).long()  # [ids of the tokenizer]
+        for number in range(len(self.reader.index.files)):
+            self._check(number)
         counts = [column.long() for column in self.reader.columns("token_counts")]
         n_bytes = [
             ends - starts
@@ -73,13 +83,76 @@ class WindowStore:
         stop = int(self._stops[window])
         return WindowSpan(stop - int(self.token_counts[window]), stop, int(self.byte_counts[window]))
 
+    def _check(self, file_number: int) -> None:
+        """Does every window's span of bytes hold its tokens, no more and no less?"""
+        path = self.reader.path(file_number)
+        ids, counts, starts, ends = (
+            self.reader.column(name, file_number) for name in ("token_ids", "token_counts", "byte_starts", "byte_ends")
+        )
+        first_token, first_window = (self.reader.first_row(table, file_number) for table in ("tokens", "windows"))
+        check_range(f"{path}: field token_ids", ids, first_token, range(len(self.token_bytes)), self.reader.fix)
+        check_range(f"{path}: field token_counts", counts, first_window, range(1, len(ids) + 1), self.reader.fix)
+        stops = counts.long().cumsum(0)
+        if len(ids) != (int(stops[-1]) if len(stops) else 0):
+            raise DataError(f"{path} has {len(ids)} tokens, its windows count {int(counts.sum())}", fix=self.reader.fix)
+        filled = torch.cat([torch.zeros(1, dtype=torch.int64), self.token_bytes[ids.long()].cumsum(0)])
+        spelled = filled[stops] - filled[stops - counts]
+        wrong = (spelled != ends - starts).nonzero()
+        if len(wrong):
+            window = int(wrong[0])
+            raise DataError(
+                f"{path}: row {first_window + window} of windows spans {int(ends[window] - starts[window])} bytes",
+                f"its tokens are {int(spelled[window])} bytes long",
+                self.reader.fix,
+            )
+
     def tokens(self, field: str, window: int) -> Tensor:
         """A field of the `tokens` table for one window, [tokens of the window]."""
         span = self.span(window)
         return self.reader.slice(field, span.start, span.stop)
 
 
+def open_vocabulary_map(folder: Path) -> ShardReader:
+    """Open a vocabulary map; an id that the student's tokenizer does not have is refused."""
+    reader = ShardReader(folder, VOCABULARY_MAP)
+    reader.expect("student_ids", range(-1, int(str(reader.index.metadata["student_ids"]))))
+    return reader
+
+
 def read_vocabulary_map(folder: Path) -> Tensor:
     """int64 [rows of the teacher's output matrix]: student id of each teacher id, -1 where there is none."""
-    reader = ShardReader(folder, VOCABULARY_MAP)
+    reader = open_vocabulary_map(folder)
     return torch.cat(list(reader.columns("student_ids"))).long()
+
+
+def check_aligned(student: WindowStore, teacher: WindowStore) -> None:
+    """Refuse student positions that point at teacher positions which have read other bytes.
+
+    Raises:
+        DataError: naming the row and both places in the corpus.
+    """
+    student.reader.expect("teacher_rows", range(-1, teacher.reader.rows("tokens")))
+    rows = torch.cat(list(student.reader.columns("teacher_rows")))
+    aligned = (rows >= 0).nonzero().squeeze(1)
+    found, expected = _places(student)[:, aligned], _places(teacher)[:, rows[aligned]]
+    wrong = (found != expected).any(0).nonzero()
+    if len(wrong):
+        number = int(wrong[0])
+        row, (document, byte), (other, other_byte) = aligned[number], found[:, number], expected[:, number]
+        raise DataError(
+            f"{student.reader.folder}: row {int(row)} of tokens stands at byte {int(byte)} of document {int(document)}",
+            f"the teacher's row {int(rows[row])} at byte {int(other_byte)} of document {int(other)}",
+            student.reader.fix,
+        )
+
+
+def _places(windows: WindowStore) -> Tensor:
+    """Document and byte at which each token begins, int64 [2, tokens]."""
+    documents, starts, ids = (
+        torch.cat(list(windows.reader.columns(name))).long() for name in ("documents", "byte_starts", "token_ids")
+    )
+    lengths = windows.token_bytes[ids]
+    before = lengths.cumsum(0) - lengths
+    first_tokens = windows.token_counts.cumsum(0) - windows.token_counts
+    offsets = (starts - before[first_tokens]).repeat_interleave(windows.token_counts)
+    return torch.stack([documents.repeat_interleave(windows.token_counts), before + offsets])

@@ -19,11 +19,12 @@ from moe_distill.shards.format import (
     Metadata,
     shard_name,
 )
+from moe_distill.shards.seal import write_sealed
 from moe_distill.workspace import sha256_file, write_atomically, write_json
 
 
 class _Receipt(BaseModel):
-    """Beside each finished shard while the store is unfinished: what the index will say, and the caller's cursor."""
+    """Of each finished shard: what the index will say, and where the caller's input continues."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,20 +34,29 @@ class _Receipt(BaseModel):
 
 
 class ShardWriter:
-    """Append rows to the tables of a store; resume after the last finished shard.
+    """Append rows to the tables of a store; resume after the last finished shard, also of a finished store.
 
     Args:
         folder: where the shards are written.
+        receipts: folder of what a killed writer's successor needs to know; None: the store is written in one go.
         fields: every column; a call of `append` gives a tensor for each.
         main_table: the table whose rows decide when a shard is full.
         rows_per_shard: rows of the main table at which a shard is closed.
     """
 
-    def __init__(self, folder: Path, fields: Mapping[str, FieldSpec], main_table: str, rows_per_shard: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fields: Mapping[str, FieldSpec],
+        main_table: str,
+        rows_per_shard: int,
+        receipts: Path | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._fields = folder, dict(fields)
+        self._folder, self._fields, self._receipt_folder = folder, dict(fields), receipts
         self._main_table, self._rows_per_shard = main_table, rows_per_shard
-        self._receipts = _valid_receipts(folder)
+        self._receipts = [] if receipts is None else _valid_receipts(folder, receipts)
+        self._pending_cursor = 0
         self._pending: dict[str, list[Tensor]] = {name: [] for name in fields}
         self._pending_tallies: Counter[str] = Counter()
 
@@ -75,13 +85,14 @@ class ShardWriter:
         for name, column in columns.items():
             self._pending[name].append(column.detach().cpu().contiguous())
         self._pending_tallies.update(tallies or {})
+        self._pending_cursor = cursor
         if self._pending_rows(self._main_table) >= self._rows_per_shard:
-            self._flush(cursor)
+            self._flush()
 
     def finish(self, store_format: str, fingerprint: str, metadata: Metadata) -> Index:
-        """Close the last shard and write the index; receipts are removed."""
+        """Close the last shard and write the index."""
         if self._pending_rows(self._main_table):
-            self._flush(cursor=-1)
+            self._flush()
         index = Index(
             format=store_format,
             format_version=FORMAT_VERSION,
@@ -90,9 +101,7 @@ class ShardWriter:
             files=[receipt.entry for receipt in self._receipts],
             metadata=metadata,
         )
-        write_json(self._folder / INDEX_NAME, index.to_json())
-        for receipt in self._receipts:
-            _receipt_path(self._folder, receipt.entry.name).unlink()
+        write_sealed(self._folder / INDEX_NAME, index.to_json())
         return index
 
     def _pending_rows(self, table: str) -> int:
@@ -113,33 +122,34 @@ class ShardWriter:
             if column.is_floating_point() and not bool(torch.isfinite(column).all()):
                 raise ValueError(f"{name}: a non-finite value is never written")
 
-    def _flush(self, cursor: int) -> None:
+    def _flush(self) -> None:
         columns = {name: torch.cat(parts) for name, parts in self._pending.items()}
         rows = {spec.table: len(columns[name]) for name, spec in self._fields.items()}
         path = self._folder / shard_name(len(self._receipts))
         write_atomically(path, save(columns))
         entry = FileEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), rows=rows)
-        receipt = _Receipt(entry=entry, cursor=cursor, tallies=dict(self._pending_tallies))
-        write_json(_receipt_path(self._folder, path.name), receipt.model_dump(mode="json"))
+        receipt = _Receipt(entry=entry, cursor=self._pending_cursor, tallies=dict(self._pending_tallies))
+        if self._receipt_folder is not None:
+            write_json(_receipt_path(self._receipt_folder, path.name), receipt.model_dump(mode="json"))
         self._receipts.append(receipt)
         self._pending_tallies = Counter()
         self._pending = {name: [] for name in self._fields}
 
 
 def _receipt_path(folder: Path, shard: str) -> Path:
-    return folder / f"{shard}.receipt.json"
+    return folder / f"{shard}.json"
 
 
-def _valid_receipts(folder: Path) -> list[_Receipt]:
+def _valid_receipts(folder: Path, receipt_folder: Path) -> list[_Receipt]:
     """Receipts of the leading shards that are whole on the disk; a broken one ends the list."""
     receipts: list[_Receipt] = []
-    while (path := _receipt_path(folder, name := shard_name(len(receipts)))).is_file():
+    while (path := _receipt_path(receipt_folder, name := shard_name(len(receipts)))).is_file():
         shard = folder / name
         try:
             receipt = _Receipt.model_validate_json(path.read_bytes())
         except ValidationError:
             break
-        if receipt.cursor < 0 or not shard.is_file() or sha256_file(shard) != receipt.entry.sha256:
+        if not shard.is_file() or sha256_file(shard) != receipt.entry.sha256:
             break
         receipts.append(receipt)
     return receipts

@@ -14,6 +14,7 @@ from moe_distill.config import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.progress import bar
 from moe_distill.shards.format import Index
+from moe_distill.shards.provenance import capture_fingerprint
 from moe_distill.shards.targets import (
     SCALE_MAXIMUM,
     TAIL_SAMPLE_TEMPERATURE,
@@ -61,12 +62,14 @@ def capture(
     teacher_fingerprint: str,
     key: str,
     output: Path,
+    receipts: Path,
 ) -> Captured:
     """Write the targets of every position of `windows` to `output`; continue where a killed run ended.
 
     Args:
         text_ids_V: ids that stand for text (`text_token_mask`).
         key: fingerprint of windows, teacher and capture parameters.
+        receipts: folder of what a run must know to continue another one.
 
     Raises:
         ConfigError: a captured layer does not exist, or k leaves no tail.
@@ -80,7 +83,7 @@ def capture(
     fields = target_fields(
         params.k, params.tail_samples, len(params.hidden_layers), hidden_size, int(experts > 0), experts
     )
-    writer = ShardWriter(output, fields, "positions", params.shard_positions)
+    writer = ShardWriter(output, fields, "positions", params.shard_positions, receipts)
     output_VD = anatomy.output.detach().float()
     text_ids_V = text_ids_V.to(device)
     starts = range(writer.cursor, len(windows), params.batch_windows)
@@ -104,6 +107,8 @@ def capture(
         key,
         {
             "windows_fingerprint": windows.reader.index.fingerprint,
+            "tokenizer": windows.reader.index.metadata["tokenizer"],
+            "capture_fingerprint": capture_fingerprint(params),
             "teacher_fingerprint": teacher_fingerprint,
             "teacher_parameters": sum(weight.numel() for weight in model.parameters()),
             "teacher_bytes": sum(weight.numel() * weight.element_size() for weight in model.parameters()),

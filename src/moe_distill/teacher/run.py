@@ -6,6 +6,8 @@ from moe_distill.config import Capture
 from moe_distill.pretrained import load_causal_lm, load_tokenizer, text_token_mask
 from moe_distill.progress import say
 from moe_distill.runtime import make_runtime, seed_everything
+from moe_distill.shards.format import read_index
+from moe_distill.shards.provenance import check_tokenizer
 from moe_distill.shards.windows import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.capture import Captured, capture
 from moe_distill.teacher.export_head import export_head
@@ -17,7 +19,7 @@ FIELD_BYTES = {"int32": 4, "int64": 8, "float16": 2, "float32": 4, "int8": 1}
 
 def capture_key(params: Capture, windows: Path, teacher: Path) -> str:
     """Everything that determines the shards, so that unfinished ones are continued only where they fit."""
-    inputs = {split: WindowStore(windows / split, TEACHER_WINDOWS).reader.index.fingerprint for split in SPLITS}
+    inputs = {split: read_index(windows / split, TEACHER_WINDOWS).fingerprint for split in SPLITS}
     return fingerprint(
         {"windows": inputs, "teacher": folder_fingerprint(teacher), "capture": params.model_dump(mode="json")}
     )
@@ -26,6 +28,9 @@ def capture_key(params: Capture, windows: Path, teacher: Path) -> str:
 def run_teacher(params: Capture, windows: Path, teacher: Path, output: Path) -> dict[str, float]:
     """Write `shards/{train,validation}` and `head` below `output`; returns the figures of metrics/teacher.json."""
     seed_everything(params.seed)
+    stores = {split: WindowStore(windows / split, TEACHER_WINDOWS) for split in SPLITS}
+    for store in stores.values():
+        check_tokenizer(store.reader, teacher)
     runtime = make_runtime(params.precision)
     say(f"teacher: {runtime.describe()}")
     model = load_causal_lm(teacher, runtime.dtype, runtime.device)
@@ -35,15 +40,16 @@ def run_teacher(params: Capture, windows: Path, teacher: Path, output: Path) -> 
     captured = {
         split: capture(
             model,
-            WindowStore(windows / split, TEACHER_WINDOWS),
+            store,
             text_ids_V,
             params,
             params.seed,
             teacher_key,
             fingerprint([key, split]),
             output / "shards" / split,
+            output / "receipts" / split,
         )
-        for split in SPLITS
+        for split, store in stores.items()
     }
     export_head(model, teacher_key, output / "head")
     return _figures(list(captured.values()))

@@ -1,7 +1,8 @@
 """What one forward pass of the student is given.
 
 Legend: B windows, L positions, N positions that predict a token, A of them with a teacher target,
-W windows with a run of teacher states, R positions of a run (padded), S captured layers, D teacher's hidden size.
+W windows with a run of teacher states, R positions of a run (padded), S captured layers, D teacher's hidden size,
+J chunks.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,19 @@ Tensors = TypeVar("Tensors")
 class HiddenRuns:
     """Teacher states at runs of aligned positions, upcast to fp32."""
 
-    places_WR: Tensor  # int64: position in the flattened [B * L]; 0 where padded
+    windows_W: Tensor  # int64: numbers of the windows
+    places_WR: Tensor  # int64: position in the flattened [B * L], ascending; 0 where padded
     mask_WR: Tensor  # bool
     states_WRSD: Tensor  # residual stream at the captured layers
     moe_input_WRD: Tensor | None  # None: the teacher's last block is dense
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Stretches of text between neighbouring common boundaries, where either model has more than one token."""
+
+    chunk_of_N: Tensor  # int64: the chunk that each position's token belongs to; -1: none
+    teacher_logprobs_J: Tensor  # fp32 [J]: the teacher's log-probability of each chunk's text
 
 
 @dataclass(frozen=True)
@@ -34,12 +44,19 @@ class Batch:
     aligned_A: Tensor  # int64: numbers in [0, N) of the positions that have a target, ascending
     rows: TeacherRows | None  # of those A positions
     runs: HiddenRuns | None
+    chunks: Chunks | None
     n_bytes: int  # text bytes of the windows
 
     @property
     def counts(self) -> "Counts":
         hidden = 0 if self.runs is None else int(self.runs.mask_WR.sum())
-        return Counts(len(self.labels_N), 0 if self.rows is None else len(self.aligned_A), hidden, self.n_bytes)
+        return Counts(
+            tokens=len(self.labels_N),
+            aligned=0 if self.rows is None else len(self.aligned_A),
+            hidden=hidden,
+            chunks=0 if self.chunks is None else len(self.chunks.teacher_logprobs_J),
+            n_bytes=self.n_bytes,
+        )
 
     @property
     def padding_share(self) -> float:
@@ -53,6 +70,7 @@ class Counts:
     tokens: int
     aligned: int
     hidden: int
+    chunks: int
     n_bytes: int
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -60,11 +78,12 @@ class Counts:
             self.tokens + other.tokens,
             self.aligned + other.aligned,
             self.hidden + other.hidden,
+            self.chunks + other.chunks,
             self.n_bytes + other.n_bytes,
         )
 
 
-NO_COUNTS = Counts(0, 0, 0, 0)
+NO_COUNTS = Counts(0, 0, 0, 0, 0)
 
 
 def to_device(value: Tensors, device: torch.device) -> Tensors:

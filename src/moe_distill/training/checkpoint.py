@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from moe_distill.errors import DataError
 from moe_distill.progress import say
 from moe_distill.workspace import Json, sha256_file, sync, write_json
 
@@ -53,6 +54,17 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             return Checkpoint(int(candidate.name.split("_")[1]), load_file(candidate / FILES[0]), state)
         say(f"warning: {candidate.name} is broken ({reason}); the one before it is taken")
     return None
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Read a checkpoint through.
+
+    Raises:
+        DataError: a file of it is missing or differs from its hash.
+    """
+    reason = _fault(folder)
+    if reason is not None:
+        raise DataError(f"{folder} is broken", reason, "the same stage takes the checkpoint before it")
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from moe_distill.workspace import write_atomically
 
+CURVE_NAME, VALIDATION_CURVE_NAME = "curve.tsv", "validation.tsv"  # in a work folder
+
 
 class Curve:
     """A growing table with fixed columns, `step` first; a value that does not exist is an empty cell.

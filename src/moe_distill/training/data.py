@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from moe_distill.errors import DataError
+from moe_distill.shards.provenance import check_same_windows
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import open_targets, read_rows
 from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore
-from moe_distill.training.batch import Batch, HiddenRuns
+from moe_distill.training.batch import Batch, Chunks, HiddenRuns
 
 
 @dataclass(frozen=True)
@@ -22,27 +23,34 @@ class Split:
     targets: ShardReader | None  # None: LM alone
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What an objective reads beside tokens and logits."""
+
+    runs: bool = False  # the teacher's hidden states
+    chunks: bool = False  # the teacher's likelihood of chunks
+
+
+TEXT_ALONE = Wanted()
+
+
 def open_split(student_windows: Path, targets: Path | None) -> Split:
     """Open a split's student windows, and the teacher's shards for them.
 
     Raises:
-        DataError: the shards were made from other teacher windows than the student's windows point at.
+        DataError: the shards were made from other teacher windows than the student's windows point at; or a window
+            is not what it says (see `WindowStore`).
     """
     windows = WindowStore(student_windows, STUDENT_WINDOWS)
     reader = None if targets is None else open_targets(targets)
     if reader is not None:
-        expected = windows.reader.index.metadata["teacher_windows"]
-        found = reader.index.metadata["windows_fingerprint"]
-        if found != expected:
-            raise DataError(
-                f"{targets} was made from teacher windows {found}, {student_windows} points at {expected}",
-                fix="run: dvc repro teacher",
-            )
+        check_same_windows(windows.reader, reader)
+        windows.reader.expect("teacher_rows", range(-1, reader.rows("positions")))
     return Split(windows, reader)
 
 
-def read_batch(split: Split, numbers: list[int], with_runs: bool) -> Batch:
-    """Read windows by number, their targets where the split has any, and their runs of states if asked."""
+def read_batch(split: Split, numbers: list[int], wanted: Wanted) -> Batch:
+    """Read windows by number, their targets where the split has any, and what else is wanted of these."""
     prefix = split.windows.reader.index.metadata["prefix_id"]
     assert isinstance(prefix, int)
     tokens = [split.windows.tokens("token_ids", number).long() for number in numbers]
@@ -58,14 +66,17 @@ def read_batch(split: Split, numbers: list[int], with_runs: bool) -> Batch:
         labels_N=torch.cat(tokens),
         aligned_A=aligned,
         rows=None if split.targets is None else read_rows(split.targets, rows),
-        runs=_hidden_runs(split.targets, rows, length) if split.targets is not None and with_runs else None,
+        runs=_hidden_runs(split.targets, numbers, rows, length) if split.targets is not None and wanted.runs else None,
+        chunks=_chunks(split.targets, rows) if split.targets is not None and wanted.chunks else None,
         n_bytes=int(split.windows.byte_counts[numbers].sum()),
     )
 
 
-def _hidden_runs(targets: ShardReader, rows_of_windows: list[Tensor], length: int) -> HiddenRuns | None:
+def _hidden_runs(
+    targets: ShardReader, numbers: list[int], rows_of_windows: list[Tensor], length: int
+) -> HiddenRuns | None:
     """The sampled positions of each window that the student shares; None where no window has any."""
-    places, states, moe_inputs = [], [], []
+    windows, places, states, moe_inputs = [], [], [], []
     for number, rows in enumerate(rows_of_windows):
         shared = (rows >= 0).nonzero().squeeze(1)
         if not len(shared):
@@ -78,6 +89,7 @@ def _hidden_runs(targets: ShardReader, rows_of_windows: list[Tensor], length: in
         picked = within[is_sampled]
         if not len(picked):
             continue
+        windows.append(numbers[number])
         places.append(shared[is_sampled] + number * length)
         states.append(_unscaled(targets, "hidden", file, picked))
         if "moe_input" in targets.index.fields:
@@ -85,11 +97,33 @@ def _hidden_runs(targets: ShardReader, rows_of_windows: list[Tensor], length: in
     if not places:
         return None
     return HiddenRuns(
+        windows_W=torch.tensor(windows),
         places_WR=pad_sequence(places, batch_first=True),
         mask_WR=pad_sequence([torch.ones(len(place), dtype=torch.bool) for place in places], batch_first=True),
         states_WRSD=pad_sequence(states, batch_first=True),
         moe_input_WRD=pad_sequence(moe_inputs, batch_first=True) if moe_inputs else None,
     )
+
+
+def _chunks(targets: ShardReader, rows_of_windows: list[Tensor]) -> Chunks:
+    """Chunks of more than one token on either side; what follows a window's last common boundary is none."""
+    chunk_of, teacher_logprobs, n_chunks = [], [], 0
+    for rows in rows_of_windows:
+        shared = (rows >= 0).nonzero().squeeze(1)
+        if len(shared) < 2:
+            chunk_of.append(torch.full_like(rows, -1))
+            continue
+        edges = rows[shared]
+        first = int(edges[0])
+        read_before = F.pad(targets.slice("target_logprob", first, int(edges[-1]) + 1).double().cumsum(0), (1, 0))
+        logprobs = read_before[edges - first].diff()
+        is_chunk = (shared.diff() > 1) | (edges.diff() > 1)
+        number = torch.where(is_chunk, is_chunk.cumsum(0) - 1 + n_chunks, -1)
+        number_or_none = torch.cat([torch.tensor([-1]), number, torch.tensor([-1])])  # before, between, after
+        chunk_of.append(number_or_none[torch.searchsorted(shared, torch.arange(len(rows)), right=True)])
+        teacher_logprobs.append(logprobs[is_chunk].float())
+        n_chunks += len(teacher_logprobs[-1])
+    return Chunks(torch.cat(chunk_of), torch.cat(teacher_logprobs) if teacher_logprobs else torch.zeros(0))
 
 
 def _unscaled(targets: ShardReader, field: str, file: int, picked: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ def curve_columns(term_names: tuple[str, ...], num_experts: int) -> list[str]:
     terms = [f"{name}_{kind}" for name in term_names for kind in ("raw", "weighted")]
     experts = [f"expert_share_{expert}" for expert in range(num_experts)]
     counters = ["learning_rate", "gradient_norm", "loss_scale", "skipped_steps", "padding_share"]
-    return ["total", "bits_per_byte", *terms, *experts, *(["expert_entropy"] if experts else []), *counters]
+    if experts:
+        experts += ["expert_entropy", "gate_divergence"]
+    return ["total", "bits_per_byte", *terms, *experts, *counters]
 
 
 def curve_row(
@@ -38,12 +40,12 @@ def term_values(outcome: Outcome) -> dict[str, float]:
 
 
 def expert_values(outcome: Outcome) -> dict[str, float]:
-    """Share of each expert in the router's mixtures, and the shares' entropy in nats."""
-    if outcome.expert_weight_E is None:
+    """Share of each expert in the router's mixtures, the shares' entropy and the gate's divergence in nats."""
+    use = outcome.experts
+    if use is None:
         return {}
-    shares = outcome.expert_weight_E / outcome.expert_weight_E.sum()
-    values = {f"expert_share_{expert}": float(share) for expert, share in enumerate(shares)}
-    return values | {"expert_entropy": float(expert_entropy(shares))}
+    values = {f"expert_share_{expert}": float(share) for expert, share in enumerate(use.share_E)}
+    return values | {"expert_entropy": float(expert_entropy(use.share_E)), "gate_divergence": use.divergence}
 
 
 def console_line(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from moe_distill.config import EarlyStopping, Train
 from moe_distill.errors import DataError, DivergenceError
+from moe_distill.interruption import postponed_signals
 from moe_distill.progress import say
 from moe_distill.runtime import Runtime
 from moe_distill.training.balance import updated_scales
 from moe_distill.training.batch import Batch
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
-from moe_distill.training.data import Split
+from moe_distill.training.data import Split, Wanted
 from moe_distill.training.early_stopping import observe, should_stop
 from moe_distill.training.objective import Objective
 from moe_distill.training.optimizer import set_learning_rate
@@ -31,7 +32,7 @@ class Phase:
     last_step: int  # half-open, counted over both phases
     term_names: tuple[str, ...]  # that can appear
     num_experts: int  # the router's; 0 = no router
-    with_runs: bool  # read the teacher's hidden states
+    wanted: Wanted
     adaptive: bool
     objective_at: Callable[[int, Mapping[str, float]], Objective]
     watches: Callable[[int], bool]  # early stopping and the best weights: from which step on
@@ -66,11 +67,13 @@ def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, reco
     Args:
         work: where checkpoints live while the phase is unfinished; the newest valid one is continued.
 
+    SIGTERM or Ctrl-C ends it after the step it is in, with a checkpoint.
+
     Raises:
         DivergenceError: too many non-finite steps in a row; the last good checkpoint stays in `work`.
         DataError: fewer training windows than one batch.
     """
-    train, runtime = setting.train, setting.runtime
+    train = setting.train
     _require_a_batch(setting.train_split, train)
     checkpoint = newest_checkpoint(work)
     if checkpoint is not None:
@@ -81,32 +84,18 @@ def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, reco
     batches = batches_from(setting.train_split.windows.token_counts, train.batch_windows, setting.seed, trainer.step)
     trainer.student.model.train()
 
-    while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, setting.stopping):
-        began = time.perf_counter()
-        objective = phase.objective_at(trainer.step, trainer.counters.scales)
-        fraction = learning_rate_fraction(trainer.step, train)
-        set_learning_rate(trainer.optimizer, fraction)
-        parts = read_parts(setting.train_split, next(batches), train.micro_batch_windows, phase.with_runs)
-        update = optimizer_step(
-            trainer.student, parts, objective, trainer.optimizer, trainer.scaler, runtime, train.gradient_clip
-        )
-        _account(trainer, update, phase, train, time.perf_counter() - began)
-        is_last = trainer.step == phase.last_step
-        if is_last or trainer.step % train.log_every == 0:
-            recorder.record_step(trainer.step, update, train.learning_rate * fraction, trainer.counters)
-        if is_last or trainer.step % train.validate_every == 0:
-            outcome = validate(trainer.student, validation_parts, objective, runtime)
-            if phase.watches(trainer.step):
-                _watch(trainer, outcome, setting.stopping)
-            recorder.record_validation(trainer.step, outcome, trainer.counters)
-        if trainer.step % train.checkpoint_every == 0:
-            save_checkpoint(work, to_checkpoint(trainer))
+    with postponed_signals() as postponed:
+        while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, setting.stopping):
+            _advance(trainer, phase, setting, next(batches), validation_parts, recorder)
+            if trainer.step % train.checkpoint_every == 0 or postponed.arrived:
+                save_checkpoint(work, to_checkpoint(trainer))
+            postponed.obey()
 
     if trainer.best:
         load_student_weights(trainer, trainer.best)
     objective = phase.objective_at(trainer.step - 1, trainer.counters.scales)
     return Result(
-        final=validate(trainer.student, validation_parts, objective, runtime),
+        final=validate(trainer.student, validation_parts, objective, setting.runtime),
         steps=trainer.step,
         stopped_early=trainer.step < phase.last_step,
         skipped_steps=trainer.counters.skipped_steps,
@@ -114,10 +103,39 @@ def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, reco
     )
 
 
+def _advance(
+    trainer: Trainer,
+    phase: Phase,
+    setting: Setting,
+    numbers: list[int],
+    validation_parts: list[Batch],
+    recorder: Recorder,
+) -> None:
+    """One optimizer step over the windows `numbers`, and what is due after it."""
+    train = setting.train
+    began = time.perf_counter()
+    objective = phase.objective_at(trainer.step, trainer.counters.scales)
+    fraction = learning_rate_fraction(trainer.step, train)
+    set_learning_rate(trainer.optimizer, fraction)
+    parts = read_parts(setting.train_split, numbers, train.micro_batch_windows, phase.wanted)
+    update = optimizer_step(
+        trainer.student, parts, objective, trainer.optimizer, trainer.scaler, setting.runtime, train.gradient_clip
+    )
+    _account(trainer, update, phase, train, time.perf_counter() - began)
+    is_last = trainer.step == phase.last_step
+    if is_last or trainer.step % train.log_every == 0:
+        recorder.record_step(trainer.step, update, train.learning_rate * fraction, trainer.counters)
+    if is_last or trainer.step % train.validate_every == 0:
+        outcome = validate(trainer.student, validation_parts, objective, setting.runtime)
+        if phase.watches(trainer.step):
+            _watch(trainer, outcome, setting.stopping)
+        recorder.record_validation(trainer.step, outcome, trainer.counters)
+
+
 def _validation_parts(setting: Setting, phase: Phase) -> list[Batch]:
     n_windows = min(setting.train.validation_windows, len(setting.validation_split.windows))
     numbers = list(range(n_windows))
-    return read_parts(setting.validation_split, numbers, setting.train.micro_batch_windows, phase.with_runs)
+    return read_parts(setting.validation_split, numbers, setting.train.micro_batch_windows, phase.wanted)
 
 
 def _require_a_batch(split: Split, train: Train) -> None:

@@ -12,25 +12,29 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from moe_distill.losses.chunk import chunk_kl
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms
 from moe_distill.losses.target import Order, SparseTarget, Tail, VocabularyMap, sparse_target
 from moe_distill.replay.block import TeacherHead
-from moe_distill.training.batch import Batch, Counts, HiddenRuns
-from moe_distill.training.routing import RouterSettings, router_terms
+from moe_distill.training.batch import Batch, Chunks, Counts, HiddenRuns
+from moe_distill.training.routed_kd import routed_kd, routed_text
+from moe_distill.training.routing import GateInputs, RouterSettings, route, routed_state_terms
 from moe_distill.training.student import Heads, StudentStates, gather_runs, run_student
 
 
 @dataclass(frozen=True)
 class KdSettings:
-    """How the cached distribution is read."""
+    """How the teacher's cached distributions and likelihoods are read."""
 
     temperature: float
     kd_weight: float  # of KD at positions that have a target; LM keeps the rest there, and all elsewhere
     order: Order
     tail: Tail
+    chunk_weight: float
+    chunk_temperature: float
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,13 @@ class Evaluated:
 
     terms: Terms
     nll_sum: Tensor  # nats over the batch's tokens, for bits per byte
-    expert_weight_E: Tensor | None  # summed weight of each expert at the routed positions
+    gate: GateInputs | None  # what the router's gate has read, detached; None where no expert was asked
 
 
 def evaluate_objective(
     student: Student, batch: Batch, objective: Objective, counts: Counts, autocast: torch.dtype | None
 ) -> Evaluated:
-    """Compute every term of weight above 0 on one batch.
+    """Compute every term of weight above 0 on one batch, but for those of the gate's means (`gate_terms`).
 
     Args:
         counts: of the whole optimizer step or validation set that the batch is part of.
@@ -78,16 +82,37 @@ def evaluate_objective(
     with torch.autocast(batch.input_ids_BL.device.type, dtype=autocast, enabled=autocast is not None):
         states = run_student(student.model, batch.input_ids_BL, with_layers=runs is not None)
     terms, nll_sum = _text_terms(student, states, batch, objective, counts)
-    expert_weight_E = None
+    gate = None
     if runs is not None and student.heads is not None:
         terms |= _hidden_terms(student.heads, states, runs, objective, counts)
         if student.teacher_head is not None and any(objective.weights[name] for name in ROUTER_TERMS):
-            last_WRD = gather_runs(states.final_BLD, runs)
-            routed, expert_weight_E = router_terms(
-                student.heads, student.teacher_head, last_WRD, runs, objective.weights, objective.router, counts
-            )
+            routed, gate = _routed_terms(student, states, batch, runs, objective, counts)
             terms |= routed
-    return Evaluated(terms, nll_sum, expert_weight_E)
+    return Evaluated(terms, nll_sum, gate)
+
+
+def _routed_terms(
+    student: Student, states: StudentStates, batch: Batch, runs: HiddenRuns, objective: Objective, counts: Counts
+) -> tuple[Terms, GateInputs]:
+    """The student against the replayed block, and what the gate has read."""
+    assert student.heads is not None
+    assert student.teacher_head is not None
+    student_WRD = gather_runs(states.final_BLD, runs)
+    routing = route(student.heads, student.teacher_head, student_WRD, runs, objective.router)
+    terms = routed_state_terms(student.heads, routing, student_WRD, runs, objective.weights, counts.hidden)
+    if objective.weights["router_kd"] > 0 and objective.kd is not None and student.vocabulary_map is not None:
+        value_N = routed_kd(
+            routed_text(batch, runs, student_WRD, routing.routed_WRT),
+            student.model.get_output_embeddings().weight,
+            student.teacher_head,
+            student.vocabulary_map,
+            objective.kd.temperature,
+            objective.kd.order,
+            objective.chunk_tokens,
+        )
+        raw = value_N.sum() / counts.hidden
+        terms["router_kd"] = LossTerm(raw, objective.weights["router_kd"] * raw)
+    return terms, routing.gate.detached()
 
 
 def _text_terms(
@@ -127,6 +152,9 @@ def _text_terms(
         lm_weight_N[batch.aligned_A] = 1.0 - kd.kd_weight
         weight = kd.kd_weight * kd.temperature**2
         terms["kd"] = LossTerm(kl_A.sum() / max(counts.aligned, 1), weight * kl_A.sum() / counts.tokens)
+        if kd.chunk_weight > 0 and batch.chunks is not None:
+            chunk_sum = _chunk_kl(nll_N, batch.chunks, kd.chunk_temperature).sum()
+            terms["chunk"] = LossTerm(chunk_sum / max(counts.chunks, 1), kd.chunk_weight * chunk_sum / counts.tokens)
     nll_sum = nll_N.sum()
     terms["lm"] = LossTerm(nll_sum / counts.tokens, (lm_weight_N * nll_N).sum() / counts.tokens)
     return terms, nll_sum.detach()
@@ -146,6 +174,12 @@ def _chunk_losses(
     nll_N = lm_nll(logits_NV, labels_N)
     kl_A = nll_N[:0] if target is None else forward_kl(logits_NV[aligned_A], target, temperature, unreached)
     return nll_N, kl_A
+
+
+def _chunk_kl(nll_N: Tensor, chunks: Chunks, chunk_temperature: float) -> Tensor:
+    inside = chunks.chunk_of_N >= 0
+    student_J = torch.zeros_like(chunks.teacher_logprobs_J).index_add(0, chunks.chunk_of_N[inside], -nll_N[inside])
+    return chunk_kl(student_J, chunks.teacher_logprobs_J, chunk_temperature)
 
 
 def _rows_of(target: SparseTarget, inside: Tensor) -> SparseTarget:

@@ -9,20 +9,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe_distill.config import Params
-from moe_distill.errors import ConfigError, DataError
+from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
 from moe_distill.losses.target import make_vocabulary_map
 from moe_distill.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.progress import say
-from moe_distill.replay.block import TeacherHead, check_same_teacher, load_teacher_head
+from moe_distill.replay.block import TeacherHead, load_teacher_head
 from moe_distill.runtime import Runtime, make_runtime, seed_everything
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.windows import read_vocabulary_map
-from moe_distill.training.data import Split, open_split
+from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
+from moe_distill.training.provenance import check_inputs, check_student_rows
 from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.schedule import first_phase_steps, lm_only, objective_at, ramps_are_complete
 from moe_distill.training.student import layer_pairs, make_heads
@@ -40,7 +41,7 @@ class TrainingInputs:
     windows: Path  # data/windows/student
     targets: Path | None  # data/teacher_shards; None: LM alone
     student: Path  # the model to begin with
-    teacher_head: Path | None  # models/teacher_head, in the second phase
+    teacher_head: Path | None  # models/teacher_head; the first phase only asks of which teacher it is
     optimizer: Path | None  # moments that the first phase ended with
 
 
@@ -81,7 +82,7 @@ def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -
         last_step=steps,
         term_names=TEXT_TERMS,
         num_experts=0,
-        with_runs=False,
+        wanted=Wanted(chunks=study.losses.chunk > 0),
         adaptive=False,
         objective_at=lambda step, _scales: objective_at(step, study, train, {}),
         watches=lambda _step: False,
@@ -97,7 +98,7 @@ def control(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) ->
         last_step=train.max_steps,
         term_names=("lm",),
         num_experts=0,
-        with_runs=False,
+        wanted=TEXT_ALONE,
         adaptive=False,
         objective_at=lambda _step, _scales: lm_only(train.chunk_tokens),
         watches=partial(ramps_are_complete, study=study, train=train),
@@ -121,7 +122,7 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
         last_step=train.max_steps,
         term_names=ALL_TERMS if num_experts else TEXT_TERMS + HIDDEN_TERMS,
         num_experts=num_experts,
-        with_runs=True,
+        wanted=Wanted(runs=True, chunks=study.losses.chunk > 0),
         adaptive=study.balance == "adaptive",
         objective_at=objective,
         watches=partial(ramps_are_complete, study=study, train=train),
@@ -136,6 +137,8 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
     say(f"{phase.stage}: {runtime.describe()}")
     train_split = open_split(inputs.windows / "train", _below(inputs.targets, "train"))
     validation_split = open_split(inputs.windows / "validation", _below(inputs.targets, "validation"))
+    splits, vocabulary_map = [train_split, validation_split], inputs.windows / "vocabulary_map"
+    check_inputs(splits, params.profile.teacher, inputs.student, vocabulary_map, inputs.teacher_head)
     student = _student(params, phase, inputs, train_split, runtime)
     trainer = make_trainer(student, train, runtime, first_step)
     if inputs.optimizer is not None:
@@ -161,12 +164,12 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
 
 def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split, runtime: Runtime) -> Student:
     model = load_causal_lm(inputs.student, torch.float32, runtime.device)
+    check_student_rows(split, inputs.student, model.config.vocab_size)
     if split.targets is None:
         return Student(model, heads=None, teacher_head=None, vocabulary_map=None)
     student_ids = read_vocabulary_map(inputs.windows / "vocabulary_map").to(runtime.device)
-    _check_vocabularies(split.targets, student_ids, model.config.vocab_size)
     vocabulary_map = make_vocabulary_map(student_ids, model.config.vocab_size)
-    if not phase.with_runs:
+    if not phase.wanted.runs:
         return Student(model, heads=None, teacher_head=None, vocabulary_map=vocabulary_map)
     metadata = split.targets.index.metadata
     teacher_layers, depth = metadata["hidden_layers"], metadata["layers"]
@@ -186,7 +189,6 @@ def _teacher_head(
     if not phase.num_experts or inputs.teacher_head is None or split.targets is None:
         return None
     head = load_teacher_head(inputs.teacher_head, runtime.device)
-    check_same_teacher(head, str(split.targets.index.metadata["teacher_fingerprint"]))
     positions = split.targets.rows("hidden") / len(split.windows) * params.profile.train.batch_windows
     if positions < MINIMUM_ROUTER_POSITIONS:
         raise ConfigError(
@@ -194,21 +196,6 @@ def _teacher_head(
             fix="raise `teacher.hidden_fraction` or `train.batch_windows`",
         )
     return head
-
-
-def _check_vocabularies(targets: ShardReader, student_ids: torch.Tensor, student_rows: int) -> None:
-    rows = targets.index.metadata["output_rows"]
-    if len(student_ids) != rows:
-        raise DataError(
-            f"the vocabulary map has {len(student_ids)} rows, the shards' teacher has {rows}",
-            fix="run: dvc repro tokenize",
-        )
-    if int(student_ids.max()) >= student_rows:
-        raise DataError(
-            f"the vocabulary map names student id {int(student_ids.max())}, the student has {student_rows} rows",
-            "the windows were made with another student tokenizer",
-            "run: dvc repro tokenize",
-        )
 
 
 def _num_experts(targets: Path) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_distill.progress import say
-from moe_distill.training.curves import Curve
+from moe_distill.training.curves import CURVE_NAME, VALIDATION_CURVE_NAME, Curve
 from moe_distill.training.logging import console_line, curve_columns, curve_row, warn_of_collapse
 from moe_distill.training.step import Outcome, Update
 from moe_distill.training.trainer import Counters
@@ -32,8 +32,8 @@ class Recorder:
 
     def open(self, step: int) -> None:
         columns = curve_columns(self._settings.term_names, self._settings.num_experts)
-        self._curve = Curve(self._settings.work / "curve.tsv", columns, step)
-        self._validation_curve = Curve(self._settings.work / "validation.tsv", columns, step)
+        self._curve = Curve(self._settings.work / CURVE_NAME, columns, step)
+        self._validation_curve = Curve(self._settings.work / VALIDATION_CURVE_NAME, columns, step)
 
     def record_step(self, step: int, update: Update, learning_rate: float, counters: Counters) -> None:
         settings = self._settings

@@ -6,16 +6,16 @@ T teacher's hidden size, E experts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from moe_distill.losses.hidden import cosine_distance, relation_kl
-from moe_distill.losses.registry import ROUTER_TERMS, LossTerm, Terms
-from moe_distill.losses.router import importance_kl, load_balancing_loss, mixture
+from moe_distill.losses.registry import LossTerm, Terms
+from moe_distill.losses.router import gate_divergence, importance_kl, load_balancing_loss, mixture
 from moe_distill.replay.block import TeacherHead, block_input, expert_outputs, gate_logits, routed_hidden
-from moe_distill.training.batch import Counts, HiddenRuns
+from moe_distill.training.batch import HiddenRuns
 from moe_distill.training.student import Heads
 
 
@@ -30,13 +30,33 @@ class RouterSettings:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """The gate at the runs' positions."""
+class GateInputs:
+    """What the gate reads, fp32."""
 
-    probs_NE: Tensor  # student-aware, at the routing temperature
-    teacher_probs_NE: Tensor
-    mixture_NE: Tensor
+    student_ND: Tensor  # the student's last states
+    teacher_logits_NE: Tensor
+    noise_NE: Tensor
+
+    def detached(self) -> "GateInputs":
+        return GateInputs(self.student_ND.detach(), self.teacher_logits_NE, self.noise_NE)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The replayed block at the runs' positions."""
+
+    gate: GateInputs
     routed_WRT: Tensor  # residual stream after the block under the mixture; 0 where padded
+
+
+@dataclass(frozen=True)
+class ExpertUse:
+    """How a whole step (or validation set) uses the experts."""
+
+    share_E: Tensor  # of the mixtures' weight
+    divergence: (
+        float  # KL(student-aware gate || teacher's gate), mean over positions, nats; without temperature or noise
+    )
 
 
 def route(
@@ -49,49 +69,81 @@ def route(
         read_NT = block_input(teacher_head, moe_input_NT)
         teacher_logits_NE = gate_logits(teacher_head, read_NT)
         outputs_NET = expert_outputs(teacher_head, read_NT)
-    logits_NE = teacher_logits_NE + heads.gate_correction(student_WRD[runs.mask_WR])
-    if settings.noise > 0:
-        generator = torch.Generator().manual_seed(settings.noise_seed)
-        noise_NE = torch.randn(logits_NE.shape, generator=generator).to(logits_NE.device)
-        logits_NE = logits_NE + settings.noise * noise_NE
-    mixture_NE = mixture(logits_NE, settings.temperature, min(settings.n_experts, teacher_head.num_experts))
-    routed_NT = routed_hidden(moe_input_NT, outputs_NET, mixture_NE)
-    return Routing(
-        probs_NE=(logits_NE / settings.temperature).softmax(-1),
-        teacher_probs_NE=teacher_logits_NE.softmax(-1),
-        mixture_NE=mixture_NE,
-        routed_WRT=torch.zeros_like(runs.moe_input_WRD).masked_scatter(runs.mask_WR[..., None], routed_NT),
-    )
+    noise_NE = _noise(runs, teacher_head.num_experts, settings).to(teacher_logits_NE)
+    gate = GateInputs(student_WRD[runs.mask_WR], teacher_logits_NE, noise_NE)
+    routed_NT = routed_hidden(moe_input_NT, outputs_NET, _mixture(heads, teacher_head, gate, settings))
+    routed_WRT = torch.zeros_like(runs.moe_input_WRD).masked_scatter(runs.mask_WR[..., None], routed_NT)
+    return Routing(gate, routed_WRT)
 
 
-def router_terms(
+def _noise(runs: HiddenRuns, num_experts: int, settings: RouterSettings) -> Tensor:
+    """Exploration noise [N, E]: of the step and the window alone, however the step is split."""
+    if settings.noise == 0:
+        return torch.zeros(int(runs.mask_WR.sum()), num_experts)
+    drawn = []
+    for window, length in zip(runs.windows_W.tolist(), runs.mask_WR.sum(1).tolist(), strict=True):
+        generator = torch.Generator().manual_seed((settings.noise_seed * 1_000_003 + window) % 2**63)
+        drawn.append(torch.randn(length, num_experts, generator=generator))
+    return settings.noise * torch.cat(drawn)
+
+
+def student_aware_logits(heads: Heads, gate: GateInputs) -> Tensor:
+    """The teacher's gate logits, corrected from the student's states, [N, E]; without noise."""
+    corrected_NE: Tensor = gate.teacher_logits_NE + heads.gate_correction(gate.student_ND)
+    return corrected_NE
+
+
+def _mixture(heads: Heads, teacher_head: TeacherHead, gate: GateInputs, settings: RouterSettings) -> Tensor:
+    n_experts = min(settings.n_experts, teacher_head.num_experts)
+    logits_NE = student_aware_logits(heads, gate) + gate.noise_NE
+    return mixture(logits_NE, settings.temperature, n_experts, teacher_head.description.normalizes_topk)
+
+
+def routed_state_terms(
+    heads: Heads, routing: Routing, student_WRD: Tensor, runs: HiddenRuns, weights: Mapping[str, float], positions: int
+) -> Terms:
+    """`router_feature` and `router_attention`, where their weight is above 0: the student against routed knowledge.
+
+    Args:
+        positions: of the whole step or validation set.
+    """
+    values: dict[str, Tensor] = {}
+    if weights["router_feature"] > 0:
+        projected_WRT = heads.routed_projection(student_WRD)
+        values["router_feature"] = cosine_distance(projected_WRT, routing.routed_WRT, runs.mask_WR)
+    if weights["router_attention"] > 0:
+        values["router_attention"] = relation_kl(student_WRD, routing.routed_WRT, runs.mask_WR)
+    return {name: LossTerm(raw := value.sum() / positions, weights[name] * raw) for name, value in values.items()}
+
+
+def gate_terms(
     heads: Heads,
     teacher_head: TeacherHead,
-    student_WRD: Tensor,
-    runs: HiddenRuns,
-    weights: Mapping[str, float],
+    parts: list[GateInputs],
     settings: RouterSettings,
-    counts: Counts,
-) -> tuple[Terms, Tensor]:
-    """The router's terms of weight above 0, and the summed mixture weight of each expert [E].
+    weights: Mapping[str, float],
+) -> tuple[Terms, ExpertUse]:
+    """`router_balance` and `router_importance`, where their weight is above 0, and the use of the experts.
 
-    Balance and importance are of means over the positions given; a part of a step counts by its share of positions.
+    Both are of means over a whole step, so they are computed once all its parts are known, from detached states: they
+    train the correction alone, and do not depend on how the step was split.
+
+    Args:
+        parts: what the gate has read in each part, detached.
     """
-    routing = route(heads, teacher_head, student_WRD, runs, settings)
-    sums = {name: _term_sum(name, heads, routing, student_WRD, runs) for name in ROUTER_TERMS if weights[name] > 0}
-    terms = {name: LossTerm(raw := total / counts.hidden, weights[name] * raw) for name, total in sums.items()}
-    return terms, routing.mixture_NE.detach().sum(0)
-
-
-def _term_sum(name: str, heads: Heads, routing: Routing, student_WRD: Tensor, runs: HiddenRuns) -> Tensor:
-    """A router term summed over the runs' positions."""
-    n_positions = len(routing.mixture_NE)
-    if name == "router_feature":
-        projected_WRT = heads.routed_projection(student_WRD)
-        return cosine_distance(projected_WRT, routing.routed_WRT, runs.mask_WR).sum()
-    if name == "router_attention":
-        return relation_kl(student_WRD, routing.routed_WRT, runs.mask_WR).sum()
-    mean_probs_E = routing.probs_NE.mean(0)
-    if name == "router_balance":
-        return load_balancing_loss(routing.mixture_NE.mean(0), mean_probs_E) * n_positions
-    return importance_kl(mean_probs_E, routing.teacher_probs_NE.mean(0)) * n_positions
+    gate = GateInputs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(GateInputs)))
+    with torch.no_grad():
+        weight_E = _mixture(heads, teacher_head, gate, settings).sum(0)
+        divergence_N = gate_divergence(student_aware_logits(heads, gate), gate.teacher_logits_NE)
+    use = ExpertUse(weight_E / weight_E.sum(), float(divergence_N.mean()))
+    values: dict[str, Tensor] = {}
+    if weights["router_balance"] > 0 or weights["router_importance"] > 0:
+        mean_probs_E, teacher_probs_E = (
+            (logits_NE / settings.temperature).softmax(-1).mean(0)
+            for logits_NE in (student_aware_logits(heads, gate) + gate.noise_NE, gate.teacher_logits_NE)
+        )
+        if weights["router_balance"] > 0:
+            values["router_balance"] = load_balancing_loss(use.share_E, mean_probs_E)
+        if weights["router_importance"] > 0:
+            values["router_importance"] = importance_kl(mean_probs_E, teacher_probs_E)
+    return {name: LossTerm(raw, weights[name] * raw) for name, raw in values.items()}, use

@@ -58,5 +58,12 @@ def objective_at(step: int, study: Study, train: Train, scales: dict[str, float]
         noise=linear(inner, router.noise, 0.0),
         noise_seed=study.seed * 1_000_003 + step,
     )
-    kd = KdSettings(study.temperature, study.kd_weight, study.kd_order, study.kd_tail)
+    kd = KdSettings(
+        temperature=study.temperature,
+        kd_weight=study.kd_weight,
+        order=study.kd_order,
+        tail=study.kd_tail,
+        chunk_weight=study.losses.chunk,
+        chunk_temperature=study.chunk_temperature,
+    )
     return Objective(kd, weights, settings, train.chunk_tokens)

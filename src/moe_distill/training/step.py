@@ -1,16 +1,16 @@
 """One optimizer step, and one validation: the same objective over the parts of a whole (R5, R24)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from moe_distill.losses.registry import LossTerm, Terms, total_of
 from moe_distill.runtime import Runtime
 from moe_distill.training.batch import NO_COUNTS, Batch, Counts, to_device
-from moe_distill.training.data import Split, read_batch
+from moe_distill.training.data import Split, Wanted, read_batch
 from moe_distill.training.objective import Evaluated, Objective, Student, evaluate_objective
+from moe_distill.training.routing import ExpertUse, gate_terms
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Outcome:
     terms: Terms
     nll_sum: float  # nats
     counts: Counts
-    expert_weight_E: Tensor | None
+    experts: ExpertUse | None  # None where no expert was asked
     padding_share: float
 
     @property
@@ -41,10 +41,10 @@ class Update:
     applied: bool  # False: a loss or gradient was not finite, and the weights are as before
 
 
-def read_parts(split: Split, numbers: list[int], part_windows: int, with_runs: bool) -> list[Batch]:
+def read_parts(split: Split, numbers: list[int], part_windows: int, wanted: Wanted) -> list[Batch]:
     """Read a batch in parts of at most `part_windows` windows."""
     parts = [numbers[start : start + part_windows] for start in range(0, len(numbers), part_windows)]
-    return [read_batch(split, part, with_runs) for part in parts]
+    return [read_batch(split, part, wanted) for part in parts]
 
 
 def optimizer_step(
@@ -64,11 +64,14 @@ def optimizer_step(
         moved = to_device(part, runtime.device)
         result = evaluate_objective(student, moved, objective, counts, runtime.dtype if runtime.autocast else None)
         scaler.scale(total_of(result.terms)).backward()
-        evaluated.append(_detached(result))
+        evaluated.append(replace(result, terms=_detached(result.terms)))
+    of_gate, experts = _gate_terms(student, evaluated, objective)
+    if of_gate:
+        scaler.scale(total_of(of_gate)).backward()
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, gradient_clip))
-    outcome = _combined(evaluated, parts, counts)
+    outcome = _combined(evaluated, of_gate, experts, parts, counts)
     applied = math.isfinite(norm) and math.isfinite(outcome.total)
     if applied:
         scaler.step(optimizer)
@@ -85,27 +88,36 @@ def validate(student: Student, parts: list[Batch], objective: Objective, runtime
         evaluate_objective(student, to_device(part, runtime.device), objective, counts, autocast=None) for part in parts
     ]
     student.model.train()
-    return _combined(evaluated, parts, counts)
+    of_gate, experts = _gate_terms(student, evaluated, objective)
+    return _combined(evaluated, of_gate, experts, parts, counts)
 
 
-def _detached(result: Evaluated) -> Evaluated:
-    terms = {name: LossTerm(term.raw.detach(), term.weighted.detach()) for name, term in result.terms.items()}
-    return Evaluated(terms, result.nll_sum, result.expert_weight_E)
+def _gate_terms(student: Student, evaluated: list[Evaluated], objective: Objective) -> tuple[Terms, ExpertUse | None]:
+    """The terms of the gate's means over all parts, and the use of the experts."""
+    gates = [result.gate for result in evaluated if result.gate is not None]
+    if not gates or student.heads is None or student.teacher_head is None:
+        return {}, None
+    return gate_terms(student.heads, student.teacher_head, gates, objective.router, objective.weights)
 
 
-def _combined(evaluated: list[Evaluated], parts: list[Batch], counts: Counts) -> Outcome:
-    names = sorted({name for result in evaluated for name in result.terms})
-    terms = {}
-    for name in names:
+def _detached(terms: Terms) -> Terms:
+    return {name: LossTerm(term.raw.detach(), term.weighted.detach()) for name, term in terms.items()}
+
+
+def _combined(
+    evaluated: list[Evaluated], of_gate: Terms, experts: ExpertUse | None, parts: list[Batch], counts: Counts
+) -> Outcome:
+    """The sums over all parts."""
+    terms: Terms = {}
+    for name in sorted({name for result in evaluated for name in result.terms}):
         present = [result.terms[name] for result in evaluated if name in result.terms]
         raw = torch.stack([term.raw for term in present]).sum()
         terms[name] = LossTerm(raw, torch.stack([term.weighted for term in present]).sum())
-    experts = [result.expert_weight_E for result in evaluated if result.expert_weight_E is not None]
     return Outcome(
-        terms=terms,
+        terms=terms | _detached(of_gate),
         nll_sum=float(torch.stack([result.nll_sum for result in evaluated]).double().sum()),
         counts=counts,
-        expert_weight_E=torch.stack(experts).sum(0) if experts else None,
+        experts=experts,
         padding_share=sum(part.padding_share * part.input_ids_BL.numel() for part in parts)
         / sum(part.input_ids_BL.numel() for part in parts),
     )

@@ -1,0 +1,46 @@
+"""Are the values of a column possible ones? Asked where a file is opened; a hash only says they are as written."""
+
+import torch
+from torch import Tensor
+
+from moe_distill.errors import DataError
+
+
+def check_finite(place: str, column: Tensor, first_row: int, fix: str) -> None:
+    """Refuse a column of floating-point numbers with a NaN or an infinity.
+
+    Args:
+        place: file and field, for the error.
+        column: [rows, ...].
+        first_row: number of its first row over all files.
+        fix: the command that mends it.
+
+    Raises:
+        DataError: naming the row and the value.
+    """
+    if bool(torch.isfinite(column.sum(dtype=torch.float64))):  # one pass without a temporary; both survive a sum
+        return
+    row, value = _first(column, ~torch.isfinite(column))
+    raise DataError(f"{place}, row {first_row + row} is {value}", "every stored number is finite", fix)
+
+
+def check_range(place: str, column: Tensor, first_row: int, allowed: range, fix: str) -> None:
+    """Refuse a column of integers with one outside `allowed`; see `check_finite` for the arguments.
+
+    Raises:
+        DataError: naming the row, the value and the bounds.
+    """
+    if not column.numel():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(column))
+    if low >= allowed.start and high < allowed.stop:
+        return
+    row, value = _first(column, (column < allowed.start) | (column >= allowed.stop))
+    bounds = f"it must be from {allowed.start} to {allowed.stop - 1}"
+    raise DataError(f"{place}, row {first_row + row} is {value:.0f}", bounds, fix)
+
+
+def _first(column: Tensor, is_wrong: Tensor) -> tuple[int, float]:
+    """Row and value of the first wrong entry."""
+    place = is_wrong.nonzero()[0]
+    return int(place[0]), float(column[tuple(place)])

@@ -1,0 +1,45 @@
+"""JSON that carries a hash of itself: one flipped bit in an index is found as surely as one in a shard."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from moe_distill.errors import DataError
+from moe_distill.workspace import Json, fingerprint, write_json
+
+SEAL = "sha256"
+
+
+def write_sealed(path: Path, content: Mapping[str, Json]) -> None:
+    """Write a JSON object with one more key, `sha256`: the fingerprint of all others."""
+    write_json(path, {**content, SEAL: fingerprint(content)})
+
+
+def read_object(path: Path) -> dict[str, Json]:
+    """Read a JSON object, its seal not yet checked.
+
+    Raises:
+        DataError: the file is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise DataError(f"{path} is not JSON", str(error), f"run: moe-distill recover --shard {path}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not a JSON object", fix=f"run: moe-distill recover --shard {path}")
+    return content
+
+
+def unsealed(path: Path, content: Mapping[str, Json]) -> dict[str, Json]:
+    """The content without its seal.
+
+    Raises:
+        DataError: the content differs from its seal; names both hashes.
+    """
+    rest = {key: value for key, value in content.items() if key != SEAL}
+    found, recorded = fingerprint(rest), content.get(SEAL)
+    if found != recorded:
+        raise DataError(
+            f"{path} is corrupt", f"sha256 {found}, it says {recorded}", f"run: moe-distill recover --shard {path}"
+        )
+    return rest

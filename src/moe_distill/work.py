@@ -1,0 +1,176 @@
+"""Work in `.work/<stage>/<fingerprint>/`: continued after a kill, done once for all who wait for it.
+
+DVC deletes a stage's outputs before it runs the stage again, so nothing that must survive a kill may
+live in an output. A long stage works in a folder named after everything that determines its result;
+killed and started again with the same inputs it finds its own work, with other inputs it starts afresh.
+A process of another workspace (`dvc exp run --temp`, `--queue`) that needs the same result waits for it.
+Finished work is published by hard links; its folder goes when DVC has recorded the result in dvc.lock,
+so that a kill in between costs nothing, and `dvc repro -f` computes again.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
+
+from moe_distill.errors import ResourceError
+from moe_distill.progress import say
+from moe_distill.workspace import (
+    canonical_json,
+    fingerprint,
+    folder_fingerprint,
+    project_root,
+    publish,
+    sha256_file,
+    write_json,
+)
+
+SAME_WORKSPACE_SECONDS = 0.5
+WAIT_MESSAGE_SECONDS = 60.0
+RECORD_NAME = "done.json"
+
+
+class _Record(BaseModel):
+    """Beside finished outputs: what they are, and who made them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workspace: Path
+    figures: dict[str, float]  # metrics/<stage>.json
+    outputs: dict[str, str]  # name -> SHA-256 of a file, fingerprint of a folder
+
+
+@contextmanager
+def hold_workspace(stage: str) -> Iterator[None]:
+    """Be the only stage that runs in the current folder.
+
+    A stage goes on when its `dvc` is killed; a second one beside it would write the same outputs.
+
+    Raises:
+        ResourceError: another stage runs here; names its pid.
+    """
+    lock, owner = FileLock(".work/workspace.lock"), Path(".work/workspace.owner")
+    owner.parent.mkdir(exist_ok=True)
+    try:
+        lock.acquire(timeout=SAME_WORKSPACE_SECONDS)
+    except Timeout:
+        running, pid = owner.read_text(encoding="utf-8").split()
+        raise ResourceError(
+            f"stage {running} already runs in this workspace as process {pid}",
+            fix=f"wait for it, or stop it with: kill {pid}",
+        ) from None
+    with lock:
+        owner.write_text(f"{stage} {os.getpid()}", encoding="utf-8")
+        _remove_what_dvc_has_recorded()
+        yield
+
+
+def stage_code(stage: str) -> str:
+    """Fingerprint of the code among a stage's `deps` in dvc.yaml: what DVC runs the stage again for."""
+    dependencies = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
+    code = [Path(each) for each in dependencies if each.startswith(("src/", "stages/"))]
+    files = sorted(file for path in code for file in ([path] if path.is_file() else path.rglob("*.py")))
+    return fingerprint({file.as_posix(): sha256_file(file) for file in files})
+
+
+def compute_once(
+    stage: str, key: str, compute: Callable[[Path], dict[str, float]], outputs: Mapping[str, Path]
+) -> dict[str, float]:
+    """Publish what `compute` makes, called by this process or by one of another workspace that was waited for.
+
+    Args:
+        key: fingerprint of everything that determines the result.
+        compute: fills an empty folder, or continues in one that a killed process left; returns figures.
+        outputs: folder or file in that folder -> where it is published.
+
+    Returns:
+        The figures.
+    """
+    home = project_root() / ".work" / stage
+    home.mkdir(parents=True, exist_ok=True)
+    folder = home / key[:16]
+    with _held(folder, stage):
+        record = _finished(folder, outputs)
+        if record is None:
+            folder.mkdir(exist_ok=True)
+            figures = compute(folder)
+            record = _Record(workspace=Path.cwd(), figures=figures, outputs=_fingerprints(folder, outputs))
+            write_json(folder / RECORD_NAME, record.model_dump(mode="json"))
+        else:
+            say(f"{stage}: was finished by a process in {record.workspace}; its result is taken")
+        for name, destination in outputs.items():
+            publish(folder / name, destination)
+    return record.figures
+
+
+def _finished(folder: Path, outputs: Iterable[str]) -> _Record | None:
+    """The record of finished work whose outputs are what it says."""
+    record = _read_record(folder)
+    if record is not None and record.outputs != _fingerprints(folder, outputs):
+        say(f"warning: {folder} is not what its {RECORD_NAME} says; it is computed again")
+        shutil.rmtree(folder)
+        return None
+    return record
+
+
+def _read_record(folder: Path) -> _Record | None:
+    path = folder / RECORD_NAME
+    return _Record.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def _fingerprints(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
+    paths = {name: folder / name for name in outputs}
+    return {name: sha256_file(path) if path.is_file() else folder_fingerprint(path) for name, path in paths.items()}
+
+
+def _remove_what_dvc_has_recorded() -> None:
+    for path in (project_root() / ".work").glob(f"*/*/{RECORD_NAME}"):
+        folder = path.parent
+        with suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):  # held: by one who takes it
+            record = _read_record(folder)
+            if record is not None and _is_recorded(record) and not _waiters(folder):
+                shutil.rmtree(folder)
+
+
+def _is_recorded(record: _Record) -> bool:
+    """Whether a workspace's dvc.lock holds the figures; a workspace that is gone went on to its end."""
+    if not record.workspace.is_dir():
+        return True
+    lock = record.workspace / "dvc.lock"
+    digest = hashlib.md5(canonical_json(record.figures).encode(), usedforsecurity=False).hexdigest()
+    return lock.is_file() and digest in lock.read_text(encoding="utf-8")
+
+
+@contextmanager
+def _held(folder: Path, stage: str) -> Iterator[None]:
+    """Hold a work folder alone; wait while another workspace holds it, with a line a minute."""
+    lock, owner = FileLock(f"{folder}.lock"), Path(f"{folder}.owner")
+    waits = Path(f"{folder}.waits.{os.getpid()}")
+    waits.touch()
+    try:
+        timeout = SAME_WORKSPACE_SECONDS
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=timeout)
+            except Timeout:
+                pid, _, workspace = owner.read_text(encoding="utf-8").partition(" ")
+                say(f"{stage}: process {pid} in {workspace} computes the same result; waiting")
+                timeout = WAIT_MESSAGE_SECONDS
+    finally:
+        waits.unlink()
+    with lock:
+        owner.write_text(f"{os.getpid()} {Path.cwd()}", encoding="utf-8")
+        yield
+
+
+def _waiters(folder: Path) -> list[int]:
+    """Processes that wait for a work folder."""
+    pids = [int(path.suffix[1:]) for path in folder.parent.glob(f"{folder.name}.waits.*")]
+    return [pid for pid in pids if psutil.pid_exists(pid)]

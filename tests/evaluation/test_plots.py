@@ -1,0 +1,42 @@
+"""The report's pictures show what the curves hold."""
+
+import math
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from moe_distill.evaluation import plots
+
+HEADER = "step\texpert_share_0\texpert_share_1\texpert_entropy\tgate_divergence\n"
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    return figures
+
+
+def test_r11_experts_are_drawn_with_entropy_and_divergence(tmp_path: Path, drawn: list[Figure]) -> None:
+    (tmp_path / "train_router.tsv").write_text(
+        f"{HEADER}10\t\t\t\t\n20\t0.75\t0.25\t0.56\t0.02\n30\t0.5\t0.5\t0.69\t0.1\n"
+    )
+    assert plots.plot_experts(tmp_path, tmp_path / "experts.png")
+    assert (tmp_path / "experts.png").stat().st_size > 1000
+    above, below = drawn[0].axes
+    lines = {line.get_label(): list(line.get_ydata()) for axes in (above, below) for line in axes.lines}
+    assert {name: values[1:] for name, values in lines.items() if name != "even use"} == {
+        "expert 0": [0.75, 0.5],
+        "expert 1": [0.25, 0.5],
+        "entropy of the shares": [0.56, 0.69],
+        "KL(student-aware gate, teacher's gate)": [0.02, 0.1],
+    }
+    assert lines["even use"] == [math.log(2)] * 2
+    assert all(math.isnan(lines[f"expert {number}"][0]) for number in (0, 1)), "the router was off at step 10"
+
+
+def test_without_a_router_there_is_no_picture(tmp_path: Path, drawn: list[Figure]) -> None:
+    (tmp_path / "train_router.tsv").write_text("step\ttotal\n10\t2.0\n")
+    assert not plots.plot_experts(tmp_path, tmp_path / "experts.png")
+    assert drawn == []

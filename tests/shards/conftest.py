@@ -1,0 +1,64 @@
+"""Small stores of the kinds the pipeline has."""
+
+import pytest
+import torch
+
+from moe_distill.shards.targets import TEACHER_TARGETS, open_targets, target_fields
+from moe_distill.shards.windows import MAP_FIELDS, TEACHER_FIELDS, TEACHER_WINDOWS, VOCABULARY_MAP, WindowStore
+from moe_distill.shards.writer import ShardWriter
+
+OUTPUT_ROWS = 100
+COUNTS = [[3, 1], [2], [4, 2]]  # windows of each file
+
+
+@pytest.fixture
+def windows(tmp_path):
+    writer = ShardWriter(tmp_path, TEACHER_FIELDS, "tokens", 1)
+    first = 0
+    for number, counts in enumerate(COUNTS):
+        total = sum(counts)
+        columns = {
+            "token_ids": torch.arange(first, first + total).int(),
+            "token_counts": torch.tensor(counts).int(),
+            "documents": torch.full((len(counts),), number).int(),
+            "byte_starts": torch.tensor([10 * place for place in range(len(counts))]),
+            "byte_ends": torch.tensor([10 * place + 2 * count for place, count in enumerate(counts)]),
+            "token_bytes": torch.full((0 if number else 12,), 2).int(),
+        }
+        writer.append(columns, cursor=0)
+        first += total
+    writer.finish(TEACHER_WINDOWS, "key", {"prefix_id": 0, "max_length": 8})
+    return WindowStore(tmp_path, TEACHER_WINDOWS)
+
+
+@pytest.fixture
+def targets(tmp_path):
+    """Seven positions in two files, three kept logits, two tail samples, no hidden states."""
+    fields = target_fields(k=3, tail_samples=2, hidden_layers=1, hidden_size=4, router_layers=0, num_experts=0)
+    writer = ShardWriter(tmp_path, fields, "positions", 4)
+    for first, stop in ((0, 4), (4, 7)):
+        row = torch.arange(first, stop)
+        columns = {
+            "topk_ids": (row[:, None] * 10 + torch.arange(3)).int(),
+            "topk_logprobs": (-row[:, None] - torch.tensor([0.25, 1.5, 2.0])).half(),
+            "tail_logsumexp": row[:, None] * torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]),
+            "tail_ids": (row[:, None] * 10 + torch.tensor([7, 8])).int(),
+            "tail_logprobs": (-row[:, None] - torch.tensor([5.0, 6.0])).half(),
+            "target_logprob": -row.float(),
+            "hidden_rows": torch.zeros(0, dtype=torch.int64),
+            "hidden": torch.zeros(0, 1, 4).half(),
+            "hidden_scales": torch.zeros(0, 1),
+        }
+        writer.append(columns, cursor=0)
+    writer.finish(TEACHER_TARGETS, "key", {"output_rows": OUTPUT_ROWS})
+    return open_targets(tmp_path)
+
+
+@pytest.fixture
+def vocabulary_map(tmp_path):
+    """Five teacher ids, six student ids."""
+    writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 4)
+    writer.append({"student_ids": torch.tensor([5, -1, 0, 2]).int()}, cursor=0)
+    writer.append({"student_ids": torch.tensor([-1]).int()}, cursor=0)
+    writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
+    return tmp_path / "map"

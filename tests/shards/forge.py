@@ -1,0 +1,34 @@
+"""Change what a finished store says, hashes and seal included: what is then refused is the content itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moe_distill.shards.seal import read_object, unsealed, write_sealed
+from moe_distill.workspace import Json, sha256_file
+
+
+def forge_column(store: Path, file_number: int, field: str, change: Callable[[Tensor], None]) -> Path:
+    """Change values of one column in place; returns the file."""
+    path = store / f"shard_{file_number:05d}.safetensors"
+    columns = {name: column.clone() for name, column in load_file(path).items()}
+    change(columns[field])
+    path.unlink()
+    save_file(columns, path)
+    index = _read(store)
+    index["files"][file_number]["sha256"] = sha256_file(path)  # type: ignore[index, call-overload]
+    write_sealed(store / "index.json", index)
+    return path
+
+
+def forge_metadata(store: Path, **changes: Json) -> None:
+    index = _read(store)
+    index["metadata"] |= changes  # type: ignore[operator]
+    write_sealed(store / "index.json", index)
+
+
+def _read(store: Path) -> dict[str, Json]:
+    path = store / "index.json"
+    return unsealed(path, read_object(path))

@@ -1,0 +1,166 @@
+"""Values that cannot be, under correct hashes: refused where the file is opened, by file, row and both values."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_distill.errors import DataError
+from moe_distill.shards.checks import check_finite, check_range
+from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.seal import read_object, unsealed
+from moe_distill.shards.targets import open_targets
+from moe_distill.shards.windows import TEACHER_WINDOWS, WindowStore, check_aligned, read_vocabulary_map
+from tests.shards.forge import forge_column
+
+from .conftest import OUTPUT_ROWS
+from .toy import FORMAT, write_store
+
+# The stores of conftest: five windows of 3, 1 | 2 | 4, 2 tokens of two bytes each, twelve ids; seven positions in
+# files of four and three.
+
+
+def refusal(action: object, *parts: str) -> None:
+    """`action` raises a DataError that says all of `parts`."""
+    assert callable(action)
+    with pytest.raises(DataError) as caught:
+        action()
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_value_that_is_not_finite_is_found_wherever_it_stands(value: float, dtype: torch.dtype) -> None:
+    for row in range(5):
+        column = torch.full((5, 3), torch.finfo(dtype).max, dtype=dtype)  # sums beyond fp16, or fp32, are no fault
+        check_finite("place", column, 100, "fix")
+        column[row, 2] = value
+        refusal(lambda column=column: check_finite("place", column, 100, "fix"), f"place, row {100 + row} is {value}")
+
+
+def test_two_infinities_do_not_cancel() -> None:
+    column = torch.tensor([1.0, float("inf"), float("-inf")])
+    refusal(lambda: check_finite("place", column, 0, "fix"), "row 1 is inf")
+
+
+@pytest.mark.parametrize("value", [-2, 10, 2**31 - 1, -(2**31)])
+def test_an_integer_out_of_range_is_found(value: int) -> None:
+    column = torch.tensor([[0, -1], [9, value]], dtype=torch.int32)
+    check_range("place", column[:1], 7, range(-1, 10), "fix")
+    refusal(lambda: check_range("place", column, 7, range(-1, 10), "fix"), f"row 8 is {value};", "from -1 to 9")
+    check_range("place", column[:0], 7, range(0), "fix")
+
+
+@pytest.mark.parametrize("field", ["topk_logprobs", "tail_logsumexp", "tail_logprobs", "target_logprob"])
+def test_nan_in_a_cached_value_names_file_field_and_row(targets: ShardReader, field: str) -> None:
+    path = forge_column(targets.folder, 1, field, lambda column: column[2].fill_(float("nan")))
+    forged = open_targets(targets.folder)
+    forged.slice("topk_ids", 0, 4)  # the other file can be read
+    refusal(lambda: forged.slice(field, 4, 5), str(path), f"field {field}, row 6 is nan", "dvc repro -f teacher")
+
+
+@pytest.mark.parametrize("field", ["topk_ids", "tail_ids"])
+@pytest.mark.parametrize("wrong", [OUTPUT_ROWS, -1])
+def test_an_id_without_a_row_of_the_map_names_both_values(targets: ShardReader, field: str, wrong: int) -> None:
+    path = forge_column(targets.folder, 1, field, lambda column: column[1, 1].fill_(wrong))
+    refusal(
+        lambda: open_targets(targets.folder).slice("target_logprob", 4, 5),
+        str(path),
+        f"field {field}, row 5 is {wrong}",
+        f"from 0 to {OUTPUT_ROWS - 1}",
+    )
+
+
+def test_a_range_is_asked_of_files_that_are_open_already(targets: ShardReader) -> None:
+    targets.verify()
+    refusal(lambda: targets.expect("topk_ids", range(42)), "row 4 is 42", "from 0 to 41")
+
+
+def test_a_window_with_an_unknown_id_is_refused(windows: WindowStore) -> None:
+    path = forge_column(windows.reader.folder, 2, "token_ids", lambda column: column[3].fill_(12))
+    refusal(
+        lambda: WindowStore(windows.reader.folder, TEACHER_WINDOWS),
+        str(path),
+        "token_ids, row 9 is 12",
+        "from 0 to 11",
+        "dvc repro -f tokenize",
+    )
+
+
+@pytest.mark.parametrize("field", ["byte_starts", "byte_ends"])
+def test_a_window_whose_tokens_do_not_fill_its_bytes_names_both_lengths(windows: WindowStore, field: str) -> None:
+    path = forge_column(windows.reader.folder, 2, field, lambda column: column[1].add_(1))
+    spans = 5 if field == "byte_ends" else 3
+    refusal(
+        lambda: WindowStore(windows.reader.folder, TEACHER_WINDOWS),
+        str(path),
+        f"row 4 of windows spans {spans} bytes; its tokens are 4 bytes long",
+    )
+
+
+def test_a_token_of_other_bytes_is_found_by_its_length(windows: WindowStore) -> None:
+    forge_column(windows.reader.folder, 0, "token_bytes", lambda column: column[3].fill_(7))
+    refusal(lambda: WindowStore(windows.reader.folder, TEACHER_WINDOWS), "row 1 of windows spans 2 bytes", "7 bytes")
+
+
+def test_windows_that_do_not_count_their_tokens_are_refused(windows: WindowStore) -> None:
+    path = forge_column(windows.reader.folder, 0, "token_counts", lambda column: column[1].add_(1))
+    refusal(lambda: WindowStore(windows.reader.folder, TEACHER_WINDOWS), f"{path} has 4 tokens, its windows count 5")
+    forge_column(windows.reader.folder, 0, "token_counts", lambda column: column[1].fill_(0))
+    refusal(lambda: WindowStore(windows.reader.folder, TEACHER_WINDOWS), "token_counts, row 1 is 0")
+
+
+def test_a_map_to_an_id_that_the_student_lacks_is_refused(vocabulary_map: Path) -> None:
+    forge_column(vocabulary_map, 0, "student_ids", lambda column: column[2].fill_(6))
+    refusal(lambda: read_vocabulary_map(vocabulary_map), "field student_ids, row 2 is 6", "from -1 to 5")
+
+
+def test_every_flipped_bit_of_an_index_is_found(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    path = tmp_path / "index.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 7
+        path.write_bytes(flipped)
+        refusal(lambda: ShardReader(tmp_path, FORMAT), str(path))
+    path.write_bytes(content)
+    ShardReader(tmp_path, FORMAT)
+
+
+def test_a_seal_names_both_hashes(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    path = tmp_path / "index.json"
+    path.write_text(path.read_text().replace('"toy"', '"tom"'))
+    recorded = str(read_object(path)["sha256"])
+    with pytest.raises(DataError, match=rf"is corrupt; sha256 [0-9a-f]{{64}}, it says {recorded}") as caught:
+        unsealed(path, read_object(path))
+    assert len(set(re.findall("[0-9a-f]{64}", str(caught.value)))) == 2
+
+
+def aligned_stores(folder: Path) -> tuple[Path, Path]:
+    """The windows of real tokenizers over a text, so that aligned rows mean something."""
+    from tests.alignment.test_tokenize import STUDENT, TEACHER
+    from tests.alignment.toy import make_split
+
+    make_split(["the quick brown fox 12345 jumps", "over the lazy dog"], TEACHER, STUDENT, folder, shard_tokens=8)
+    return folder / "student", folder / "teacher"
+
+
+def test_a_position_that_points_at_other_bytes_names_both_places(tmp_path: Path) -> None:
+    student, teacher = aligned_stores(tmp_path)
+
+    def check() -> None:
+        check_aligned(WindowStore(student, "moe-distill/student-windows"), WindowStore(teacher, TEACHER_WINDOWS))
+
+    check()
+    store = WindowStore(student, "moe-distill/student-windows")
+    rows = torch.cat(list(store.reader.columns("teacher_rows")))
+    row = int((rows > 0).nonzero()[1])
+    file_number, local = store.reader.locate("tokens", row)
+    forge_column(student, file_number, "teacher_rows", lambda column: column[local].sub_(1))
+    refusal(check, f"row {row} of tokens stands at byte ", f"the teacher's row {int(rows[row]) - 1} at byte ")
+    forge_column(student, file_number, "teacher_rows", lambda column: column[local].fill_(10_000))
+    refusal(check, f"teacher_rows, row {row} is 10000")

@@ -1,0 +1,42 @@
+"""Batches read from real stores."""
+
+import itertools
+
+import pytest
+
+from moe_distill.training.data import TEXT_ALONE, Split, Wanted, read_batch
+from tests.stores import Stores
+
+ALL_WINDOWS = [0, 1, 2, 3, 4]
+
+
+def test_a_chunk_lies_between_neighbouring_common_boundaries(stores: Stores) -> None:
+    batch = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, Wanted(chunks=True))
+    assert batch.chunks is not None
+    expected_of, expected_logprobs = [], []
+    for rows in stores.teacher_rows:
+        of = [-1] * len(rows)
+        shared = [place for place, row in enumerate(rows) if row >= 0]
+        for start, stop in itertools.pairwise(shared):
+            teacher_tokens = range(rows[start], rows[stop])
+            if stop - start == len(teacher_tokens) == 1:
+                continue
+            of[start:stop] = [len(expected_logprobs)] * (stop - start)
+            expected_logprobs.append(sum(float(stores.target_logprob[row]) for row in teacher_tokens))
+        expected_of += of
+    assert len(expected_logprobs) > 5
+    assert batch.chunks.chunk_of_N.tolist() == expected_of
+    assert batch.chunks.teacher_logprobs_J.tolist() == pytest.approx(expected_logprobs, abs=1e-5)
+    assert batch.counts.chunks == len(expected_logprobs)
+
+
+def test_what_is_not_wanted_is_not_read(stores: Stores) -> None:
+    batch = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, TEXT_ALONE)
+    assert batch.chunks is None
+    assert batch.runs is None
+    assert batch.rows is not None
+
+
+def test_without_targets_there_is_text_alone(stores: Stores) -> None:
+    batch = read_batch(Split(stores.student, None), ALL_WINDOWS, Wanted(runs=True, chunks=True))
+    assert (batch.rows, batch.runs, batch.chunks) == (None, None, None)
