@@ -46,7 +46,7 @@ def _sentencepiece(
     trainer = trainers.BpeTrainer(
         vocab_size=420, special_tokens=["<unk>", "<s>", "</s>", *of_bytes, MARK], show_progress=False
     )
-    tokenizer.train_from_iterator(TEXT.split(";"), trainer)
+    tokenizer.train_from_iterator([TEXT], trainer)
     description = json.loads(tokenizer.to_str())
     description["added_tokens"] = description["added_tokens"][:3]
     description["model"] |= {"unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}

@@ -1,15 +1,18 @@
 """For any text: the tokens spell it byte for byte, or it is reported as lost where they differ."""
 
+import json
 import unicodedata
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from moe_distill.alignment.encode import Encoder, encode
 
 from .pipelines import MARK, TOKENIZERS, pipeline_encoder
+from .toy import encoder
 
 SETTINGS = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
@@ -91,6 +94,13 @@ def test_no_text_is_lost_without_need(name, text):
     """Only a space mark in the text itself, and what NFC changes, cannot be spelled."""
     needed = (MARK in text and name not in BYTE_LEVEL) or ("nfc" in name and not unicodedata.is_normalized("NFC", text))
     assert bool(encode(pipeline_encoder(name), [text.encode()]).lost) == needed
+
+
+def test_a_character_that_only_the_unknown_token_stands_for_is_lost():
+    description = json.loads(TOKENIZERS["mistral"].to_str())
+    description["model"]["byte_fallback"] = False
+    owner = encoder(Tokenizer.from_str(json.dumps(description)))
+    assert encode(owner, [b"the fox", "the \u0416 fox".encode(), "\u0416".encode()]).lost == [(1, 4), (2, 0)]
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)

@@ -1,6 +1,9 @@
 """A token is its bytes, in both tokenizer families."""
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from moe_distill.alignment.encode import Encoder, encode
@@ -9,7 +12,7 @@ from moe_distill.alignment.token_bytes import gpt2_alphabet, token_bytes
 from moe_distill.errors import DataError
 from tests.assets import real_tokenizer
 
-from .pipelines import TOKENIZERS
+from .pipelines import TOKENIZERS, pipeline_encoder
 from .toy import TEXT, byte_level, encoder, sentencepiece
 
 SAMPLES = [
@@ -105,12 +108,19 @@ def test_special_tokens_have_no_bytes_and_added_ones_have_those_of_their_content
     owner = encoder(tokenizer)
     assert owner.token_bytes.table[tokenizer.token_to_id("<think>")] == b"<think>"
     assert owner.token_bytes.table[tokenizer.token_to_id("<mask>")] is None
-    assert owner.token_bytes.join([tokenizer.token_to_id("<mask>")]) is None
     text = "a <think> b <mask> c <|endoftext|>"
     assert spelled(owner, text) == text.encode()
     ids = encode(owner, [text.encode()]).ids.tolist()
     assert tokenizer.token_to_id("<think>") in ids
     assert tokenizer.token_to_id("<mask>") not in ids
+
+
+@given(st.data())
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_join_is_the_bytes_of_each_token_after_the_other(name, data):
+    table = pipeline_encoder(name).token_bytes
+    ids = data.draw(st.lists(st.integers(0, len(table.table) - 1), max_size=20))
+    assert table.join(np.array(ids, dtype=np.int64)) == b"".join(table.table[number] or b"" for number in ids)
 
 
 def test_by_bytes_takes_the_smallest_of_several_ids():

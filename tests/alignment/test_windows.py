@@ -1,5 +1,6 @@
 """Window cuts against the slow obvious version."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -10,80 +11,105 @@ from hypothesis import strategies as st
 from moe_distill.alignment.windows import cut, split_evenly
 from moe_distill.errors import DataError
 
-FLAGS = st.lists(st.booleans(), max_size=25).map(lambda flags: np.array([*flags, True]))
+
+@dataclass(frozen=True)
+class Text:
+    """The tokens of one text: whether a window may, or had better, end after each."""
+
+    allowed: list[bool]
+    preferred: list[bool]
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> Text:
+    flags = draw(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=25))
+    allowed, preferred = [allowed for allowed, _ in flags], [allowed and liked for allowed, liked in flags]
+    return Text([*allowed, True], [*preferred, True]) if flags or draw(st.booleans()) else Text([], [])
+
+
+TEXTS = st.lists(texts(), max_size=4)
+
+
+def arrays(parts: list[Text]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of each text; allowed and preferred flags of all, end to end."""
+    allowed = np.array([flag for part in parts for flag in part.allowed], dtype=bool)
+    preferred = np.array([flag for part in parts for flag in part.preferred], dtype=bool)
+    return np.array([len(part.allowed) for part in parts], dtype=np.int64), allowed, preferred
+
+
+def reach(flags: list[bool]) -> int:
+    """The most tokens from one cut to the next."""
+    ends = [0, *(number + 1 for number, flag in enumerate(flags) if flag)]
+    return max((end - start for start, end in pairwise(ends)), default=0)
+
+
+def placed(ends_of_texts: list[list[int]], parts: list[Text]) -> list[int]:
+    """Ends within each text, counted over all texts."""
+    before = [sum(len(part.allowed) for part in parts[:number]) for number in range(len(parts))]
+    return [start + end for start, ends in zip(before, ends_of_texts, strict=True) for end in ends]
 
 
 def slow_cut(may_cut: list[bool], max_tokens: int) -> list[int]:
     ends, start = [], 0
     while start < len(may_cut):
         within = [end for end in range(start + 1, start + max_tokens + 1) if end <= len(may_cut) and may_cut[end - 1]]
-        if not within:
-            break
         start = within[-1]
         ends.append(start)
     return ends
 
 
 @settings(deadline=None)
-@given(FLAGS, st.integers(1, 9))
-def test_cut_is_greedy(may_cut, max_tokens):
-    assert cut(may_cut, max_tokens).tolist() == slow_cut(may_cut.tolist(), max_tokens)
+@given(TEXTS, st.integers(1, 9))
+def test_cut_is_greedy(parts, max_tokens):
+    counts, allowed, _ = arrays(parts)
+    if any(reach(part.allowed) > max_tokens for part in parts):
+        with pytest.raises(DataError, match="teacher_max_length"):
+            cut(counts, allowed, max_tokens)
+        return
+    expected = placed([slow_cut(part.allowed, max_tokens) for part in parts], parts)
+    assert cut(counts, allowed, max_tokens).tolist() == expected
 
 
-def test_cut_of_nothing_is_nothing():
-    assert cut(np.zeros(0, dtype=bool), 4).tolist() == []
-
-
-def test_cut_stops_where_no_cut_is_within_reach():
-    assert cut(np.array([True, False, False, False, True]), 3).tolist() == [1]
-
-
-def slow_split(preferred: list[bool], allowed: list[bool], max_tokens: int) -> list[int]:
+def slow_split(part: Text, max_tokens: int) -> list[int]:
     """The fewest pieces for which the cuts nearest to even places leave none too long."""
     stretches, start = [], 0  # between preferred cuts
-    for end in (number + 1 for number, flag in enumerate(preferred) if flag):
+    for end in (number + 1 for number, flag in enumerate(part.preferred) if flag):
         stretches.append(range(start + 1, end + 1))
         start = end
-    cuts = {stretch[-1] for stretch in stretches}
-    cuts |= {end for stretch in stretches if len(stretch) > max_tokens for end in stretch if allowed[end - 1]}
-    for pieces in range(-(-len(preferred) // max_tokens), len(preferred) + 1):
-        ideal = [number * len(preferred) / pieces for number in range(1, pieces + 1)]
-        ends = sorted({min(cuts, key=lambda end, place=place: (abs(end - place), end)) for place in ideal})
+    cuts = {0, *(stretch[-1] for stretch in stretches)}
+    cuts |= {end for stretch in stretches if len(stretch) > max_tokens for end in stretch if part.allowed[end - 1]}
+    n_tokens = len(part.allowed)
+    for pieces in range(-(-n_tokens // max_tokens), n_tokens + 1):
+        ideal = [number * n_tokens / pieces for number in range(1, pieces + 1)]
+        ends = sorted({min(cuts, key=lambda end, place=place: (abs(end - place), end)) for place in ideal} - {0})
         if all(end - start <= max_tokens for start, end in pairwise([0, *ends])):
             return ends
     raise AssertionError("no number of pieces does")
 
 
-@settings(deadline=None)
-@given(FLAGS, FLAGS, st.integers(1, 9))
-def test_split_is_the_slow_one_covers_everything_and_counts_what_it_forced(preferred, allowed, max_tokens):
-    allowed = np.resize(allowed, len(preferred))
-    allowed[-1] = True
-    preferred = preferred & allowed
-    if max(np.diff([-1, *np.flatnonzero(allowed)])) > max_tokens:
+@settings(deadline=None, max_examples=300)
+@given(TEXTS, st.integers(1, 9))
+def test_split_is_the_slow_one_covers_everything_and_counts_what_it_forced(parts, max_tokens):
+    counts, allowed, preferred = arrays(parts)
+    if any(reach(part.allowed) > max_tokens for part in parts):
         with pytest.raises(DataError, match="student_max_length"):
-            split_evenly(preferred, allowed, max_tokens)
+            split_evenly(counts, preferred, allowed, max_tokens)
         return
-    ends, forced = split_evenly(preferred, allowed, max_tokens)
-    assert ends.tolist() == slow_split(preferred.tolist(), allowed.tolist(), max_tokens)
-    assert ends[-1] == len(preferred)
-    assert 1 <= min(np.diff(ends, prepend=0)) <= max(np.diff(ends, prepend=0)) <= max_tokens
+    ends, forced = split_evenly(counts, preferred, allowed, max_tokens)
+    assert ends.tolist() == placed([slow_split(part, max_tokens) for part in parts], parts)
+    assert set(np.cumsum(counts[counts > 0])) <= set(ends.tolist())
+    assert all(1 <= end - start <= max_tokens for start, end in pairwise([0, *ends]))
     assert all(allowed[end - 1] for end in ends)
     assert forced == sum(not preferred[end - 1] for end in ends)
-    reach = max(np.diff([-1, *np.flatnonzero(preferred)]))
-    assert len(ends) <= 2 * len(preferred) / max_tokens + 1  # so few numbers of pieces are tried
-    assert forced == 0 or reach > max_tokens  # forced only where preferred cuts are too far apart
+    assert forced == 0 or any(reach(part.preferred) > max_tokens for part in parts)
+    assert len(ends) <= sum(2 * count / max_tokens + 1 for count in counts)  # so few numbers of pieces are tried
 
 
 @given(st.integers(1, 2000), st.integers(1, 400))
 def test_free_cuts_leave_the_fewest_pieces_of_equal_length(n_tokens, max_tokens):
-    ends, forced = split_evenly(np.ones(n_tokens, dtype=bool), np.ones(n_tokens, dtype=bool), max_tokens)
+    anywhere = np.ones(n_tokens, dtype=bool)
+    ends, forced = split_evenly(np.array([n_tokens]), anywhere, anywhere, max_tokens)
     sizes = np.diff(ends, prepend=0)
     assert len(sizes) == -(-n_tokens // max_tokens)
     assert max(sizes) - min(sizes) <= 1
     assert forced == 0
-
-
-def test_a_character_longer_than_the_window_is_refused():
-    with pytest.raises(DataError, match=r"more tokens than the student's window may hold \(2\).*student_max_length"):
-        split_evenly(np.array([False, False, True]), np.array([False, False, True]), 2)

@@ -1,23 +1,18 @@
 """The `tokenize` stage's work: both splits, the vocabulary map, and what they came to."""
 
-import json
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from moe_distill.alignment.encode import Encoder, make_encoder
+from moe_distill.alignment.map_store import write_vocabulary_map
 from moe_distill.alignment.tally import Tally, WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
-from moe_distill.alignment.vocabulary_map import exact_vocabulary_share, vocabulary_map
+from moe_distill.alignment.vocabulary_map import exact_vocabulary_share
 from moe_distill.config import Windows
 from moe_distill.documents import draw, read_documents
-from moe_distill.errors import DataError
 from moe_distill.pretrained import load_tokenizer, prefix_token_id
 from moe_distill.progress import say
 from moe_distill.shards.provenance import tokenizer_fingerprint
-from moe_distill.shards.windows import MAP_FIELDS, SPLITS, VOCABULARY_MAP
-from moe_distill.shards.writer import ShardWriter
+from moe_distill.shards.windows import SPLITS
 from moe_distill.workspace import fingerprint, sha256_file
 
 SHOWN_LOSSES = 5
@@ -35,7 +30,7 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
     """
     encoders = _encoder(teacher, "teacher"), _encoder(student, "student")
     tallies = {split: _write_split(split, params, corpus, teacher, student, encoders, output) for split in SPLITS}
-    _write_map(encoders, teacher, student, output / "student/vocabulary_map")
+    write_vocabulary_map(encoders, teacher, student, output / "student/vocabulary_map")
     for split, tally in tallies.items():
         for line in tally.lost[:SHOWN_LOSSES]:
             say(f"tokenize: skipped {corpus / split}.parquet: {line}")
@@ -87,37 +82,6 @@ def _write_split(
     limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens, max_windows)
     outputs = output / "teacher" / split, output / "student" / split
     return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key, tokenizers)
-
-
-def _write_map(encoders: tuple[Encoder, Encoder], teacher: Path, student: Path, output: Path) -> None:
-    student_ids = vocabulary_map(*encoders, output_rows=_output_rows(teacher, encoders[0]))
-    writer = ShardWriter(output, MAP_FIELDS, "teacher_ids", len(student_ids))
-    writer.append({"student_ids": torch.from_numpy(student_ids.astype(np.int32))}, cursor=0)
-    tokenizers = [tokenizer_fingerprint(folder) for folder in (teacher, student)]
-    writer.finish(
-        VOCABULARY_MAP,
-        fingerprint(list(tokenizers)),
-        {
-            "student_ids": len(encoders[1].token_bytes.table),
-            "teacher_tokenizer": tokenizers[0],
-            "student_tokenizer": tokenizers[1],
-        },
-    )
-
-
-def _output_rows(folder: Path, encoder: Encoder) -> int:
-    """Rows of a model's output matrix: at least its tokenizer's ids.
-
-    Raises:
-        DataError: the model has fewer rows than its tokenizer has ids.
-    """
-    rows = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
-    n_ids = len(encoder.token_bytes.table)
-    if rows < n_ids:
-        raise DataError(
-            f"{folder} has {rows} output rows and a tokenizer of {n_ids} ids", "the tokenizer is another model's"
-        )
-    return rows
 
 
 def _figures(train: Tally, validation: Tally) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,16 +60,23 @@ def make_encoder(tokenizer: Tokenizer, prefix_id: int, name: str) -> Encoder:
 def encode(encoder: Encoder, texts: Sequence[bytes]) -> Encoded:
     """Encode UTF-8 texts on all cores; a text whose tokens spell something else counts as lost."""
     encodings = encoder.tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
-    ids: list[list[int]] = [encoding.ids for encoding in encodings]
+    ids = np.array(list(chain.from_iterable(encoding.ids for encoding in encodings)), dtype=np.int64)
+    counts = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+    spelled = encoder.token_bytes.join(ids)
+    bytes_before = np.append(0, np.cumsum(encoder.token_bytes.lengths[ids]))
+    edges = bytes_before[np.append(0, np.cumsum(counts))].tolist()
     lost = []
-    for number, text in enumerate(texts):
-        spelled = encoder.token_bytes.join(ids[number])
-        if spelled != text:
-            lost.append((number, _first_difference(spelled or b"", text)))
-            ids[number] = []
-    flat = [np.array(text_ids, dtype=np.int64) for text_ids in ids]
-    counts = np.array([len(text_ids) for text_ids in ids], dtype=np.int64)
-    return Encoded(np.concatenate(flat) if flat else np.zeros(0, np.int64), counts, lost)
+    for number, ((start, stop), text) in enumerate(zip(pairwise(edges), texts, strict=True)):
+        if spelled[start:stop] != text:
+            lost.append((number, _first_difference(spelled[start:stop], text)))
+    return without(Encoded(ids, counts, lost), [number for number, _ in lost])
+
+
+def without(encoded: Encoded, texts: Sequence[int]) -> Encoded:
+    """The same, with the texts of these numbers left empty."""
+    keep = np.ones(len(encoded.counts), dtype=np.bool_)
+    keep[texts] = False
+    return Encoded(encoded.ids[np.repeat(keep, encoded.counts)], np.where(keep, encoded.counts, 0), encoded.lost)
 
 
 def _first_difference(spelled: bytes, text: bytes) -> int:

@@ -4,14 +4,12 @@ import numpy as np
 import torch
 
 from moe_distill.alignment.boundaries import (
-    Flags,
-    Offsets,
     aligned_rows,
     code_point_boundaries,
     next_token_relation,
     token_starts,
 )
-from moe_distill.alignment.encode import Encoded, Encoder, encode
+from moe_distill.alignment.encode import Encoded, Encoder, encode, without
 from moe_distill.alignment.tally import Tally, WindowLimits, lost_line
 from moe_distill.alignment.teacher_windows import TeacherBatch
 from moe_distill.alignment.windows import split_evenly
@@ -36,8 +34,10 @@ def student_columns(
     ends = starts + lengths
     rows = aligned_rows(starts, windows.starts)
     relation = next_token_relation(ends, windows.ends, rows)
-    common = np.isin(ends, windows.ends)
-    stops, owners, forced = _split_long(encoded.counts, common, code_point_boundaries(windows.text)[ends], limits)
+    whole = code_point_boundaries(windows.text)[ends]
+    common = np.isin(ends, windows.ends, assume_unique=True)
+    stops, forced = split_evenly(encoded.counts, common & whole, whole, limits.student_max_length - 1)
+    owners = np.searchsorted(np.cumsum(encoded.counts), stops)
     counts = np.diff(stops, prepend=0)
     first = stops - counts
 
@@ -58,31 +58,6 @@ def student_columns(
     }
 
 
-def _split_long(counts: Offsets, common: Flags, whole: Flags, limits: WindowLimits) -> tuple[Offsets, Offsets, int]:
-    """Student windows of each teacher window: one where it fits, else several of like length.
-
-    Returns:
-        Token numbers after which student windows end, the teacher window of each, and the forced cuts.
-    """
-    stops = np.cumsum(counts)
-    pieces, owners, forced = [], [], 0
-    for window, (stop, count) in enumerate(zip(stops.tolist(), counts.tolist(), strict=True)):
-        if 0 < count < limits.student_max_length:
-            part = np.array([stop])
-        elif count:
-            start = stop - count
-            allowed = whole[start:stop]
-            part, n_forced = split_evenly(common[start:stop] & allowed, allowed, limits.student_max_length - 1)
-            part, forced = part + start, forced + n_forced
-        else:
-            continue
-        pieces.append(part)
-        owners.append(np.full(len(part), window, dtype=np.int64))
-    if not pieces:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), 0
-    return np.concatenate(pieces), np.concatenate(owners), forced
-
-
 def _drop_lost_documents(
     encoded: Encoded,
     windows: TeacherBatch,
@@ -101,5 +76,4 @@ def _drop_lost_documents(
             where = int(windows.window_starts[window] - windows.document_starts[window]) + offset
             tally.lost.append(lost_line(student.name, batch[document - first_document], where))
         lost_documents.add(document)
-    keep = ~np.isin(windows.documents, sorted(lost_documents))
-    return Encoded(encoded.ids[np.repeat(keep, encoded.counts)], np.where(keep, encoded.counts, 0), [])
+    return without(encoded, np.flatnonzero(np.isin(windows.documents, sorted(lost_documents))).tolist())

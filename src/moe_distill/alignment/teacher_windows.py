@@ -11,7 +11,6 @@ from moe_distill.alignment.encode import Encoder, encode
 from moe_distill.alignment.tally import Tally, WindowLimits, lost_line
 from moe_distill.alignment.windows import cut
 from moe_distill.documents import Document
-from moe_distill.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,8 @@ def teacher_windows(
     ends = starts + lengths
     text = b"".join(texts)
     may_cut = code_point_boundaries(text)[ends]
-    token_stops = np.cumsum(encoded.counts)
-    window_ends, documents = [], []  # in tokens of the batch
-    for number, (stop, count) in enumerate(zip(token_stops.tolist(), encoded.counts.tolist(), strict=True)):
-        part = cut(may_cut[stop - count : stop], limits.teacher_max_length - 1) + stop - count
-        if count and (not len(part) or part[-1] != stop):
-            raise DataError(
-                f"{batch[number].source} document {batch[number].document_id[:12]} has a character of more tokens "
-                "than a window may hold",
-                fix="raise `windows.teacher_max_length` in the profile",
-            )
-        window_ends.append(part)
-        documents.append(np.full(len(part), number, dtype=np.int64))
-    stops, owners = np.concatenate(window_ends), np.concatenate(documents)
+    stops = cut(encoded.counts, may_cut, limits.teacher_max_length - 1)
+    owners = np.searchsorted(np.cumsum(encoded.counts), stops)
     counts = np.diff(stops, prepend=0)
     return TeacherBatch(
         text=text,

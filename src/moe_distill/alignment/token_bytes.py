@@ -8,7 +8,7 @@ are not special (`<think>` in Qwen3) stand for their content.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TypedDict
@@ -36,19 +36,23 @@ class TokenBytes:
     Attributes:
         table: by id; None for an id that stands for no text.
         is_fallback: by id; True for a SentencePiece `<0xNN>`, which stands for a byte only where no piece does.
-        lengths: int64 [ids]; bytes of each id, 0 where the table has None.
+        spelling: uint8; the bytes of all ids, one after the other.
+        starts, lengths: int64 [ids]; where the bytes of each id begin in `spelling`, and how many they are (0 for an id
+            that stands for no text).
     """
 
     table: tuple[bytes | None, ...]
     is_fallback: tuple[bool, ...]
+    spelling: NDArray[np.uint8]
+    starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
-    def join(self, ids: Iterable[int]) -> bytes | None:
-        """The text of a token sequence as bytes; None where a token stands for no text."""
-        try:
-            return b"".join(map(self.table.__getitem__, ids))  # type: ignore[arg-type]
-        except TypeError:
-            return None
+    def join(self, ids: NDArray[np.int64]) -> bytes:
+        """What a sequence of tokens spells; an id that stands for no text adds nothing."""
+        lengths = self.lengths[ids]
+        before = np.cumsum(lengths) - lengths
+        places = np.repeat(self.starts[ids] - before, lengths) + np.arange(lengths.sum())
+        return bytes(self.spelling[places])
 
     def by_bytes(self) -> dict[bytes, int]:
         """The id of each byte string: of several a piece before a byte fallback, then the smallest."""
@@ -94,8 +98,15 @@ def token_bytes(tokenizer: Tokenizer, name: str) -> TokenBytes:
     if "ByteLevel" not in kinds:
         for token, number in vocabulary.items():
             is_fallback[number] = BYTE_TOKEN.fullmatch(token) is not None
-    lengths = np.array([len(token) if token else 0 for token in table], dtype=np.int64)
-    return TokenBytes(tuple(token or None for token in table), tuple(is_fallback), lengths)
+    spelled = [token or b"" for token in table]
+    lengths = np.array([len(token) for token in spelled], dtype=np.int64)
+    return TokenBytes(
+        table=tuple(token or None for token in table),
+        is_fallback=tuple(is_fallback),
+        spelling=np.frombuffer(b"".join(spelled), np.uint8),
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+    )
 
 
 def _added_tokens(description: dict[str, object]) -> list[_AddedToken]:

@@ -9,7 +9,7 @@ is known and kept apart. Ids are never compared, nor decoded strings.
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_distill.alignment.encode import Encoder
+from moe_distill.alignment.encode import Encoder, encode
 
 UNMAPPED = -1
 
@@ -46,20 +46,22 @@ def exact_vocabulary_share(teacher: Encoder, student: Encoder) -> float:
 
 def _first_of_segmentation(student: Encoder, tokens: list[bytes]) -> list[int | None]:
     """The student's first token of each text; None for bytes that are not text or that it cannot spell."""
-    texts = [_as_text(token) for token in tokens]
-    encodings = student.tokenizer.encode_batch_fast([text or "" for text in texts], add_special_tokens=False)
-    first: list[int | None] = []
-    for token, text, encoding in zip(tokens, texts, encodings, strict=True):
-        spelled = text is not None and student.token_bytes.join(encoding.ids) == token
-        first.append(encoding.ids[0] if spelled else None)
+    first: list[int | None] = [None] * len(tokens)
+    of_text = [number for number, token in enumerate(tokens) if _is_text(token)]
+    encoded = encode(student, [tokens[number] for number in of_text])
+    starts = np.cumsum(encoded.counts) - encoded.counts
+    for number, start, n_tokens in zip(of_text, starts.tolist(), encoded.counts.tolist(), strict=True):
+        if n_tokens:
+            first[number] = int(encoded.ids[start])
     return first
 
 
-def _as_text(token: bytes) -> str | None:
+def _is_text(token: bytes) -> bool:
     try:
-        return token.decode()
+        token.decode()
     except UnicodeDecodeError:
-        return None
+        return False
+    return True
 
 
 def _longest_prefix(by_bytes: dict[bytes, int], token: bytes) -> int:
