@@ -11,7 +11,7 @@ from moe_distill.config import Params
 from moe_distill.dvc_state import killed_experiment, live_program, stale_rwlock_pids
 from moe_distill.errors import MoeDistillError
 from moe_distill.runtime import make_runtime
-from moe_distill.work import unheld_folders
+from moe_distill.work import unheld_folders, workspace_holder
 from moe_distill.workspace import project_root
 
 SPARE_BYTES = 2 << 30
@@ -30,6 +30,9 @@ def examine(params: Params) -> Iterator[Finding]:
     yield Finding("torch", torch.__version__)
     yield _runtime(params)
     yield _disk()
+    holder = workspace_holder()
+    if holder is not None:
+        yield Finding("stage", f"{holder[0]} runs here as process {holder[1]}")
     yield from _killed_dvc()
     yield from _unfinished_work()
 

@@ -35,6 +35,7 @@ from moe_distill.workspace import (
 SAME_WORKSPACE_SECONDS = 0.5
 WAIT_MESSAGE_SECONDS = 60.0
 RECORD_NAME = "done.json"
+WORKSPACE_LOCK, WORKSPACE_OWNER = ".work/workspace.lock", ".work/workspace.owner"
 
 
 class _Record(BaseModel):
@@ -59,7 +60,7 @@ def hold_workspace(name: str) -> Iterator[None]:
     Raises:
         ResourceError: another holds it; names its pid.
     """
-    lock, owner = FileLock(".work/workspace.lock"), Path(".work/workspace.owner")
+    lock, owner = FileLock(WORKSPACE_LOCK), Path(WORKSPACE_OWNER)
     owner.parent.mkdir(exist_ok=True)
     try:
         lock.acquire(timeout=SAME_WORKSPACE_SECONDS)
@@ -73,6 +74,18 @@ def hold_workspace(name: str) -> Iterator[None]:
         owner.write_text(f"{name} {os.getpid()}", encoding="utf-8")
         _remove_what_dvc_has_recorded()
         yield
+
+
+def workspace_holder() -> tuple[str, int] | None:
+    """Name and pid of the stage that runs in the current folder."""
+    if not Path(WORKSPACE_LOCK).is_file():
+        return None
+    try:
+        with FileLock(WORKSPACE_LOCK, timeout=0):
+            return None
+    except Timeout:
+        name, pid = Path(WORKSPACE_OWNER).read_text(encoding="utf-8").split()
+        return name, int(pid)
 
 
 def stage_code(stage: str) -> str:
