@@ -159,7 +159,7 @@ def test_r21_a_second_stage_of_the_same_workspace_is_refused_within_two_seconds(
         assert first.line() == "held"
         began = time.monotonic()
         with (
-            pytest.raises(ResourceError, match=rf"worker already runs .* process {first.process.pid}; .*: kill "),
+            pytest.raises(ResourceError, match=rf"^worker already runs .* process {first.process.pid}; .*: kill "),
             hold_workspace("check"),
         ):
             pass

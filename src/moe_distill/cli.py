@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -48,6 +49,40 @@ def verify() -> None:
         say("nothing to verify yet; run: dvc repro")
     if any(each.fault for each in found):
         raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def recover(
+    shard: Annotated[
+        Path | None, typer.Option(help="evict this corrupt file from workspace, DVC cache and .work")
+    ] = None,
+) -> None:
+    """Put right what a killed `dvc exp run` left in git and .dvc, or evict a corrupt file; keeps your edits."""
+    from moe_distill.dvc_state import mend
+    from moe_distill.recovery import evict
+
+    if shard is not None:
+        for path in evict(shard):
+            say(f"removed {path}")
+        say(f"{shard} is gone; bring it back with: dvc pull, or dvc repro")
+        return
+    done = list(mend(Path()))
+    for line in done or ["nothing to put right"]:
+        say(line)
+
+
+@app.command()
+def clean(
+    days: Annotated[float, typer.Option(help="leave what was touched in these days")] = 7.0,
+) -> None:
+    """Remove unfinished work that nobody continues (.work)."""
+    from moe_distill.recovery import abandoned_folders, remove_folder
+
+    freed = 0
+    for folder in abandoned_folders(days):
+        say(f"removed {folder}")
+        freed += remove_folder(folder)
+    say(f"{freed:,} bytes freed")
 
 
 @app.command()

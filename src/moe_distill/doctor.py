@@ -1,4 +1,4 @@
-"""What can be known in seconds before a run that takes hours (R25)."""
+"""What can be known in seconds before a run that takes hours (R25), or after one that was killed."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from moe_distill.config import Params
+from moe_distill.dvc_state import killed_experiment, live_program, stale_rwlock_pids
 from moe_distill.errors import MoeDistillError
 from moe_distill.runtime import make_runtime
+from moe_distill.work import unheld_folders, workspace_holder
 from moe_distill.workspace import project_root
 
 SPARE_BYTES = 2 << 30
@@ -23,11 +25,16 @@ class Finding:
 
 
 def examine(params: Params) -> Iterator[Finding]:
-    """Parameters (already parsed by the caller), device and precision, disk."""
+    """Parameters (already parsed by the caller), device and precision, disk, traces of killed processes."""
     yield Finding("parameters", f"profile {params.study.profile}, temperature {params.study.temperature}")
     yield Finding("torch", torch.__version__)
     yield _runtime(params)
     yield _disk()
+    holder = workspace_holder()
+    if holder is not None:
+        yield Finding("stage", f"{holder[0]} runs here as process {holder[1]}")
+    yield from _killed_dvc()
+    yield from _unfinished_work()
 
 
 def _runtime(params: Params) -> Finding:
@@ -40,3 +47,27 @@ def _runtime(params: Params) -> Finding:
 def _disk() -> Finding:
     free = shutil.disk_usage(project_root() if project_root().exists() else Path()).free
     return Finding("disk", f"{free / 2**30:.0f} GiB free", ok=free > SPARE_BYTES)
+
+
+def _killed_dvc() -> Iterator[Finding]:
+    """Nothing while a `dvc` is alive: what it has not finished is not broken."""
+    alive = live_program(Path())
+    if alive is not None:
+        yield Finding(alive[0], f"runs here as process {alive[1]}")
+        return
+    found, mending = killed_experiment(), "put right by: moe-distill recover"
+    if found is not None and found.branch is not None:
+        yield Finding("git", f"HEAD was left detached from branch {found.branch} by a killed dvc; {mending}", ok=False)
+    if found is not None and found.overwritten:
+        names = ", ".join(found.overwritten)
+        yield Finding("experiment", f"values of a killed experiment stand in {names}; {mending}", ok=False)
+    if found is not None and found.refs:
+        yield Finding("references", f"{', '.join(found.refs)} are of a killed experiment; {mending}", ok=False)
+    for dead in stale_rwlock_pids():
+        yield Finding("lock", f".dvc/tmp/rwlock names process {dead}, which is dead; {mending}", ok=False)
+
+
+def _unfinished_work() -> Iterator[Finding]:
+    for folder in unheld_folders():
+        text = "unfinished; the same command continues it, `moe-distill clean` removes it after a week"
+        yield Finding("work", f"{folder.relative_to(project_root())}: {text}")

@@ -35,6 +35,7 @@ from moe_distill.workspace import (
 SAME_WORKSPACE_SECONDS = 0.5
 WAIT_MESSAGE_SECONDS = 60.0
 RECORD_NAME = "done.json"
+WORKSPACE_LOCK, WORKSPACE_OWNER = ".work/workspace.lock", ".work/workspace.owner"
 
 
 class _Record(BaseModel):
@@ -48,28 +49,43 @@ class _Record(BaseModel):
 
 
 @contextmanager
-def hold_workspace(stage: str) -> Iterator[None]:
-    """Be the only stage that runs in the current folder.
+def hold_workspace(name: str) -> Iterator[None]:
+    """Be the only one that writes outputs in the current folder.
 
     A stage goes on when its `dvc` is killed; a second one beside it would write the same outputs.
 
+    Args:
+        name: one word, to tell others who holds the workspace.
+
     Raises:
-        ResourceError: another stage runs here; names its pid.
+        ResourceError: another holds it; names its pid.
     """
-    lock, owner = FileLock(".work/workspace.lock"), Path(".work/workspace.owner")
+    lock, owner = FileLock(WORKSPACE_LOCK), Path(WORKSPACE_OWNER)
     owner.parent.mkdir(exist_ok=True)
     try:
         lock.acquire(timeout=SAME_WORKSPACE_SECONDS)
     except Timeout:
         running, pid = owner.read_text(encoding="utf-8").split()
         raise ResourceError(
-            f"stage {running} already runs in this workspace as process {pid}",
+            f"{running} already runs in this workspace as process {pid}",
             fix=f"wait for it, or stop it with: kill {pid}",
         ) from None
     with lock:
-        owner.write_text(f"{stage} {os.getpid()}", encoding="utf-8")
+        owner.write_text(f"{name} {os.getpid()}", encoding="utf-8")
         _remove_what_dvc_has_recorded()
         yield
+
+
+def workspace_holder() -> tuple[str, int] | None:
+    """Name and pid of the stage that runs in the current folder."""
+    if not Path(WORKSPACE_LOCK).is_file():
+        return None
+    try:
+        with FileLock(WORKSPACE_LOCK, timeout=0):
+            return None
+    except Timeout:
+        name, pid = Path(WORKSPACE_OWNER).read_text(encoding="utf-8").split()
+        return name, int(pid)
 
 
 def stage_code(stage: str) -> str:
@@ -130,13 +146,19 @@ def _fingerprints(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
     return {name: sha256_file(path) if path.is_file() else folder_fingerprint(path) for name, path in paths.items()}
 
 
+def unheld_folders() -> Iterator[Path]:
+    """Work folders that no process works in; none can begin to while the caller looks at one."""
+    for path in sorted((project_root() / ".work").glob("*/*.lock")):
+        with suppress(Timeout), FileLock(path, timeout=0):
+            if path.with_suffix("").is_dir():
+                yield path.with_suffix("")
+
+
 def _remove_what_dvc_has_recorded() -> None:
-    for path in (project_root() / ".work").glob(f"*/*/{RECORD_NAME}"):
-        folder = path.parent
-        with suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):  # held: by one who takes it
-            record = _read_record(folder)
-            if record is not None and _is_recorded(record) and not _waiters(folder):
-                shutil.rmtree(folder)
+    for folder in unheld_folders():
+        record = _read_record(folder)
+        if record is not None and _is_recorded(record) and not _waiters(folder):
+            shutil.rmtree(folder)
 
 
 def _is_recorded(record: _Record) -> bool:

@@ -169,6 +169,13 @@ def test_without_receipts_a_store_is_written_from_the_start(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+def test_half_a_shard_of_a_killed_writer_is_removed(tmp_path):
+    unfinished(tmp_path / "store")
+    (tmp_path / "store/.shard_00002.safetensors.1.tmp").touch()
+    new_writer(tmp_path / "store")
+    assert sorted(contents(tmp_path / "store")) == ["shard_00000.safetensors", "shard_00001.safetensors"]
+
+
 def test_an_unfinished_store_has_no_index(tmp_path):
     unfinished(tmp_path)
     assert not (tmp_path / "index.json").exists()

@@ -178,6 +178,7 @@ def test_r10_early_stopping_and_the_best_weights_survive_a_resume(
 
 def test_broken_newest_checkpoint_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (1, 2, 3):
+        (tmp_path / f".checkpoint_{step:06d}.1.tmp").mkdir()  # of a process that was killed while it wrote
         save_checkpoint(tmp_path, Checkpoint(step, {"weight": torch.full((4,), float(step))}, {}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000002", "checkpoint_000003"]
     path = tmp_path / "checkpoint_000003/tensors.safetensors"

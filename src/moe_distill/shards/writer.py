@@ -53,6 +53,8 @@ class ShardWriter:
         receipts: Path | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink()
         self._folder, self._fields, self._receipt_folder = folder, dict(fields), receipts
         self._main_table, self._rows_per_shard = main_table, rows_per_shard
         self._receipts = [] if receipts is None else _valid_receipts(folder, receipts)

@@ -32,7 +32,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint below `folder` and remove all but the newest ones."""
     final = folder / f"checkpoint_{checkpoint.step:06d}"
     incoming = folder / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(incoming, ignore_errors=True)
+    for left in folder.glob(".checkpoint_*.tmp"):  # by a process that was killed while it wrote
+        shutil.rmtree(left)
     incoming.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, incoming / FILES[0])
     sync(incoming / FILES[0])

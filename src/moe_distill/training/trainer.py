@@ -25,7 +25,7 @@ class Counters(BaseModel):
     consecutive_nonfinite: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    scaler: dict[str, float] = {}
+    scaler: dict[str, int | float] = {}  # counts must stay whole numbers
 
 
 @dataclass
