@@ -20,7 +20,7 @@ from moe_distill.config import Params, load_params
 from moe_distill.evaluation.measure import measure
 from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.losses.target import make_vocabulary_map
+from moe_distill.losses.vocabulary import rule_map
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.targets import open_targets
 from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore, read_vocabulary_map
@@ -84,7 +84,7 @@ def outputs_in(folder: Path, optimizer: Path | None) -> TrainingOutputs:
 def figures_of(student: Path, batch_windows: int) -> Figures:
     model = load_causal_lm(student, torch.float32, torch.device("cpu"))
     windows = WindowStore(WINDOWS / "validation", STUDENT_WINDOWS)
-    student_ids = make_vocabulary_map(read_vocabulary_map(WINDOWS / "vocabulary_map"), model.config.vocab_size)
+    student_ids = rule_map(read_vocabulary_map(WINDOWS / "vocabulary_map"))
     measured = measure(model, windows, open_targets(TARGETS / "validation"), student_ids, batch_windows)
     return {
         "bits_per_byte": bits_per_byte(measured.nll, measured.n_bytes),

@@ -15,7 +15,8 @@ import typer
 from torch import Tensor
 
 from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import VocabularyMap, make_vocabulary_map, sparse_target
+from moe_distill.losses.target import sparse_target
+from moe_distill.losses.vocabulary import VocabularyMap, rule_map
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.targets import teacher_rows
 from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, read_vocabulary_map
@@ -34,7 +35,7 @@ def main(students: list[Path], windows: int = 16, k: int = 32, samples: str = "0
     print("student temperature samples degrees norm_ratio")
     for folder in students:
         model = load_causal_lm(folder, torch.float32, CPU)
-        vocabulary_map = make_vocabulary_map(student_ids, model.config.vocab_size)
+        vocabulary_map = rule_map(student_ids)
         for temperature in (1.0, 2.0, 3.0, 4.0):
             hidden = model.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
             student_AV = hidden.flatten(0, 1)[batch.places_N][batch.aligned_A] @ model.get_output_embeddings().weight.T
@@ -43,7 +44,7 @@ def main(students: list[Path], windows: int = 16, k: int = 32, samples: str = "0
                 records = sparsify(logits_AV, torch.zeros(len(logits_AV)).long(), k, m, torch.rand(len(logits_AV)))
                 cached = teacher_rows(vars(records), logits_AV.shape[1] - k)
                 target = sparse_target(cached, vocabulary_map, temperature, "temper_then_map", "sampled")
-                loss = forward_kl(student_AV, target, temperature, vocabulary_map.unreached).sum()
+                loss = forward_kl(student_AV, target, temperature).sum()
                 sparse = gradient(model, loss)
                 cosine = float(torch.cosine_similarity(full, sparse, dim=0).clamp(-1, 1))
                 degrees, ratio = math.degrees(math.acos(cosine)), float(sparse.norm() / full.norm())
@@ -67,9 +68,9 @@ def teacher_logits(rows: Tensor) -> Tensor:
 def full_kl(student_AV: Tensor, logits_AV: Tensor, vocabulary_map: VocabularyMap, temperature: float) -> Tensor:
     """KL of the whole mapped distribution, summed over positions; unmapped mass exerts no force."""
     probs_AV = (logits_AV / temperature).softmax(-1)
-    mapped = vocabulary_map.student_ids >= 0
+    mapped, student_ids = vocabulary_map.log_shares[:, 0] == 0.0, vocabulary_map.student_ids[:, 0]
     target = torch.zeros_like(student_AV.detach())
-    target.index_add_(1, vocabulary_map.student_ids[mapped], probs_AV[:, mapped])
+    target.index_add_(1, student_ids[mapped], probs_AV[:, mapped])
     return -(target * (student_AV / temperature).log_softmax(-1)).sum()
 
 

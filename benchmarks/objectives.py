@@ -33,13 +33,15 @@ from moe_distill.config import TinyStudent, TinyTeacher, Train, load_params
 from moe_distill.losses.chunk import chunk_kl
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
-from moe_distill.losses.target import VocabularyMap, make_vocabulary_map, sparse_target
+from moe_distill.losses.target import NextTokens, sparse_target
+from moe_distill.losses.vocabulary import VocabularyMap, continuation_map
 from moe_distill.models.tiny_student import make_tiny_student
 from moe_distill.pretrained import load_causal_lm, load_tokenizer
 from moe_distill.runtime import seed_everything
 from moe_distill.shards.windows import read_vocabulary_map
 from moe_distill.teacher.run import run_teacher
 from moe_distill.training.batch import Batch
+from moe_distill.training.continuations import count_continuations
 from moe_distill.training.data import TEXT_ALONE, Split, open_split, read_batch
 from moe_distill.training.optimizer import make_optimizer, set_learning_rate
 from moe_distill.training.order import batches_from
@@ -50,7 +52,7 @@ RUNS = HOME / "runs.tsv"
 REGIMES = {"whole": 1.0, "quarter": 0.25}
 OTHER_TOKENIZER = ("lm", "ours", "shared_strings", "uld", "alm_1", "alm_100")
 SAME_TOKENIZER = ("same_lm", "same_full")
-LEARNING_RATES, WEIGHTS, SEEDS = (2e-3, 4e-3), (0.5, 0.9), (0, 1, 2)
+WEIGHTS, SEEDS, SEARCH_STEPS = (0.5, 0.9), (0, 1, 2), 200
 CPU = torch.device("cpu")
 app = typer.Typer(add_completion=False)
 
@@ -74,6 +76,7 @@ class World:
     student: PreTrainedModel
     teacher: PreTrainedModel | None  # for the ceiling alone
     vocabulary_map: VocabularyMap
+    rule_ids: Tensor  # the map's rule alone, by teacher id
     is_exact: Tensor  # bool by teacher id
 
 
@@ -97,23 +100,25 @@ def prepare() -> None:
 
 
 @app.command()
-def search(steps: int = 400, processes: int = 2) -> None:
-    """Every learning rate and weight, on a quarter of the text with seed 0."""
+def search(rates: str = "2e-3,4e-3", processes: int = 2) -> None:
+    """Every learning rate and weight, on a quarter of the text with seed 0, in half the steps."""
     runs = []
     for objective in OTHER_TOKENIZER + SAME_TOKENIZER:
         weights = (0.0,) if objective.endswith("lm") else WEIGHTS
-        runs += [Run("quarter", objective, 0, rate, weight, steps) for rate in LEARNING_RATES for weight in weights]
+        pairs = [(float(rate), weight) for rate in rates.split(",") for weight in weights]
+        runs += [Run("quarter", objective, 0, rate, weight, SEARCH_STEPS) for rate, weight in pairs]
     run_all(runs, processes)
 
 
 @app.command()
-def compare(steps: int = 400, processes: int = 2) -> None:
-    """Every objective with the best of its search, both regimes, three seeds."""
-    best = {run.objective: run for run, _ in sorted(finished(), key=lambda pair: -pair[1]) if is_search(run)}
+def compare(regimes: str = "quarter,whole", steps: int = 400, processes: int = 2) -> None:
+    """Every objective with the best of its search, three seeds."""
+    searched = [pair for pair in finished() if pair[0].steps == SEARCH_STEPS]
+    best = {run.objective: run for run, _ in sorted(searched, key=lambda pair: -pair[1])}
     runs = [
         Run(regime, run.objective, seed, run.learning_rate, run.weight, steps)
+        for regime in regimes.split(",")
         for seed in SEEDS
-        for regime in REGIMES
         for run in best.values()
     ]
     run_all(runs, processes)
@@ -125,7 +130,7 @@ def table() -> None:
     for regime in REGIMES:
         values: dict[tuple[str, float, float], list[float]] = {}
         for run, value in finished():
-            if run.regime == regime:
+            if run.regime == regime and run.steps != SEARCH_STEPS:
                 values.setdefault((run.objective, run.learning_rate, run.weight), []).append(value)
         means = {name: statistics.mean(found) for (name, *_), found in values.items() if len(found) == len(SEEDS)}
         print(f"\n| {regime} | rate | weight | bits per byte | spread | gain | share of the ceiling's gain |")
@@ -137,10 +142,6 @@ def table() -> None:
             share = gain / (means["same_lm"] - means["same_full"])
             spread = max(found) - min(found)
             print(f"| {name} | {rate} | {weight} | {means[name]:.4f} | {spread:.4f} | {gain:.4f} | {share:.2f} |")
-
-
-def is_search(run: Run) -> bool:
-    return run.regime == "quarter" and run.seed == 0
 
 
 def finished() -> Iterator[tuple[Run, float]]:
@@ -182,12 +183,15 @@ def load_world(run: Run) -> World:
     student = load_causal_lm(student_folder, torch.float32, CPU)
     by_bytes = token_bytes(load_tokenizer(student_folder), "student").by_bytes()
     table = token_bytes(load_tokenizer(Path("models/teacher")), "teacher").table
+    train = open_split(windows / "train", None if run.objective == "lm" or same else folder / "shards/train")
+    rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     return World(
-        train=open_split(windows / "train", None if run.objective == "lm" or same else folder / "shards/train"),
+        train=train,
         validation=open_split(windows / "validation", None),
         student=student,
         teacher=load_causal_lm(Path("models/teacher"), torch.float32, CPU) if run.objective == "same_full" else None,
-        vocabulary_map=make_vocabulary_map(read_vocabulary_map(windows / "vocabulary_map"), student.config.vocab_size),
+        vocabulary_map=continuation_map(rule_ids, count_continuations(train.windows)),
+        rule_ids=rule_ids,
         is_exact=torch.tensor([token is not None and token in by_bytes for token in table]),
     )
 
@@ -219,10 +223,11 @@ def objective_of(
     assert batch.rows is not None
     logits_AV = logits_NV[batch.aligned_A]
     if run.objective == "ours":
-        target = sparse_target(batch.rows, world.vocabulary_map, 1.0, "temper_then_map", "sampled")
-        loss_A = forward_kl(logits_AV, target, 1.0, world.vocabulary_map.unreached)
+        text = NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
+        target = sparse_target(batch.rows, world.vocabulary_map, 1.0, "temper_then_map", "sampled", text)
+        loss_A = forward_kl(logits_AV, target, 1.0)
     elif run.objective == "shared_strings":
-        loss_A = shared_strings(logits_AV, batch.rows, world.vocabulary_map, world.is_exact)
+        loss_A = shared_strings(logits_AV, batch.rows, world.rule_ids, world.is_exact)
     else:
         loss_A = sorted_l1(logits_AV, batch.rows)
     return torch.zeros_like(nll_N).index_fill(0, batch.aligned_A, 1.0), loss_A.sum()

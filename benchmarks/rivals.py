@@ -6,19 +6,19 @@ Legend: N positions, A of them aligned, V student vocabulary, K kept logits of t
 import torch
 from torch import Tensor
 
-from moe_distill.losses.target import VocabularyMap
 from moe_distill.shards.targets import TeacherRows
 
 
-def shared_strings(logits_AV: Tensor, rows: TeacherRows, vocabulary_map: VocabularyMap, is_exact: Tensor) -> Tensor:
+def shared_strings(logits_AV: Tensor, rows: TeacherRows, student_ids: Tensor, is_exact: Tensor) -> Tensor:
     """Cross-entropy against the kept logits of tokens that both vocabularies have, renormalised to sum to 1, [A].
 
     Args:
+        student_ids: int64, by teacher id.
         is_exact: bool, by teacher id: the student has a token of the same bytes.
     """
     shared_AK = is_exact[rows.topk_ids]
     probs_AK = rows.topk_logprobs.masked_fill(~shared_AK, float("-inf")).softmax(-1).nan_to_num(0.0)
-    student_AK = logits_AV.log_softmax(-1).gather(-1, vocabulary_map.student_ids[rows.topk_ids].clamp_min(0))
+    student_AK = logits_AV.log_softmax(-1).gather(-1, student_ids[rows.topk_ids].clamp_min(0))
     return -(probs_AK * student_AK).sum(-1)
 
 

@@ -89,6 +89,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
                 "token_ids": token_ids[number].int(),
                 "token_counts": torch.tensor([TOKENS[number]], dtype=torch.int32),
                 "teacher_rows": rows[number],
+                "next_teacher_ids": torch.where(rows[number] >= 0, 0, -1).int(),
                 "next_tokens": (rows[number] >= 0).to(torch.int8),
                 "token_bytes": nothing if number else torch.full((STUDENT_VOCABULARY,), 3, dtype=torch.int32),
             },

@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 
 from moe_distill.alignment.encode import ORDINARY_TEXT, Encoder
 from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
-from moe_distill.losses.target import make_vocabulary_map
+from moe_distill.losses.vocabulary import rule_map
 
 from .toy import byte_level, encoder, sentencepiece
 
@@ -102,7 +102,7 @@ def test_r12_mass_moves_whole_and_only_between_tokens(name):
     teacher, student = pairs()[name]
     table, n_student = teacher.token_bytes.table, len(student.token_bytes.table)
     rows = len(table) + 7
-    found = make_vocabulary_map(torch.from_numpy(vocabulary_map(teacher, student, rows)).long(), n_student)
+    found = rule_map(torch.from_numpy(vocabulary_map(teacher, student, rows)).long())
     probs = torch.distributions.Dirichlet(torch.full((rows,), 0.1)).sample((5,))
     slow = torch.zeros(5, n_student, dtype=torch.float64)
     kept_apart = torch.zeros(5, dtype=torch.float64)
@@ -111,8 +111,8 @@ def test_r12_mass_moves_whole_and_only_between_tokens(name):
             kept_apart += probs[:, teacher_id]
         else:
             slow[:, student_id] += probs[:, teacher_id]
-    mapped = found.student_ids >= 0
-    moved = torch.zeros(5, n_student).index_add_(1, found.student_ids[mapped], probs[:, mapped])
+    mapped = found.likeliest >= 0
+    moved = torch.zeros(5, n_student).index_add_(1, found.likeliest[mapped], probs[:, mapped])
     assert torch.allclose(moved.double(), slow, atol=1e-6)
     assert torch.allclose(moved.sum(1).double() + kept_apart, torch.ones(5).double(), atol=1e-6)
     without_text = [number for number, token in enumerate(student.token_bytes.table) if token is None]
@@ -120,7 +120,7 @@ def test_r12_mass_moves_whole_and_only_between_tokens(name):
     assert (moved[:, without_text] == 0).all()
     silent = torch.zeros(1, rows)
     silent[0, [number for number in range(rows) if number >= len(table) or table[number] is None]] = 1
-    assert torch.zeros(1, n_student).index_add_(1, found.student_ids[mapped], silent[:, mapped]).sum() == 0
+    assert torch.zeros(1, n_student).index_add_(1, found.likeliest[mapped], silent[:, mapped]).sum() == 0
 
 
 def test_exact_share_counts_the_students_tokens_that_the_teacher_has():

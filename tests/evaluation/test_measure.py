@@ -9,13 +9,13 @@ from moe_distill.evaluation import measure as module
 from moe_distill.evaluation.agreement import agreement
 from moe_distill.evaluation.measure import Measured, measure, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte
-from moe_distill.losses.target import make_vocabulary_map, sparse_target
+from moe_distill.losses.target import sparse_target
+from moe_distill.losses.vocabulary import rule_map
 from moe_distill.shards.targets import read_rows
 from tests.stores import (
     BYTES,
     DOCUMENTS,
     PREFIX,
-    STUDENT_VOCABULARY,
     TEACHER_DOCUMENTS,
     TEACHER_TOKENS,
     TOKENS,
@@ -25,7 +25,7 @@ from tests.stores import (
 
 
 def measured(stores: Stores, dtype: torch.dtype = torch.float32, batch_windows: int = 2) -> Measured:
-    vocabulary_map = make_vocabulary_map(stores.student_ids, STUDENT_VOCABULARY)
+    vocabulary_map = rule_map(stores.student_ids)
     return measure(make_model().to(dtype), stores.student, stores.targets, vocabulary_map, batch_windows)
 
 
@@ -44,7 +44,7 @@ class Plain:
 def plain(stores: Stores) -> Plain:
     """No padding, no batches, no chunks."""
     model, result = make_model(), Plain(0.0, [], [], 0, 0.0, 0.0, 0.0)
-    vocabulary_map = make_vocabulary_map(stores.student_ids, STUDENT_VOCABULARY)
+    vocabulary_map = rule_map(stores.student_ids)
     for ids, rows in zip(stores.token_ids, stores.teacher_rows, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([[PREFIX, *ids[:-1]]])).logits[0]

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_distill.losses.target import Order, VocabularyMap, make_vocabulary_map
-from moe_distill.shards import targets
+from moe_distill.losses.target import Order
+from moe_distill.losses.vocabulary import VocabularyMap, rule_map
 from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
+from moe_distill.shards.targets import teacher_rows as upcast
 from moe_distill.teacher.sparsify import sparsify
 
 TEACHER_VOCABULARY, STUDENT_VOCABULARY = 120, 70
@@ -18,23 +19,30 @@ def random_map(unmapped: float = 0.15) -> VocabularyMap:
     generator = torch.Generator().manual_seed(5)
     student_ids = torch.randint(0, STUDENT_VOCABULARY - 10, (TEACHER_VOCABULARY,), generator=generator)
     student_ids[torch.rand(TEACHER_VOCABULARY, generator=generator) < unmapped] = -1
-    return make_vocabulary_map(student_ids, STUDENT_VOCABULARY)
+    return rule_map(student_ids)
 
 
 def identity_map(vocabulary: int) -> VocabularyMap:
-    return make_vocabulary_map(torch.arange(vocabulary), vocabulary)
+    return rule_map(torch.arange(vocabulary))
 
 
 def random_logits(rows: int, vocabulary: int, seed: int, scale: float = 3.0) -> Tensor:
     return scale * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
-def teacher_rows(logits_NV: Tensor, k: int, tail_samples: int = 0, uniforms_N: Tensor | None = None) -> TeacherRows:
-    """What would be cached of these logits, without the rounding to fp16."""
+def teacher_rows(
+    logits_NV: Tensor,
+    k: int,
+    tail_samples: int = 0,
+    uniforms_N: Tensor | None = None,
+    targets_N: Tensor | None = None,
+) -> TeacherRows:
+    """What would be cached of these logits, without the rounding to fp16; the next token is 0 unless told."""
     n = len(logits_NV)
     uniforms = torch.full((n,), 0.5) if uniforms_N is None else uniforms_N
-    records = sparsify(logits_NV, torch.zeros(n, dtype=torch.long), k, tail_samples, uniforms)
-    return targets.teacher_rows(vars(records), logits_NV.shape[1] - k)
+    targets = torch.zeros(n, dtype=torch.long) if targets_N is None else targets_N
+    records = sparsify(logits_NV, targets, k, tail_samples, uniforms)
+    return upcast(vars(records), logits_NV.shape[1] - k)
 
 
 def rows_without_a_tail(logits_NV: Tensor) -> TeacherRows:
@@ -42,7 +50,7 @@ def rows_without_a_tail(logits_NV: Tensor) -> TeacherRows:
     logprobs, ids = logits_NV.log_softmax(-1).sort(descending=True)
     nothing = torch.zeros(len(ids), 0)
     empty_tail = torch.full((len(ids), len(TAIL_TEMPERATURES)), float("-inf"))
-    return TeacherRows(ids, logprobs, empty_tail, nothing.long(), nothing, nothing)
+    return TeacherRows(ids, logprobs, empty_tail, nothing.long(), nothing, nothing, torch.zeros(len(ids)))
 
 
 @dataclass(frozen=True)
@@ -59,25 +67,39 @@ class DenseTarget:
 
 
 def dense_target(
-    logits_V: Tensor, vocabulary_map: VocabularyMap, k: int, temperature: float, order: Order
+    logits_V: Tensor,
+    vocabulary_map: VocabularyMap,
+    k: int,
+    temperature: float,
+    order: Order,
+    text: tuple[int, int] | None = None,
 ) -> DenseTarget:
-    """The definition in the head of losses/target.py, over the whole vocabulary of the teacher."""
+    """The definition in the head of losses/target.py, over the whole vocabulary of the teacher.
+
+    Args:
+        text: the teacher's and the student's next token.
+    """
     logprobs = logits_V.double().log_softmax(-1)
-    top = set(logits_V.topk(k).indices.tolist())
+    known = set(logits_V.topk(k).indices.tolist()) | ({text[0]} if text else set())
     powers = (logprobs / temperature).exp().tolist()  # not yet normalised
     mapped: dict[int, float] = {}
     tail: dict[int, float] = {}
     unmapped = tail_mass = 0.0
-    for teacher_id, student_id in enumerate(vocabulary_map.student_ids.tolist()):
-        if teacher_id not in top:
-            tail_mass += powers[teacher_id]
-            if student_id >= 0:
-                tail[student_id] = tail.get(student_id, 0.0) + powers[teacher_id]
-        elif student_id < 0:
-            unmapped += powers[teacher_id]
-        else:
-            mass = powers[teacher_id] if order == "temper_then_map" else float(logprobs[teacher_id].exp())
-            mapped[student_id] = mapped.get(student_id, 0.0) + mass
+    for teacher_id, power in enumerate(powers):
+        places = _places(vocabulary_map, teacher_id)
+        if text and teacher_id == text[0]:
+            places = {text[1]: 1.0}
+        if teacher_id not in known:
+            tail_mass += power
+        elif not places:
+            unmapped += power
+        at_one = float(logprobs[teacher_id].exp())
+        for student_id, share in places.items():
+            if teacher_id not in known:
+                tail[student_id] = tail.get(student_id, 0.0) + share * power
+            else:
+                mass = power if order == "temper_then_map" else at_one
+                mapped[student_id] = mapped.get(student_id, 0.0) + share * mass
     if order == "map_then_temper":
         mapped = {student_id: mass ** (1.0 / temperature) for student_id, mass in mapped.items()}
     total = sum(mapped.values()) + unmapped + tail_mass
@@ -86,6 +108,13 @@ def dense_target(
         {student_id: mass / total for student_id, mass in tail.items()},
         tail_mass / total,
     )
+
+
+def _places(vocabulary_map: VocabularyMap, teacher_id: int) -> dict[int, float]:
+    """Student id -> share of a teacher id."""
+    shares = vocabulary_map.log_shares[teacher_id].double().exp().tolist()
+    ids = vocabulary_map.student_ids[teacher_id].tolist()
+    return {student_id: share for student_id, share in zip(ids, shares, strict=True) if share}
 
 
 def bucketed_kl(logits_V: Tensor, target: DenseTarget, temperature: float) -> Tensor:

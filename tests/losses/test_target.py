@@ -9,10 +9,10 @@ from moe_distill.losses.target import (
     Order,
     SparseTarget,
     interpolation_weights,
-    make_vocabulary_map,
     sparse_target,
     tail_logsumexp_at,
 )
+from moe_distill.losses.vocabulary import rule_map
 from moe_distill.shards.targets import TAIL_TEMPERATURES
 
 from .reference import (
@@ -72,32 +72,15 @@ def test_r07_tail_samples_are_on_average_the_mapped_tail(order: Order, temperatu
     assert float(target.tail_probs.sum(-1).mean()) == pytest.approx(mapped, rel=2e-3)
 
 
-def test_the_map_counts_its_preimages() -> None:
-    counted = make_vocabulary_map(torch.tensor([3, -1, 1, 3, -1]), 5)
-    assert counted.preimages.tolist() == [0, 1, 0, 2, 0]
-    assert counted.unreached.tolist() == [0, 2, 4]
-
-
-def test_preimage_share_is_that_of_the_top_k() -> None:
-    logits = torch.tensor([[5.0, 4.0, 3.0, 0.0, 0.0, 0.0]])
-    to_student = make_vocabulary_map(torch.tensor([1, 1, 0, 1, 1, 2]), 4)
-    target = sparse_target(teacher_rows(logits, 3), to_student, 2.0, "temper_then_map", "sampled")
-    present = target.logprobs[0] > float("-inf")
-    shares = dict(zip(target.ids[0][present].tolist(), target.preimage_share[0][present].tolist(), strict=True))
-    assert shares == {0: 1.0, 1: 0.5}
-    assert target.preimage_share[0][~present].tolist() == [0.0]
-
-
 @pytest.mark.parametrize("order", ORDERS)
 def test_unmapped_ids_get_no_mass_and_exact_ones_keep_theirs(order: Order) -> None:
     probs = torch.tensor([[0.4, 0.3, 0.2, 0.06, 0.04]])
-    to_student = make_vocabulary_map(torch.tensor([3, -1, 1, -1, 2]), 4)
+    to_student = rule_map(torch.tensor([3, -1, 1, -1, 2]))
     target = sparse_target(teacher_rows(probs.log(), 3, 8), to_student, 1.0, order, "sampled")
     assert entries_of(target, 0) == pytest.approx({3: 0.4, 1: 0.2})
     assert float(target.residual) == pytest.approx(0.4)
     lands = target.tail_probs[0] > 0
     assert set(target.tail_ids[0][lands].tolist()) == {2}
-    assert set(target.tail_ids[0][target.tail_baseline[0] > 0].tolist()) == {2}, "teacher id 3 has no place"
 
 
 def test_r12_a_map_of_nothing_leaves_all_in_the_residual() -> None:

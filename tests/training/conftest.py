@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.config import Study, Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.losses.target import make_vocabulary_map
+from moe_distill.losses.vocabulary import rule_map
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
 from moe_distill.shards.targets import teacher_rows
@@ -41,6 +41,7 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
         places_N=places,
         labels_N=torch.randint(STUDENT_VOCABULARY, (n_tokens,), generator=generator),
         aligned_A=aligned,
+        next_teacher_ids_A=torch.zeros_like(aligned),  # as the records say
         rows=teacher_rows(vars(records), TEACHER_VOCABULARY - K),
         runs=HiddenRuns(
             windows_W=1000 * seed + torch.arange(len(lengths)),
@@ -100,7 +101,7 @@ def student(teacher_head: TeacherHead) -> Student:
     student_ids = torch.arange(TEACHER_VOCABULARY) % (STUDENT_VOCABULARY - 5)
     student_ids[-3:] = -1
     heads = make_heads([2, 3], 16, TEACHER_SIZE, EXPERTS, seed=0)
-    return Student(model, heads, teacher_head, make_vocabulary_map(student_ids, STUDENT_VOCABULARY))
+    return Student(model, heads, teacher_head, rule_map(student_ids))
 
 
 @pytest.fixture

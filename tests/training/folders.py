@@ -111,6 +111,7 @@ def _write_windows(root: Path, split: str, count: int) -> WindowStore:
         teacher.append(columns, cursor=number + 1)
         rows = torch.arange(start, start + length)
         aligned = {"teacher_rows": rows, "next_tokens": torch.ones(length, dtype=torch.int8)}
+        aligned["next_teacher_ids"] = columns["token_ids"]
         student.append(columns | aligned, cursor=number + 1)
         start += length
     teacher.finish(TEACHER_WINDOWS, split, {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256})

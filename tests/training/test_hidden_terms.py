@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3Moe
 
 from moe_distill.config import Study, Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.losses.target import make_vocabulary_map
+from moe_distill.losses.vocabulary import rule_map
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
 from moe_distill.runtime import Runtime
@@ -93,6 +93,7 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
         rows=teacher_rows(vars(records), TEACHER_ROWS - 16),
         runs=runs,
         chunks=None,
+        next_teacher_ids_A=torch.zeros(n, dtype=torch.int64),
         n_bytes=4 * n,
     )
     description = HeadDescription(
@@ -110,7 +111,7 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
     head = TeacherHead(description, {name: tensor.detach() for name, tensor in tensors.items()})
     pairs = layer_pairs(captured, TEACHER_LAYERS, STUDENT_LAYERS)
     assert pairs == [8, 15, STUDENT_LAYERS]
-    vocabulary_map = make_vocabulary_map(torch.arange(TEACHER_ROWS) % STUDENT_ROWS, STUDENT_ROWS)
+    vocabulary_map = rule_map(torch.arange(TEACHER_ROWS) % STUDENT_ROWS)
     heads = make_heads(pairs, STUDENT_SIZE, TEACHER_SIZE, EXPERTS, seed=0)
     terms = validate(Student(real_student(), heads, head, vocabulary_map), [batch], full, FP32).terms
     raw = {name: float(term.raw) for name, term in terms.items()}

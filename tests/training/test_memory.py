@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from moe_distill.losses.target import VocabularyMap
+from moe_distill.losses.vocabulary import MOST_CONTINUATIONS, VocabularyMap
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
 from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
@@ -109,8 +109,10 @@ def real_batch() -> tuple[Batch, HiddenRuns]:
         tail_ids=torch.empty(n, TAIL_SAMPLES, dtype=torch.int64),
         tail_logprobs=torch.empty(n, TAIL_SAMPLES),
         tail_log_density=torch.empty(n, TAIL_SAMPLES),
+        target_logprob=torch.empty(n),
     )
-    return Batch(places.view(WINDOWS, LENGTH), places, places, places, rows, runs, chunks=None, n_bytes=4 * n), runs
+    inputs = places.view(WINDOWS, LENGTH)
+    return Batch(inputs, places, places, places, rows, places, runs, chunks=None, n_bytes=4 * n), runs
 
 
 @pytest.mark.parametrize("with_router_kd", [False, True])
@@ -118,8 +120,8 @@ def test_replay_of_a_real_step_fits_in_one_and_a_half_gib_beyond_the_student(wit
     with torch.device("meta"):
         student_WRD = torch.empty(WINDOWS, LENGTH, STUDENT_SIZE, requires_grad=True)
         weight_VD = torch.empty(STUDENT_ROWS, STUDENT_SIZE, requires_grad=True)
-        mapping = torch.empty(TEACHER_VOCABULARY, dtype=torch.int64)
-        vocabulary_map = VocabularyMap(mapping, torch.empty(STUDENT_ROWS), mapping[:0])
+        shape = (TEACHER_VOCABULARY, MOST_CONTINUATIONS)
+        vocabulary_map = VocabularyMap(torch.empty(shape, dtype=torch.int64), torch.empty(shape))
         with CountedMemory() as memory:
             head, (batch, runs) = real_head(), real_batch()
             heads = Heads([15, 30], STUDENT_SIZE, TEACHER_SIZE, EXPERTS).to("meta")

@@ -115,6 +115,7 @@ def merged(parts: list) -> object:
         places_N=torch.cat([p.places_N + s for p, s in zip(parts, shift, strict=True)]),
         labels_N=torch.cat([p.labels_N for p in parts]),
         aligned_A=torch.cat([p.aligned_A + s for p, s in zip(parts, shift, strict=True)]),
+        next_teacher_ids_A=torch.cat([p.next_teacher_ids_A for p in parts]),
         rows=dataclasses.replace(parts[0].rows, **rows),
         runs=runs,
         chunks=merged_chunks([p.chunks for p in parts]),

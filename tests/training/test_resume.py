@@ -64,6 +64,8 @@ def make_split(folder: Path, seed: int) -> Split:
             "byte_starts": torch.tensor([0]),
             "byte_ends": torch.tensor([3 * n_tokens]),
             "teacher_rows": torch.full((n_tokens,), -1),
+            "next_teacher_ids": torch.zeros(n_tokens, dtype=torch.int32),
+            "token_bytes": torch.full((0 if number else STUDENT_VOCABULARY,), 3, dtype=torch.int32),
             "next_tokens": torch.zeros(n_tokens, dtype=torch.int8),
         }
         writer.append(columns, cursor=number)

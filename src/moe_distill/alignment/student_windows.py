@@ -54,6 +54,7 @@ def student_columns(
         "byte_starts": torch.from_numpy(starts[first] - windows.document_starts[owners]),
         "byte_ends": torch.from_numpy(ends[stops - 1] - windows.document_starts[owners]),
         "teacher_rows": torch.from_numpy(np.where(rows < 0, -1, rows + rows_before)),
+        "next_teacher_ids": torch.from_numpy(np.where(rows < 0, -1, windows.ids[rows])).int(),
         "next_tokens": torch.from_numpy(relation),
     }
 

@@ -9,7 +9,7 @@ from moe_distill.config import Evaluate
 from moe_distill.errors import DataError
 from moe_distill.evaluation.measure import Measured, measure, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
-from moe_distill.losses.target import make_vocabulary_map
+from moe_distill.losses.vocabulary import rule_map
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
 from moe_distill.shards.targets import open_targets
@@ -44,7 +44,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     check_vocabulary_map(open_vocabulary_map(inputs.windows / "student/vocabulary_map"), windows.reader, targets)
     check_tokenizer(windows.reader, inputs.student)
     check_aligned(windows, teacher_windows)
-    student_ids = read_vocabulary_map(inputs.windows / "student/vocabulary_map").to(device)
+    vocabulary_map = rule_map(read_vocabulary_map(inputs.windows / "student/vocabulary_map")).to(device)
 
     measured: dict[str, Measured] = {}
     parameters = 0
@@ -55,7 +55,6 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
         ("student", inputs.student),
     ):
         model = load_causal_lm(folder, torch.float32, device)
-        vocabulary_map = make_vocabulary_map(student_ids, model.config.vocab_size)
         measured[name] = measure(model, windows, targets, vocabulary_map, params.batch_windows)
         parameters = model.num_parameters()
     documents = {int(number) for column in windows.reader.columns("documents") for number in column}

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, agreement
 from moe_distill.losses.lm import lm_nll
-from moe_distill.losses.target import VocabularyMap, sparse_target
+from moe_distill.losses.target import sparse_target
+from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import TeacherRows, read_rows
 from moe_distill.shards.windows import WindowStore

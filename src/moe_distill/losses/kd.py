@@ -6,11 +6,9 @@ put into one bucket, a lower bound of the full KL. Hinton, Vinyals and Dean (201
 that keeps gradients comparable is the weight's business (training/objective), not this function's.
 
 The bucket's gradient says nothing about where inside it mass belongs, and at T = 3 most mass is there. Tail samples
-say it: they turn the gradient into an unbiased estimate of the full one, p - q. Taken alone they are noisy, for each
-carries 1/M of the tail. So the student's own mass is estimated by the same samples and its known sum put in place of
-the estimate (a control variate): the noise is then that of q - p, small where the student is near the teacher
-(benchmarks/gradient_fidelity.py). Mass that has no place in the student's vocabulary exerts no force there, while
-without samples it pulls, in the bucket, away from the entries.
+say it: with them the gradient is that of the cross-entropy against entries and samples, p - q with q estimated.
+(Sampling p - q, with the student's own mass as control variate, is nearer to the full gradient on average; its rare
+large kicks to single tokens cost more in training than they gain: docs/log.md.)
 
 Legend: N positions, V student vocabulary, S support entries, M tail samples.
 """
@@ -23,13 +21,11 @@ from moe_distill.losses.target import SparseTarget
 NO_RESIDUAL = 1e-7  # fp32 rounding of a row that sums to 1
 
 
-def forward_kl(logits_NV: Tensor, target: SparseTarget, temperature: float, unreached: Tensor) -> Tensor:
+def forward_kl(logits_NV: Tensor, target: SparseTarget, temperature: float) -> Tensor:
     """KL(target || student at `temperature`) of each position in nats, fp32 [N].
 
-    The value is the bucketed KL. Where the target has tail samples, the gradient is the estimate of the full KL's.
-
-    Args:
-        unreached: student ids that no teacher id maps to (`VocabularyMap.unreached`).
+    The value is the bucketed KL. Where the target has tail samples, the gradient is that of the cross-entropy against
+    entries and samples.
     """
     tempered_NV = logits_NV.float() / temperature
     normalizer_N = tempered_NV.logsumexp(-1)
@@ -38,16 +34,8 @@ def forward_kl(logits_NV: Tensor, target: SparseTarget, temperature: float, unre
     if not target.tail_ids.shape[1]:
         return bucketed_N
     student_NM = tempered_NV.gather(-1, target.tail_ids) - normalizer_N[:, None]
-    tail_NM = target.tail_probs - student_NM.detach().exp() * target.tail_baseline
-    # sum over all v of p(v) grad log p(v) is 0, so the baseline's sum over the tail is minus that over all else
-    own_NS = student_NS.detach().exp() * target.preimage_share
-    unreached_NU = tempered_NV[:, unreached] - normalizer_N[:, None]
-    surrogate_N = (
-        ((own_NS - target.probs) * student_NS).sum(-1)
-        - (tail_NM * student_NM).sum(-1)
-        + (unreached_NU.detach().exp() * unreached_NU).sum(-1)
-    )
-    return bucketed_N.detach() + surrogate_N - surrogate_N.detach()
+    crossed_N = -(target.probs * student_NS).sum(-1) - (target.tail_probs * student_NM).sum(-1)
+    return bucketed_N.detach() + crossed_N - crossed_N.detach()
 
 
 def _bucketed_kl(tempered_NV: Tensor, normalizer_N: Tensor, student_NS: Tensor, target: SparseTarget) -> Tensor:

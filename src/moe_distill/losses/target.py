@@ -1,14 +1,16 @@
 """The teacher's cached distribution at a temperature, moved to the student's vocabulary.
 
-Legend: N positions, K kept logits, M tail samples, G temperature nodes, S support entries.
+Legend: N positions, K kept logits, M tail samples, G temperature nodes, J student tokens of a teacher id, S entries.
 
-Two orders exist, and they have different minimisers. *Temper then map*: q(s) is the sum over map(t) = s of
-p_T(t); the student's tempered distribution is asked to equal the mapped tempered teacher. *Map then temper*:
-q(s) is proportional to (sum over map(t) = s of p(t))^(1/T); the student is asked to equal the mapped teacher
-itself, seen at temperature T. They agree at T = 1 and wherever the map is one to one.
+Two orders exist, and they have different minimisers. *Temper then map*: q(s) is the sum of p_T(t) share(t, s); the
+student's tempered distribution is asked to equal the mapped tempered teacher. *Map then temper*: q(s) is proportional
+to (sum of p(t) share(t, s))^(1/T); the student is asked to equal the mapped teacher itself, seen at temperature T. They
+agree at T = 1 and wherever the map is one to one.
+
+Where the text's own next tokens are given, the text says which student token the teacher's next token became: its
+probability goes there whole, whatever the map would say of it.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
 
 Order = Literal["temper_then_map", "map_then_temper"]
@@ -24,43 +27,40 @@ NEGATIVE_INFINITY = float("-inf")
 
 
 @dataclass(frozen=True)
-class VocabularyMap:
-    """Where each teacher id goes, and how many come to each student id."""
+class NextTokens:
+    """What follows in the text at each position, [N]: the teacher's token and the student's."""
 
-    student_ids: Tensor  # int64 [rows of the teacher's output matrix]; -1: no student token
-    preimages: Tensor  # fp32 [student vocabulary]: teacher ids that map to each student id
-    unreached: Tensor  # int64: student ids that no teacher id maps to
-
-
-def make_vocabulary_map(student_ids: Tensor, student_vocabulary: int) -> VocabularyMap:
-    """Count the preimages of a map.
-
-    Args:
-        student_ids: int64, each below `student_vocabulary`, or -1.
-    """
-    preimages = torch.bincount(student_ids[student_ids >= 0], minlength=student_vocabulary)
-    return VocabularyMap(student_ids, preimages.float(), (preimages == 0).nonzero().squeeze(1))
+    teacher_ids: Tensor
+    student_ids: Tensor
 
 
 @dataclass(frozen=True)
 class SparseTarget:
     """A distribution over the student's vocabulary: exact entries, one bucket for all the rest, samples of the rest.
 
-    `probs` of a row and its `residual` sum to 1; the samples' probabilities sum, on average, to the part of the
+    `probs` of a row and its `residual` sum to 1. The samples' probabilities sum, on average, to the part of the
     residual that has a place in the student's vocabulary.
     """
 
     ids: Tensor  # int64 [N, S], each once in a row; a place without an entry has id 0 and probability 0
     logprobs: Tensor  # [N, S]; -inf at a place without an entry
-    preimage_share: Tensor  # [N, S]: share of the entry's preimages that are in the top-k
     residual: Tensor  # [N]: mass outside the entries
-    tail_ids: Tensor  # int64 [N, M]; samples may repeat
-    tail_probs: Tensor  # [N, M]: probability of the sampled teacher id over M times its density
-    tail_baseline: Tensor  # [N, M]: 1 / (M * density * preimages of the student id): makes a student's p comparable
+    tail_ids: Tensor  # int64 [N, M * J]; samples may repeat
+    tail_probs: Tensor  # [N, M * J]
 
     @property
     def probs(self) -> Tensor:
         return self.logprobs.exp()
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Teacher ids whose log-probability at T = 1 is known, handed out to student ids; not yet merged."""
+
+    student_ids: Tensor  # int64 [N, S']
+    logprobs: Tensor  # [N, S']; of the teacher id; -inf where there is none
+    log_shares: Tensor  # [N, S']; of the teacher id's probability that the student id gets
+    unmapped: Tensor  # [N, K]: kept ids without a student token; -inf elsewhere
 
 
 def interpolation_weights(temperature: float) -> Tensor:
@@ -88,68 +88,94 @@ def tail_logsumexp_at(rows: TeacherRows, temperature: float) -> Tensor:
 
 
 def sparse_target(
-    rows: TeacherRows, vocabulary_map: VocabularyMap, temperature: float, order: Order, tail: Tail
+    rows: TeacherRows,
+    vocabulary_map: VocabularyMap,
+    temperature: float,
+    order: Order,
+    tail: Tail,
+    text: NextTokens | None = None,
 ) -> SparseTarget:
     """The teacher's distribution at `temperature` over the student's vocabulary.
 
-    The top-k part is exact, and so is the mass of the rest. With `tail="sampled"` the tail samples come with it, so
+    The kept part is exact, and so is the mass of the rest. With `tail="sampled"` the tail samples come with it, so
     that on average the gradient is that of the full distribution. Mass on ids that map to nothing stays in the
     residual.
+
+    Args:
+        text: the next tokens; None where the map alone decides.
     """
-    tail_N = tail_logsumexp_at(rows, temperature)
-    mapped_ids = vocabulary_map.student_ids[rows.topk_ids]
+    head, outside_N = _head(rows, vocabulary_map, text), tail_logsumexp_at(rows, temperature)
+    if text is not None:
+        in_head_N = (rows.topk_ids == text.teacher_ids[:, None]).any(-1)
+        next_N = (rows.target_logprob / temperature).masked_fill(in_head_N, NEGATIVE_INFINITY)
+        outside_N = outside_N + torch.log1p(-(next_N - outside_N).exp().clamp_max(1.0 - 1e-6))
     if order == "temper_then_map":
-        normalizer_N = torch.logaddexp((rows.topk_logprobs / temperature).logsumexp(-1), tail_N)
-        ids, logprobs, counts = _merge(mapped_ids, rows.topk_logprobs / temperature - normalizer_N[:, None])
+        ids, merged = _merge(head.student_ids, head.logprobs / temperature + head.log_shares)
     else:
-        ids, merged, counts = _merge(mapped_ids, rows.topk_logprobs)
-        unmapped = (rows.topk_logprobs / temperature).masked_fill(mapped_ids >= 0, NEGATIVE_INFINITY)
-        head_N = torch.cat([merged / temperature, unmapped], -1).logsumexp(-1)
-        normalizer_N = torch.logaddexp(head_N, tail_N)
-        logprobs = merged / temperature - normalizer_N[:, None]
+        ids, at_one = _merge(head.student_ids, head.logprobs + head.log_shares)
+        merged = at_one / temperature
+    known_N = torch.cat([merged, head.unmapped / temperature], dim=-1).logsumexp(-1)
+    normalizer_N = torch.logaddexp(known_N, outside_N)
+    logprobs = merged - normalizer_N[:, None]
     n_samples = rows.tail_ids.shape[1] if tail == "sampled" else 0
     return SparseTarget(
         ids,
         logprobs,
-        counts / vocabulary_map.preimages[ids].clamp_min(1.0),
         (1.0 - logprobs.exp().sum(-1)).clamp_min(0.0),
-        *_tail_samples(rows, vocabulary_map, temperature, normalizer_N, n_samples),
+        *_tail_samples(rows, vocabulary_map, temperature, normalizer_N, n_samples, text),
     )
+
+
+def _head(rows: TeacherRows, vocabulary_map: VocabularyMap, text: NextTokens | None) -> _Head:
+    ids_NKJ = vocabulary_map.student_ids[rows.topk_ids]
+    log_shares_NKJ = vocabulary_map.log_shares[rows.topk_ids]
+    logprobs_NK = rows.topk_logprobs
+    if text is not None:  # handed out below, by the text
+        logprobs_NK = logprobs_NK.masked_fill(rows.topk_ids == text.teacher_ids[:, None], NEGATIVE_INFINITY)
+    is_mapped_NK = log_shares_NKJ[:, :, 0] > NEGATIVE_INFINITY
+    unmapped_NK = logprobs_NK.masked_fill(is_mapped_NK, NEGATIVE_INFINITY)
+    ids, log_shares = ids_NKJ.flatten(1), log_shares_NKJ.flatten(1)
+    logprobs = logprobs_NK[:, :, None].expand(ids_NKJ.shape).flatten(1)
+    if text is not None:
+        ids = torch.cat([ids, text.student_ids[:, None]], dim=1)
+        logprobs = torch.cat([logprobs, rows.target_logprob[:, None]], dim=1)
+        log_shares = torch.cat([log_shares, torch.zeros_like(log_shares[:, :1])], dim=1)
+    return _Head(ids, logprobs.masked_fill(log_shares == NEGATIVE_INFINITY, NEGATIVE_INFINITY), log_shares, unmapped_NK)
 
 
 def _tail_samples(
-    rows: TeacherRows, vocabulary_map: VocabularyMap, temperature: float, normalizer_N: Tensor, n_samples: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Student ids, importance-weighted probabilities and baselines of the tail samples, each [N, M]; 0 if unmapped."""
-    ids_NM = vocabulary_map.student_ids[rows.tail_ids[:, :n_samples]]
+    rows: TeacherRows,
+    vocabulary_map: VocabularyMap,
+    temperature: float,
+    normalizer_N: Tensor,
+    n_samples: int,
+    text: NextTokens | None,
+) -> tuple[Tensor, Tensor]:
+    """Student ids and importance-weighted probabilities of the tail samples, each [N, M * J]; 0 if unmapped."""
+    teacher_ids = rows.tail_ids[:, :n_samples]
     logprobs_NM = rows.tail_logprobs[:, :n_samples] / temperature - normalizer_N[:, None]
-    log_weight_NM = -rows.tail_log_density[:, :n_samples] - math.log(max(n_samples, 1))
-    unmapped = ids_NM < 0
-    ids_NM = ids_NM.clamp_min(0)
-    baseline_NM = log_weight_NM.exp() / vocabulary_map.preimages[ids_NM].clamp_min(1.0)
-    return (
-        ids_NM,
-        (logprobs_NM + log_weight_NM).exp().masked_fill(unmapped, 0.0),
-        baseline_NM.masked_fill(unmapped, 0.0),
-    )
+    probs_NM = (logprobs_NM - rows.tail_log_density[:, :n_samples]).exp() / max(n_samples, 1)
+    if text is not None:  # an entry, not a part of the tail
+        probs_NM = probs_NM.masked_fill(teacher_ids == text.teacher_ids[:, None], 0.0)
+    probs_NMJ = probs_NM[:, :, None] * vocabulary_map.log_shares[teacher_ids].exp()
+    return vocabulary_map.student_ids[teacher_ids].flatten(1), probs_NMJ.flatten(1)
 
 
-def _merge(ids_NK: Tensor, logprobs_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Add up the entries of a row that share an id; ids below 0 are dropped.
+def _merge(ids_NS: Tensor, logprobs_NS: Tensor) -> tuple[Tensor, Tensor]:
+    """Add up the entries of a row that share an id; those of log-probability -inf are dropped.
 
     Returns:
-        Ids, log-probabilities and numbers of merged entries, [N, K]: each id once, the remaining places id 0 with
-        log-probability -inf and number 0.
+        Ids and log-probabilities, [N, S]: each id once, the remaining places id 0 with log-probability -inf.
     """
-    sorted_ids, order = ids_NK.sort(dim=-1, stable=True)
-    sorted_logprobs = logprobs_NK.gather(-1, order).masked_fill(sorted_ids < 0, NEGATIVE_INFINITY)
+    is_entry = logprobs_NS > NEGATIVE_INFINITY
+    sorted_ids, order = torch.where(is_entry, ids_NS, torch.iinfo(torch.int64).max).sort(dim=-1, stable=True)
+    sorted_logprobs = logprobs_NS.gather(-1, order)
     is_first = torch.ones_like(sorted_ids, dtype=torch.bool)
     is_first[:, 1:] = sorted_ids[:, 1:] != sorted_ids[:, :-1]
     group = is_first.cumsum(-1) - 1
     peak_N1 = sorted_logprobs.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
     sums = torch.zeros_like(sorted_logprobs).scatter_add(-1, group, (sorted_logprobs - peak_N1).exp())
-    ids = torch.zeros_like(sorted_ids).scatter(-1, group, sorted_ids.clamp_min(0))
-    counts = torch.zeros_like(sums).scatter_add(-1, group, (sorted_ids >= 0).float())
     is_empty = sums == 0.0  # its logarithm has no gradient
+    ids = torch.zeros_like(sorted_ids).scatter(-1, group, sorted_ids).masked_fill(is_empty, 0)
     logprobs = sums.masked_fill(is_empty, 1.0).log() + peak_N1
-    return ids, logprobs.masked_fill(is_empty, NEGATIVE_INFINITY), counts
+    return ids, logprobs.masked_fill(is_empty, NEGATIVE_INFINITY)

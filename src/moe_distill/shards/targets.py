@@ -68,6 +68,7 @@ class TeacherRows:
     tail_ids: Tensor  # [N, M]
     tail_logprobs: Tensor  # [N, M]
     tail_log_density: Tensor  # [N, M]: log of the density that the samples were drawn from
+    target_logprob: Tensor  # [N]: of the token that follows in the text
 
     def __len__(self) -> int:
         return len(self.topk_ids)
@@ -80,7 +81,7 @@ def read_rows(targets: ShardReader, rows_of_windows: list[Tensor]) -> TeacherRow
         rows_of_windows: int64 row numbers of each window, ascending where they are not negative; a window's rows lie
             in one file.
     """
-    names = ("topk_ids", "topk_logprobs", "tail_logsumexp", "tail_ids", "tail_logprobs")
+    names = ("topk_ids", "topk_logprobs", "tail_logsumexp", "tail_ids", "tail_logprobs", "target_logprob")
     columns: dict[str, list[Tensor]] = {name: [] for name in names}
     for rows in rows_of_windows:
         wanted = rows[rows >= 0]
@@ -110,6 +111,7 @@ def teacher_rows(columns: dict[str, Tensor], n_tail: int) -> TeacherRows:
         tail_ids=columns["tail_ids"].long(),
         tail_logprobs=tail_logprobs,
         tail_log_density=tail_log_density(tail_logprobs, tail_logsumexp, n_tail),
+        target_logprob=columns["target_logprob"].float(),
     )
 
 

@@ -32,6 +32,7 @@ TEACHER_FIELDS = {
 }
 STUDENT_FIELDS = TEACHER_FIELDS | {
     "teacher_rows": FieldSpec(table="tokens", dtype="int64"),  # aligned position row, or -1
+    "next_teacher_ids": FieldSpec(table="tokens", dtype="int32"),  # token that begins where this one does, or -1
     "next_tokens": FieldSpec(table="tokens", dtype="int8"),  # NextToken
 }
 MAP_FIELDS = {"student_ids": FieldSpec(table="teacher_ids", dtype="int32")}  # -1: no student token

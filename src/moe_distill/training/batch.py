@@ -53,6 +53,7 @@ class Batch:
     labels_N: Tensor
     aligned_A: Tensor  # int64: numbers in [0, N) of the positions that have a target, ascending
     rows: TeacherRows | None  # of those A positions
+    next_teacher_ids_A: Tensor  # int64: the teacher's next token at those positions
     runs: HiddenRuns | None
     chunks: Chunks | None
     n_bytes: int  # text bytes of the windows

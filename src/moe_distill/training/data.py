@@ -70,11 +70,13 @@ def read_batch(split: Split, numbers: list[int], wanted: Wanted) -> Batch:
     places = torch.cat([torch.arange(len(ids)) + number * length for number, ids in enumerate(tokens)])
     rows = [split.windows.tokens("teacher_rows", number) for number in numbers]
     aligned = torch.cat(rows).ge(0).nonzero().squeeze(1)
+    next_teacher_ids = torch.cat([split.windows.tokens("next_teacher_ids", number) for number in numbers])
     return Batch(
         input_ids_BL=inputs,
         places_N=places,
         labels_N=torch.cat(tokens),
         aligned_A=aligned,
+        next_teacher_ids_A=next_teacher_ids[aligned].long(),
         rows=None if split.targets is None else read_rows(split.targets, rows),
         runs=_hidden_runs(split.targets, numbers, rows, length) if split.targets is not None and wanted.runs else None,
         chunks=_chunks(split.targets, rows) if split.targets is not None and wanted.chunks else None,

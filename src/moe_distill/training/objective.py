@@ -17,7 +17,8 @@ from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms
-from moe_distill.losses.target import Order, SparseTarget, Tail, VocabularyMap, sparse_target
+from moe_distill.losses.target import NextTokens, Order, SparseTarget, Tail, sparse_target
+from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.replay.block import TeacherHead
 from moe_distill.training.batch import Batch, Chunks, Counts, HiddenRuns
 from moe_distill.training.routed_kd import routed_kd, routed_text
@@ -122,10 +123,11 @@ def _text_terms(
     hidden_ND = states.final_BLD.flatten(0, 1)[batch.places_N]
     weight_VD = student.model.get_output_embeddings().weight
     kd = objective.kd if batch.rows is not None else None
-    target, unreached, temperature = None, batch.labels_N[:0], 1.0
+    target, temperature = None, 1.0
     if kd is not None and batch.rows is not None and student.vocabulary_map is not None:
-        target = sparse_target(batch.rows, student.vocabulary_map, kd.temperature, kd.order, kd.tail)
-        unreached, temperature = student.vocabulary_map.unreached, kd.temperature
+        text = NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
+        target = sparse_target(batch.rows, student.vocabulary_map, kd.temperature, kd.order, kd.tail, text)
+        temperature = kd.temperature
     nll, kl = [], []
     for start in range(0, len(hidden_ND), objective.chunk_tokens):
         stop = min(start + objective.chunk_tokens, len(hidden_ND))
@@ -138,7 +140,6 @@ def _text_terms(
             batch.labels_N[start:stop],
             batch.aligned_A[inside] - start,
             part,
-            unreached,
             temperature,
             use_reentrant=False,
         )
@@ -166,13 +167,12 @@ def _chunk_losses(
     labels_N: Tensor,
     aligned_A: Tensor,
     target: SparseTarget | None,
-    unreached: Tensor,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each position [N] and KL of each position with a target [A]; the logits are fp32."""
     logits_NV = hidden_ND.float() @ weight_VD.float().T
     nll_N = lm_nll(logits_NV, labels_N)
-    kl_A = nll_N[:0] if target is None else forward_kl(logits_NV[aligned_A], target, temperature, unreached)
+    kl_A = nll_N[:0] if target is None else forward_kl(logits_NV[aligned_A], target, temperature)
     return nll_N, kl_A
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
-from moe_distill.losses.target import make_vocabulary_map
+from moe_distill.losses.vocabulary import continuation_map
 from moe_distill.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.progress import say
 from moe_distill.replay.block import TeacherHead, load_teacher_head
@@ -19,6 +19,7 @@ from moe_distill.runtime import Runtime, make_runtime, seed_everything
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.windows import read_vocabulary_map
+from moe_distill.training.continuations import count_continuations
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, stated_positions
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
 from moe_distill.training.objective import Objective, Student
@@ -166,8 +167,8 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     check_student_rows(split, inputs.student, model.config.vocab_size)
     if split.targets is None:
         return Student(model, heads=None, teacher_head=None, vocabulary_map=None)
-    student_ids = read_vocabulary_map(inputs.windows / "vocabulary_map").to(runtime.device)
-    vocabulary_map = make_vocabulary_map(student_ids, model.config.vocab_size)
+    rule_ids = read_vocabulary_map(inputs.windows / "vocabulary_map")
+    vocabulary_map = continuation_map(rule_ids, count_continuations(split.windows)).to(runtime.device)
     if not phase.wanted.runs:
         return Student(model, heads=None, teacher_head=None, vocabulary_map=vocabulary_map)
     metadata = split.targets.index.metadata

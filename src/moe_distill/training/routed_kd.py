@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import Order, VocabularyMap, sparse_target
+from moe_distill.losses.target import Order, sparse_target
+from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.replay.block import TeacherHead, replayed_logits
 from moe_distill.shards.targets import TeacherRows
 from moe_distill.training.batch import Batch, HiddenRuns
@@ -58,8 +59,8 @@ def routed_kd(
         routed = _routed_rows(head, text.routed_NT[chunk], cached)
         target = sparse_target(routed, vocabulary_map, temperature, order, "residual")
         logits_nV = text.student_ND[chunk].float() @ weight_VD.float().T
-        kl_n = forward_kl(logits_nV, target, temperature, chunk[:0])
-        is_next_nK = vocabulary_map.student_ids[cached.topk_ids] == labels_n[:, None]
+        kl_n = forward_kl(logits_nV, target, temperature)
+        is_next_nK = vocabulary_map.likeliest[cached.topk_ids] == labels_n[:, None]
         return kl_n + _logmass(cached.topk_logprobs, is_next_nK) - _logmass(routed.topk_logprobs, is_next_nK)
 
     chunks = torch.arange(len(text.labels_N), device=text.labels_N.device).split(chunk_positions)

@@ -1,0 +1,77 @@
+"""Where a teacher token's probability goes in the student's vocabulary.
+
+The vocabulary map gives each teacher id the student token that its bytes alone begin with. In running text the
+student's next token often reaches beyond the teacher's ("con|figuration" for the teacher, "configuration" for the
+student), and then that rule names a token which the student never meets. The training text shows what really follows:
+how often the student's next token is s where the teacher's is t, both having read the same bytes. Those counts, with
+the rule as one more observation, are the shares by which t's probability is handed out. Each row of shares sums to 1,
+so mass is conserved; where text and rule agree, the share of the rule is 1.
+
+Legend: R rows of the teacher's output matrix, J student tokens of a teacher id, P pairs that were counted.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MOST_CONTINUATIONS = 16  # J: student tokens that a teacher id's probability is handed out to
+RULE_COUNT = 1.0  # observations that the rule is worth
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """Pairs of next tokens at aligned positions of a text, each pair once, int64 [P]."""
+
+    teacher_ids: Tensor
+    student_ids: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class VocabularyMap:
+    """Student ids and shares of each teacher id, largest share first."""
+
+    student_ids: Tensor  # int64 [R, J]; 0 where there is none
+    log_shares: Tensor  # fp32 [R, J]; -inf where there is none; a mapped row's shares sum to 1
+
+    @property
+    def likeliest(self) -> Tensor:
+        """The student id with the largest share of each teacher id, int64 [R]; -1: no student token."""
+        return self.student_ids[:, 0].masked_fill(self.log_shares[:, 0] == float("-inf"), -1)
+
+    def to(self, device: torch.device) -> "VocabularyMap":
+        return VocabularyMap(self.student_ids.to(device), self.log_shares.to(device))
+
+
+def rule_map(rule_ids_R: Tensor) -> VocabularyMap:
+    """The rule alone: each teacher id goes whole to one student id; -1: to none."""
+    shares_R = torch.where(rule_ids_R < 0, float("-inf"), 0.0)
+    return VocabularyMap(rule_ids_R.clamp_min(0)[:, None], shares_R[:, None])
+
+
+def continuation_map(rule_ids_R: Tensor, continuations: Continuations) -> VocabularyMap:
+    """Shares by counts of the training text; a teacher id that the rule maps to nothing keeps mapping to nothing."""
+    mapped = (rule_ids_R >= 0).nonzero().squeeze(1)
+    known = rule_ids_R[continuations.teacher_ids] >= 0
+    teacher_ids = torch.cat([mapped, continuations.teacher_ids[known]])
+    student_ids = torch.cat([rule_ids_R[mapped], continuations.student_ids[known]])
+    counts = torch.cat([torch.full((len(mapped),), RULE_COUNT), continuations.counts[known].float()])
+    pairs_P2, place = torch.stack([teacher_ids, student_ids], dim=1).unique(dim=0, return_inverse=True)
+    counts_P = torch.zeros(len(pairs_P2)).index_add(0, place, counts)
+    return _largest(pairs_P2[:, 0], pairs_P2[:, 1], counts_P, len(rule_ids_R))
+
+
+def _largest(teacher_ids_P: Tensor, student_ids_P: Tensor, counts_P: Tensor, n_rows: int) -> VocabularyMap:
+    """The J largest counts of each teacher id, as shares of their sum."""
+    by_count = counts_P.argsort(descending=True, stable=True)
+    order = by_count[teacher_ids_P[by_count].argsort(stable=True)]
+    teacher, n_pairs = teacher_ids_P[order], torch.bincount(teacher_ids_P, minlength=n_rows)
+    rank = torch.arange(len(order)) - (n_pairs.cumsum(0) - n_pairs)[teacher]
+    kept = rank < MOST_CONTINUATIONS
+    place = (teacher[kept], rank[kept])
+    student_ids = torch.zeros(n_rows, MOST_CONTINUATIONS, dtype=torch.int64)
+    counts = torch.zeros(n_rows, MOST_CONTINUATIONS)
+    student_ids[place] = student_ids_P[order[kept]]
+    counts[place] = counts_P[order[kept]]
+    return VocabularyMap(student_ids, (counts / counts.sum(-1, keepdim=True).clamp_min(1e-30)).log())
