@@ -75,14 +75,14 @@ def check(split: Split, texts: list[str], teacher: Encoder, student: Encoder, li
 
 def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
     """Teacher rows and relations against a search over every teacher position."""
-    position = {}  # (document, byte consumed) -> (row, end of the next teacher token)
+    position = {}  # (document, byte consumed) -> (row, end and id of the next teacher token)
     teacher_windows = []
     for window in split.teacher:
         ends = token_ends(window, teacher)
         starts = [window.start, *ends[:-1]]
         teacher_windows.append((window.document, window.start, window.stop))
         for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            position[window.document, start] = (window.first_row + number, end)
+            position[window.document, start] = (window.first_row + number, end, window.ids[number])
     aligned = one_to_one = longer = 0
     for window in split.student:
         assert any(
@@ -92,8 +92,9 @@ def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
         ends = token_ends(window, student)
         for number, end in enumerate(ends):
             start = ends[number - 1] if number else window.start
-            row, teacher_end = position.get((window.document, start), (-1, -1))
+            row, teacher_end, teacher_id = position.get((window.document, start), (-1, -1, -1))
             assert window.fields["teacher_rows"][number] == row
+            assert window.fields["next_teacher_ids"][number] == teacher_id
             expected = NextToken.UNALIGNED
             if row >= 0:
                 aligned += 1

@@ -1,9 +1,11 @@
 """Batches read from real stores."""
 
 import itertools
+from collections import Counter
 
 import pytest
 
+from moe_distill.training.continuations import count_continuations
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, read_batch
 from tests.stores import Stores
 
@@ -40,3 +42,14 @@ def test_what_is_not_wanted_is_not_read(stores: Stores) -> None:
 def test_without_targets_there_is_text_alone(stores: Stores) -> None:
     batch = read_batch(Split(stores.student, None), ALL_WINDOWS, Wanted(runs=True, chunks=True))
     assert (batch.rows, batch.runs, batch.chunks) == (None, None, None)
+
+
+def test_continuations_are_counted_over_all_files(stores: Stores) -> None:
+    expected: Counter[tuple[int, int]] = Counter()
+    for ids, rows in zip(stores.token_ids, stores.teacher_rows, strict=True):
+        expected.update((0, student_id) for student_id, row in zip(ids, rows, strict=True) if row >= 0)
+    found = count_continuations(stores.student)
+    pairs = zip(found.teacher_ids.tolist(), found.student_ids.tolist(), strict=True)
+    assert dict(zip(pairs, found.counts.tolist(), strict=True)) == expected
+    assert max(expected.values()) > 1
+    assert len(stores.student.reader.index.files) > 1
