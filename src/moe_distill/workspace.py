@@ -31,8 +31,12 @@ def project_root() -> Path:
 
 
 def canonical_json(value: Json) -> str:
-    """Equal values give equal text: sorted keys, no spaces to vary, a final newline."""
-    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    """Equal values give equal text: sorted keys, no spaces to vary, a final newline.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot say.
+    """
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def fingerprint(value: Json) -> str:

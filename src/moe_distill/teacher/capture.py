@@ -28,6 +28,9 @@ from moe_distill.teacher.anatomy import Anatomy, dissect
 from moe_distill.teacher.forward import States, forward
 from moe_distill.teacher.sparsify import Records, sparsify
 
+FP16_MAXIMUM = torch.finfo(torch.float16).max
+OTHER_TEACHER = "use another revision of the teacher: its weights are damaged or overflow"
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -90,7 +93,8 @@ def capture(
         batch = _read_batch(windows, range(start, min(start + params.batch_windows, len(windows))))
         states, in_fp32 = forward(model, anatomy, batch.input_ids_BL.to(device), params.hidden_layers)
         if not states.finite():
-            raise DataError(f"the teacher gives non-finite values in windows {batch.numbers}, in fp32 too")
+            what = f"the teacher gives non-finite values in windows {_span(batch.numbers)}"
+            raise DataError(what, "in fp32 too", OTHER_TEACHER)
         columns, text_mass = _position_columns(batch, states, output_VD, text_ids_V, params, seed)
         columns |= _hidden_columns(batch, states, windows, params, seed)
         tallies = {
@@ -142,7 +146,11 @@ def _read_batch(windows: WindowStore, numbers: range) -> _Batch:
 def _position_columns(
     batch: _Batch, states: States, output_VD: Tensor, text_ids_V: Tensor, params: Capture, seed: int
 ) -> tuple[dict[str, Tensor], float]:
-    """The columns of table `positions`, and the sum over positions of the mass on text ids."""
+    """The columns of table `positions`, and the sum over positions of the mass on text ids.
+
+    Raises:
+        DataError: a logit is not finite.
+    """
     final_ND = batch.rows(states.final_BLD)
     targets_N = batch.rows(batch.targets_BL).to(final_ND.device)
     generator = torch.Generator().manual_seed(_stable_hash(seed, batch.numbers.start))
@@ -150,6 +158,8 @@ def _position_columns(
     records, text_mass = [], 0.0
     for hidden, targets, uniforms in _chunks(params.chunk_positions, final_ND, targets_N, uniforms_N):
         logits = hidden @ output_VD.T  # fp32: an fp16 product alone costs 0.02 in log-probability
+        if not bool(torch.isfinite(logits).all()):
+            raise DataError(f"the teacher gives non-finite logits in windows {_span(batch.numbers)}", fix=OTHER_TEACHER)
         records.append(sparsify(logits, targets, params.k, params.tail_samples, uniforms))
         text_mass += float(logits.softmax(-1)[:, text_ids_V].sum())
     return _columns(records), text_mass
@@ -164,7 +174,17 @@ def _columns(records: list[Records]) -> dict[str, Tensor]:
         "tail_logprobs": torch.float16,
         "target_logprob": torch.float32,
     }
-    return {name: torch.cat([getattr(record, name) for record in records]).to(dtype) for name, dtype in dtypes.items()}
+    columns = {name: torch.cat([getattr(record, name) for record in records]) for name in dtypes}
+    return {name: _fitted(columns[name], dtype) for name, dtype in dtypes.items()}
+
+
+def _fitted(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in their stored dtype; what fp16 cannot reach becomes its extreme: exp(-65504) is 0 all the same."""
+    return values.clamp(-FP16_MAXIMUM, FP16_MAXIMUM).half() if dtype is torch.float16 else values.to(dtype)
+
+
+def _span(numbers: range) -> str:
+    return f"{numbers.start} to {numbers.stop - 1}"
 
 
 def _chunks(size: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -190,7 +210,7 @@ def _hidden_columns(
     columns["hidden"], columns["hidden_scales"] = _scaled(picked(states.hidden_BLSD))
     if states.moe_input_BLD is not None and states.router_logits_BLE is not None:
         columns["moe_input"], columns["moe_input_scales"] = _scaled(picked(states.moe_input_BLD))
-        columns["router_logits"] = picked(states.router_logits_BLE)[:, None].half()
+        columns["router_logits"] = _fitted(picked(states.router_logits_BLE)[:, None], torch.float16)
     return columns
 
 
