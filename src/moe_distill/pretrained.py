@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -36,7 +37,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
     logging.disable_progress_bar()  # of reading weights: seconds, and lines in every log
     mend = f"run: dvc repro -f {WRITTEN_BY.get(folder.name, 'models')}"
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded: object = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
@@ -47,9 +48,9 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes differ
         raise DataError(f"{folder} holds no usable model", str(error).splitlines()[0], mend) from error
-    model: PreTrainedModel = loaded[0]
+    model, loading = cast(tuple[PreTrainedModel, dict[str, list[object]]], loaded)
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # transformers warns and goes on
-        if names := sorted(str(name) for name in loaded[1][fault]):
+        if names := sorted(str(name) for name in loading[fault]):
             raise DataError(f"the weights of {folder} have {fault.replace('_', ' ')}", ", ".join(names[:3]), mend)
     for name, weight in model.named_parameters():
         if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
