@@ -53,7 +53,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
         if names := sorted(str(name) for name in loading[fault]):
             raise DataError(f"the weights of {folder} have {fault.replace('_', ' ')}", ", ".join(names[:3]), mend)
     for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):
             raise DataError(f"weight {name} of {folder} is not finite", fix=mend)
     nn.Module.to(model, device)  # transformers wraps `to` with checks for quantised models
     model.eval()

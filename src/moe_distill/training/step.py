@@ -75,7 +75,7 @@ def optimizer_step(
     if applied:
         scaler.step(optimizer)
     scaler.update()
-    if scaler.is_enabled() and scaler.get_scale() < MINIMUM_LOSS_SCALE:
+    if scaler.get_scale() < MINIMUM_LOSS_SCALE:
         scaler.update(MINIMUM_LOSS_SCALE)
     return Update(outcome, norm, applied)
 
