@@ -2,10 +2,14 @@
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
+from safetensors import SafetensorError
+
 from moe_distill.config import Params, load_params
+from moe_distill.disk import disk_full
 from moe_distill.errors import MoeDistillError
 
 
@@ -21,11 +25,14 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         main(load_params())
-    except MoeDistillError as error:
-        if "--debug" in sys.argv[1:]:
+    except (MoeDistillError, OSError, SafetensorError) as error:
+        known = error if isinstance(error, MoeDistillError) else disk_full(error)
+        if known is None:
             raise
-        print(f"{stage}: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        if "--debug" in sys.argv[1:]:
+            traceback.print_exc()
+        print(f"{stage}: error: {known}", file=sys.stderr, flush=True)
+        sys.exit(known.exit_code)
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)

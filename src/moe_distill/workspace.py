@@ -69,9 +69,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds either what it held before or all of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    sync(temporary)
-    temporary.rename(path)
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # half a file, where the disk is full
     sync(path.parent)
 
 

@@ -4,6 +4,8 @@ A store is a folder of `shard_00000.safetensors`, `shard_00001.safetensors`, …
 rows of one or more tables; the fields of one table have equal row counts in a file.
 """
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,6 +77,11 @@ class Index(BaseModel):
     def to_json(self) -> dict[str, Json]:
         dumped: dict[str, Json] = self.model_dump(mode="json")
         return dumped
+
+
+def store_bytes(fields: Mapping[str, FieldSpec], rows: Mapping[str, int]) -> int:
+    """Bytes of the columns of a store with so many rows of each table; headers and index come on top."""
+    return sum(rows[spec.table] * math.prod(spec.shape) * DTYPES[spec.dtype].itemsize for spec in fields.values())
 
 
 def shard_name(number: int) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from moe_distill.config import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.progress import bar
-from moe_distill.shards.format import Index
+from moe_distill.shards.format import FieldSpec, Index
 from moe_distill.shards.provenance import capture_fingerprint
 from moe_distill.shards.targets import (
     SCALE_MAXIMUM,
@@ -79,12 +79,7 @@ def capture(
     anatomy = dissect(model)
     _check(params, anatomy)
     device = next(model.parameters()).device
-    hidden_size = anatomy.output.shape[1]
-    experts = 0 if anatomy.moe is None else anatomy.moe.gate_weight.shape[0]
-    fields = target_fields(
-        params.k, params.tail_samples, len(params.hidden_layers), hidden_size, int(experts > 0), experts
-    )
-    writer = ShardWriter(output, fields, "positions", params.shard_positions)
+    writer = ShardWriter(output, capture_fields(params, anatomy), "positions", params.shard_positions)
     output_VD = anatomy.output.detach().float()
     text_ids_V = text_ids_V.to(device)
     starts = range(writer.cursor, len(windows), params.batch_windows)
@@ -123,6 +118,13 @@ def capture(
     )
     positions = index.rows("positions")
     return Captured(index, int(totals["nonfinite_batches"]), totals["text_mass"] / positions, totals["seconds"])
+
+
+def capture_fields(params: Capture, anatomy: Anatomy) -> dict[str, FieldSpec]:
+    """The columns that a capture of this teacher has."""
+    experts = 0 if anatomy.moe is None else anatomy.moe.gate_weight.shape[0]
+    size = anatomy.output.shape[1]
+    return target_fields(params.k, params.tail_samples, len(params.hidden_layers), size, int(experts > 0), experts)
 
 
 def _check(params: Capture, anatomy: Anatomy) -> None:
@@ -198,7 +200,7 @@ def _hidden_columns(
     places = [
         (number, run)
         for number, window in enumerate(batch.numbers)
-        if (run := _run_of(window, batch.lengths[number], params, seed)) is not None
+        if (run := run_of(window, batch.lengths[number], params, seed)) is not None
     ]
     rows = [torch.arange(run.start, run.stop) + windows.span(batch.numbers[n]).start for n, run in places]
     columns = {"hidden_rows": torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)}
@@ -214,7 +216,7 @@ def _hidden_columns(
     return columns
 
 
-def _run_of(window: int, length: int, params: Capture, seed: int) -> range | None:
+def run_of(window: int, length: int, params: Capture, seed: int) -> range | None:
     """The run of positions whose states are kept, or None: decided by the window's number and the seed alone."""
     draw = _stable_hash(seed, window)
     sampled = (draw >> 32) / 2**32 < params.hidden_fraction
