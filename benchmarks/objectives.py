@@ -217,6 +217,7 @@ def objective_of(
     if world.teacher is not None:
         with torch.no_grad():
             teacher_NV = world.teacher(batch.input_ids_BL, use_cache=False).logits.flatten(0, 1)[batch.places_N]
+            teacher_NV = teacher_NV[:, : logits_NV.shape[1]]  # rows beyond the tokenizer's ids have no token
         return torch.ones_like(nll_N), full_vocabulary_kl(logits_NV, teacher_NV).sum()
     if run.objective.startswith("alm"):
         return alm(world, numbers, nll_N, float(run.objective.removeprefix("alm_")))

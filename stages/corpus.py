@@ -5,11 +5,13 @@ from pathlib import Path
 from moe_distill.config import Params
 from moe_distill.corpus.build import build_corpus
 from moe_distill.stage import run
-from moe_distill.workspace import write_json
+from moe_distill.workspace import fresh_folder, write_json
 
 
 def main(params: Params) -> None:
-    write_json(Path("metrics/corpus.json"), build_corpus(params.profile.corpus, Path("data/corpus")))
+    with fresh_folder(Path("data/corpus")) as folder:
+        figures = build_corpus(params.profile.corpus, folder)
+    write_json(Path("metrics/corpus.json"), figures)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def interrupted(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain
     """The outputs up to the teacher's, and a first phase that ended in the middle: two checkpoints."""
     copied = chain.copy(tmp_path_factory.mktemp("flips") / "chain")
     outputs = replace(copied.outputs(), work=copied.folder / STAGE)
+    outputs.work.mkdir(parents=True)
     study = copied.params.study.model_copy(
         update={"curriculum": copied.params.study.curriculum.model_copy(update={"phase1_share": 0.5})}
     )

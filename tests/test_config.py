@@ -144,3 +144,28 @@ def test_r23_no_stage_before_training_depends_on_what_one_studies(stage: str) ->
         named = [param for param in each.get("params", []) if isinstance(param, str)]
         assert "temperature" not in named
         assert "params.yaml" not in each.get("deps", [])
+
+
+MISFITS = {  # pattern, what somebody writes, what is said; the first match in profiles/tiny.yaml is the teacher's
+    "heads": (r"hidden_size: \d+", "hidden_size: 150", "hidden_size must be a multiple of 2 * heads"),
+    "rotary": (r"hidden_size: \d+", "hidden_size: 164", "hidden_size must be a multiple of 2 * heads"),
+    "groups": (r"key_value_heads: \d+", "key_value_heads: 3", "heads must be a multiple of key_value_heads"),
+    "experts": (r"experts_per_token: \d+", "experts_per_token: 5", "experts_per_token must not exceed num_experts"),
+    "depth": (r"hidden_layers: \[2, 3, 4\]", "hidden_layers: [2, 5]", "beyond models.teacher.layers, 4"),
+    "k": (r"k: \d+", "k: 2560", "teacher.k must be below models.teacher.tokenizer.vocabulary_size"),
+    "teacher windows": (r"teacher_max_length: \d+", "teacher_max_length: 129", "not exceed models.teacher.max_length"),
+    "student windows": (r"student_max_length: \d+", "student_max_length: 193", "not exceed models.student.max_length"),
+    "micro batch": (r"micro_batch_windows: \d+", "micro_batch_windows: 32", "multiple of micro_batch_windows"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_keys_that_do_not_fit_each_other_are_refused_at_once(tree: Path, replace: Replace, misfit: str) -> None:
+    pattern, new, said = MISFITS[misfit]
+    replace("params.yaml", r"profile: \w+", "profile: tiny")
+    replace("profiles/tiny.yaml", pattern, new)
+    with pytest.raises(ConfigError) as caught:
+        load_params(tree)
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(tree)) * 2
+    assert str(caught.value).endswith(f"change it in {tree / 'profiles/tiny.yaml'}")

@@ -8,7 +8,7 @@ every change. Unknown keys are refused.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -79,15 +79,28 @@ class TinyTokenizer(Section):
     sample_seed: int
 
 
-class TinyTeacher(Section):
-    """A small Qwen3-MoE, trained from random weights on the training split."""
+class Attention(Section):
+    """Sizes of a small model that must fit each other."""
 
-    kind: Literal["tiny"]
-    tokenizer: TinyTokenizer
     hidden_size: Positive
     layers: Positive
     heads: Positive
     key_value_heads: Positive
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("hidden_size must be a multiple of 2 * heads: rotary embeddings halve a head")
+        if self.heads % self.key_value_heads:
+            raise ValueError("heads must be a multiple of key_value_heads")
+        return self
+
+
+class TinyTeacher(Attention):
+    """A small Qwen3-MoE, trained from random weights on the training split."""
+
+    kind: Literal["tiny"]
+    tokenizer: TinyTokenizer
     num_experts: Annotated[int, Field(ge=2)]
     experts_per_token: Positive
     expert_size: Positive
@@ -97,16 +110,18 @@ class TinyTeacher(Section):
     batch_windows: Positive
     learning_rate: Rate
 
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.experts_per_token > self.num_experts:
+            raise ValueError("experts_per_token must not exceed num_experts")
+        return self
 
-class TinyStudent(Section):
+
+class TinyStudent(Attention):
     """A small Llama with random weights: deeper and narrower than the teacher."""
 
     kind: Literal["tiny"]
     tokenizer: TinyTokenizer
-    hidden_size: Positive
-    layers: Positive
-    heads: Positive
-    key_value_heads: Positive
     intermediate_size: Positive
     max_length: Positive
 
@@ -174,7 +189,7 @@ class Train(Section):
     max_consecutive_nonfinite: Positive
 
     @model_validator(mode="after")
-    def _whole_micro_batches(self) -> "Train":
+    def _whole_micro_batches(self) -> Self:
         if self.batch_windows % self.micro_batch_windows:
             raise ValueError("batch_windows must be a multiple of micro_batch_windows")
         return self
@@ -193,6 +208,20 @@ class Profile(Section):
     teacher: Capture
     train: Train
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _models_take_windows(self) -> Self:
+        teacher, student, capture = self.models.teacher, self.models.student, self.teacher
+        if isinstance(teacher, TinyTeacher):
+            if max(capture.hidden_layers, default=0) > teacher.layers:
+                raise ValueError(f"teacher.hidden_layers names a layer beyond models.teacher.layers, {teacher.layers}")
+            if capture.k >= teacher.tokenizer.vocabulary_size:
+                raise ValueError("teacher.k must be below models.teacher.tokenizer.vocabulary_size: there is a tail")
+            if self.windows.teacher_max_length > teacher.max_length:
+                raise ValueError("windows.teacher_max_length must not exceed models.teacher.max_length")
+        if isinstance(student, TinyStudent) and self.windows.student_max_length > student.max_length:
+            raise ValueError("windows.student_max_length must not exceed models.student.max_length")
+        return self
 
 
 class Losses(Section):
@@ -275,6 +304,9 @@ def _validate(section: type[Section], path: Path) -> Section:
         # a misspelt key is unknown and leaves the right one missing: name what the user wrote
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":  # keys that do not fit each other; the message names them
+            said = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{path}: {f'`{key}`: ' if key else ''}{said}", fix=f"change it in {path}") from error
         given = "" if first["type"] in ("missing", "extra_forbidden") else f", not {first['input']!r}"
         what = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(first["type"])
         message = what or first["msg"][0].lower() + first["msg"][1:] + given

@@ -3,8 +3,10 @@
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -12,6 +14,7 @@ from transformers.utils import logging
 
 from moe_distill.errors import DataError
 
+WRITTEN_BY = {"student_kd": "train_kd", "student": "train_router", "student_lm_only": "control"}  # others by models
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,22 +31,30 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
     """Load a causal language model in an explicit dtype, in evaluation mode.
 
     Raises:
-        DataError: the folder holds no model that transformers can open without remote code.
+        DataError: the folder holds no model that transformers can open without remote code, or its weights are not
+            those of its config.json: left out, too many, of another shape, or not finite.
     """
     logging.disable_progress_bar()  # of reading weights: seconds, and lines in every log
+    mend = f"run: dvc repro -f {WRITTEN_BY.get(folder.name, 'models')}"
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded: object = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation="sdpa",
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder} holds no usable model", str(error).splitlines()[0], "run: dvc repro models"
-        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes differ
+        raise DataError(f"{folder} holds no usable model", str(error).splitlines()[0], mend) from error
+    model, loading = cast(tuple[PreTrainedModel, dict[str, list[object]]], loaded)
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # transformers warns and goes on
+        if names := sorted(str(name) for name in loading[fault]):
+            raise DataError(f"the weights of {folder} have {fault.replace('_', ' ')}", ", ".join(names[:3]), mend)
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):
+            raise DataError(f"weight {name} of {folder} is not finite", fix=mend)
     nn.Module.to(model, device)  # transformers wraps `to` with checks for quantised models
     model.eval()
     return model

@@ -2,9 +2,13 @@
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
+from safetensors import SafetensorError
+
 from moe_distill.config import Params, load_params
+from moe_distill.disk import disk_full
 from moe_distill.errors import MoeDistillError
 from moe_distill.interruption import Terminated, raise_at_once
 from moe_distill.work import hold_workspace
@@ -19,11 +23,14 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
     try:
         with hold_workspace(stage):
             main(load_params())
-    except MoeDistillError as error:
-        if "--debug" in sys.argv[1:]:
+    except (MoeDistillError, OSError, SafetensorError) as error:
+        known = error if isinstance(error, MoeDistillError) else disk_full(error)
+        if known is None:
             raise
-        print(f"{stage}: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        if "--debug" in sys.argv[1:]:
+            traceback.print_exc()
+        print(f"{stage}: error: {known}", file=sys.stderr, flush=True)
+        sys.exit(known.exit_code)
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)

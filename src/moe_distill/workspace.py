@@ -21,8 +21,12 @@ def project_root() -> Path:
 
 
 def canonical_json(value: Json) -> str:
-    """Equal values give equal text: sorted keys, no spaces to vary, a final newline."""
-    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    """Equal values give equal text: sorted keys, no spaces to vary, a final newline.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot say.
+    """
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def fingerprint(value: Json) -> str:
@@ -55,9 +59,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds either what it held before or all of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    sync(temporary)
-    temporary.rename(path)
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # half a file, where the disk is full
     sync(path.parent)
 
 

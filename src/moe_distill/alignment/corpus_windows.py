@@ -1,14 +1,17 @@
 """The `tokenize` stage's work: both splits, the vocabulary map, and what they came to."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from moe_distill.alignment.encode import Encoder, make_encoder
+from moe_distill.alignment.estimate import windows_bytes
 from moe_distill.alignment.map_store import write_vocabulary_map
 from moe_distill.alignment.tally import Tally, WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import exact_vocabulary_share
 from moe_distill.config import Windows
-from moe_distill.documents import draw, read_documents
+from moe_distill.disk import require_space
+from moe_distill.documents import Document, draw, read_documents
 from moe_distill.pretrained import load_tokenizer, prefix_token_id
 from moe_distill.progress import say
 from moe_distill.shards.provenance import tokenizer_fingerprint
@@ -29,6 +32,9 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
         The figures of metrics/tokenize.json.
     """
     encoders = _encoder(teacher, "teacher"), _encoder(student, "student")
+    output.mkdir(parents=True, exist_ok=True)
+    needed = sum(estimated_bytes(split, params, corpus, encoders) for split in SPLITS)
+    require_space(output, needed, "the windows", "lower `windows.train_fraction` or `windows.max_train_windows`")
     tallies = {split: _write_split(split, params, corpus, teacher, student, encoders, output) for split in SPLITS}
     write_vocabulary_map(encoders, teacher, student, output / "student/vocabulary_map")
     for split, tally in tallies.items():
@@ -39,6 +45,20 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
     return _figures(tallies["train"], tallies["validation"]) | {
         "exact_vocabulary_share": exact_vocabulary_share(*encoders)
     }
+
+
+def estimated_bytes(split: str, params: Windows, corpus: Path, encoders: tuple[Encoder, Encoder]) -> int:
+    """What the windows of a split will take on disk."""
+    path = corpus / f"{split}.parquet"
+    fraction = params.train_fraction if split == "train" else 1.0
+    max_windows = params.max_train_windows if split == "train" else params.max_validation_windows
+    text_bytes = sum(len(document.text.encode()) for document in _drawn(path, fraction))
+    return windows_bytes(_drawn(path, fraction), text_bytes, encoders, params.teacher_max_length, max_windows)
+
+
+def _drawn(path: Path, fraction: float) -> Iterator[Document]:
+    for group in read_documents(path):
+        yield from (document for document in group if draw(document.document_id, "distil") < fraction)
 
 
 def _encoder(folder: Path, name: str) -> Encoder:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_distill.config import Corpus, Source
+from moe_distill.corpus.divide import MAX_CHARACTERS, divide
 from moe_distill.corpus.raw import Skip
 from moe_distill.corpus.skips import SkipLog
 from moe_distill.corpus.sources import read_source, source_name
@@ -26,6 +27,7 @@ METRICS = (
     "validation_bytes",
     "skipped_documents",
     "duplicate_documents",
+    "divided_documents",
 )
 
 
@@ -34,7 +36,8 @@ def build_corpus(params: Corpus, output: Path) -> dict[str, float]:
 
     Returns:
         Counts of documents and of UTF-8 bytes, under the names of `METRICS`: in all, and for each source
-        as `<source>_<metric>`. Training documents that a weight leaves out are in none of them.
+        as `<source>_<metric>`. A document of more than `MAX_CHARACTERS` counts as its pieces. Training
+        documents that a weight leaves out are in none of them.
 
     Raises:
         ConfigError: two sources share a name.
@@ -85,14 +88,17 @@ def _add_source(
         split = "validation" if is_validation(key, validation_fraction) else "train"
         if split == "train" and not is_kept(key, source.weight):
             continue  # not in `seen` either: another source may hold the same text at a higher weight
-        digest = bytes.fromhex(key[:32])
-        if digest in seen:
-            counts["duplicate_documents"] += 1
-            continue
-        seen.add(digest)
-        writers[split].append(Document(key, name, text))
-        counts[f"{split}_documents"] += 1
-        counts[f"{split}_bytes"] += len(text.encode())
+        counts["divided_documents"] += len(text) > MAX_CHARACTERS
+        for piece in divide(text):  # all of one split, so that no document is on both sides
+            document = Document(document_id(piece), name, piece)
+            digest = bytes.fromhex(document.document_id[:32])
+            if digest in seen:
+                counts["duplicate_documents"] += 1
+                continue
+            seen.add(digest)
+            writers[split].append(document)
+            counts[f"{split}_documents"] += 1
+            counts[f"{split}_bytes"] += len(piece.encode())
     return counts
 
 
@@ -100,6 +106,7 @@ def _say_counts(name: str, counts: Counter[str]) -> None:
     say(
         f"corpus: {name}: {counts['train_documents']:,} training and {counts['validation_documents']:,} validation"
         f" documents, {counts['skipped_documents']:,} skipped, {counts['duplicate_documents']:,} duplicates"
+        + (f", {counts['divided_documents']:,} divided" if counts["divided_documents"] else "")
     )
 
 

@@ -1,5 +1,6 @@
 """Put the figures of all students and of the teacher together (metrics/evaluate.json)."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class EvaluationInputs:
 
 
 def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -> dict[str, float]:
-    """Every figure that can be had without the teacher, in fp32; flat, all finite but for an overflowing perplexity."""
+    """Every figure that can be had without the teacher, in fp32; flat and finite: what is undefined is absent."""
     windows = WindowStore(inputs.windows / "student/validation", STUDENT_WINDOWS)
     teacher_windows = WindowStore(inputs.windows / "teacher/validation", TEACHER_WINDOWS)
     targets = open_targets(inputs.targets / "validation")
@@ -83,10 +84,11 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
 def student_figures(student: Measured) -> dict[str, float]:
     """The final student's own figures, and its agreement with the teacher at aligned positions."""
     nll_per_token = student.nll / student.tokens
+    of_tokens = perplexity(nll_per_token)  # JSON has no infinity
     positions = max(student.agreement.positions, 1)
     return {
         "student_nll_per_token": nll_per_token,
-        "student_perplexity": perplexity(nll_per_token),
+        **({"student_perplexity": of_tokens} if math.isfinite(of_tokens) else {"student_perplexity_infinite": 1.0}),
         "top1_agreement": student.agreement.top1 / positions,
         "top5_overlap": student.agreement.top5 / positions,
         "kl_teacher_student": student.agreement.kl / positions,

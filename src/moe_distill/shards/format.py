@@ -5,6 +5,7 @@ rows of one or more tables; the fields of one table have equal row counts in a f
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,12 +79,17 @@ class Index(BaseModel):
         return dumped
 
 
-def row_bytes(fields: dict[str, FieldSpec]) -> dict[str, int]:
+def row_bytes(fields: Mapping[str, FieldSpec]) -> dict[str, int]:
     """Bytes of one row of each table."""
     sizes = dict.fromkeys((spec.table for spec in fields.values()), 0)
     for spec in fields.values():
         sizes[spec.table] += math.prod(spec.shape) * DTYPES[spec.dtype].itemsize
     return sizes
+
+
+def store_bytes(fields: Mapping[str, FieldSpec], rows: Mapping[str, int]) -> int:
+    """Bytes of the columns of a store with so many rows of each table; headers and index come on top."""
+    return sum(rows[table] * size for table, size in row_bytes(fields).items())
 
 
 def shard_name(number: int) -> str:

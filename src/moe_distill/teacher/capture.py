@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from moe_distill.config import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.progress import bar
-from moe_distill.shards.format import Index
+from moe_distill.shards.format import FieldSpec, Index
 from moe_distill.shards.provenance import capture_fingerprint
 from moe_distill.shards.targets import (
     SCALE_MAXIMUM,
@@ -27,6 +27,9 @@ from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.anatomy import Anatomy, dissect
 from moe_distill.teacher.forward import States, forward
 from moe_distill.teacher.sparsify import Records, sparsify
+
+FP16_MAXIMUM = torch.finfo(torch.float16).max
+OTHER_TEACHER = "use another revision of the teacher: its weights are damaged or overflow"
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,7 @@ def capture(
     anatomy = dissect(model)
     _check(params, anatomy)
     device = next(model.parameters()).device
-    hidden_size = anatomy.output.shape[1]
-    experts = 0 if anatomy.moe is None else anatomy.moe.gate_weight.shape[0]
-    fields = target_fields(
-        params.k, params.tail_samples, len(params.hidden_layers), hidden_size, int(experts > 0), experts
-    )
-    writer = ShardWriter(output, fields, "positions", params.shard_positions, receipts)
+    writer = ShardWriter(output, capture_fields(params, anatomy), "positions", params.shard_positions, receipts)
     output_VD = anatomy.output.detach().float()
     text_ids_V = text_ids_V.to(device)
     starts = range(writer.cursor, len(windows), params.batch_windows)
@@ -92,7 +90,8 @@ def capture(
         batch = _read_batch(windows, range(start, min(start + params.batch_windows, len(windows))))
         states, in_fp32 = forward(model, anatomy, batch.input_ids_BL.to(device), params.hidden_layers)
         if not states.finite():
-            raise DataError(f"the teacher gives non-finite values in windows {batch.numbers}, in fp32 too")
+            what = f"the teacher gives non-finite values in windows {_span(batch.numbers)}"
+            raise DataError(what, "in fp32 too", OTHER_TEACHER)
         columns, text_mass = _position_columns(batch, states, output_VD, text_ids_V, params, seed)
         columns |= _hidden_columns(batch, states, windows, params, seed)
         tallies = {
@@ -123,6 +122,13 @@ def capture(
     return Captured(index, int(totals["nonfinite_batches"]), totals["text_mass"] / positions, totals["seconds"])
 
 
+def capture_fields(params: Capture, anatomy: Anatomy) -> dict[str, FieldSpec]:
+    """The columns that a capture of this teacher has."""
+    experts = 0 if anatomy.moe is None else anatomy.moe.gate_weight.shape[0]
+    size = anatomy.output.shape[1]
+    return target_fields(params.k, params.tail_samples, len(params.hidden_layers), size, int(experts > 0), experts)
+
+
 def _check(params: Capture, anatomy: Anatomy) -> None:
     n_layers, vocabulary = len(anatomy.layers), anatomy.output.shape[0]
     if any(layer > n_layers for layer in params.hidden_layers):
@@ -144,7 +150,11 @@ def _read_batch(windows: WindowStore, numbers: range) -> _Batch:
 def _position_columns(
     batch: _Batch, states: States, output_VD: Tensor, text_ids_V: Tensor, params: Capture, seed: int
 ) -> tuple[dict[str, Tensor], float]:
-    """The columns of table `positions`, and the sum over positions of the mass on text ids."""
+    """The columns of table `positions`, and the sum over positions of the mass on text ids.
+
+    Raises:
+        DataError: a logit is not finite.
+    """
     final_ND = batch.rows(states.final_BLD)
     targets_N = batch.rows(batch.targets_BL).to(final_ND.device)
     generator = torch.Generator().manual_seed(_stable_hash(seed, batch.numbers.start))
@@ -152,6 +162,8 @@ def _position_columns(
     records, text_mass = [], 0.0
     for hidden, targets, uniforms in _chunks(params.chunk_positions, final_ND, targets_N, uniforms_N):
         logits = hidden @ output_VD.T  # fp32: an fp16 product alone costs 0.02 in log-probability
+        if not bool(torch.isfinite(logits).all()):
+            raise DataError(f"the teacher gives non-finite logits in windows {_span(batch.numbers)}", fix=OTHER_TEACHER)
         records.append(sparsify(logits, targets, params.k, params.tail_samples, uniforms))
         text_mass += float(logits.softmax(-1)[:, text_ids_V].sum())
     return _columns(records), text_mass
@@ -166,7 +178,17 @@ def _columns(records: list[Records]) -> dict[str, Tensor]:
         "tail_logprobs": torch.float16,
         "target_logprob": torch.float32,
     }
-    return {name: torch.cat([getattr(record, name) for record in records]).to(dtype) for name, dtype in dtypes.items()}
+    columns = {name: torch.cat([getattr(record, name) for record in records]) for name in dtypes}
+    return {name: _fitted(columns[name], dtype) for name, dtype in dtypes.items()}
+
+
+def _fitted(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in their stored dtype; what fp16 cannot reach becomes its extreme: exp(-65504) is 0 all the same."""
+    return values.clamp(-FP16_MAXIMUM, FP16_MAXIMUM).half() if dtype is torch.float16 else values.to(dtype)
+
+
+def _span(numbers: range) -> str:
+    return f"{numbers.start} to {numbers.stop - 1}"
 
 
 def _chunks(size: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -180,7 +202,7 @@ def _hidden_columns(
     places = [
         (number, run)
         for number, window in enumerate(batch.numbers)
-        if (run := _run_of(window, batch.lengths[number], params, seed)) is not None
+        if (run := run_of(window, batch.lengths[number], params, seed)) is not None
     ]
     rows = [torch.arange(run.start, run.stop) + windows.span(batch.numbers[n]).start for n, run in places]
     columns = {"hidden_rows": torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)}
@@ -192,11 +214,11 @@ def _hidden_columns(
     columns["hidden"], columns["hidden_scales"] = _scaled(picked(states.hidden_BLSD))
     if states.moe_input_BLD is not None and states.router_logits_BLE is not None:
         columns["moe_input"], columns["moe_input_scales"] = _scaled(picked(states.moe_input_BLD))
-        columns["router_logits"] = picked(states.router_logits_BLE)[:, None].half()
+        columns["router_logits"] = _fitted(picked(states.router_logits_BLE)[:, None], torch.float16)
     return columns
 
 
-def _run_of(window: int, length: int, params: Capture, seed: int) -> range | None:
+def run_of(window: int, length: int, params: Capture, seed: int) -> range | None:
     """The run of positions whose states are kept, or None: decided by the window's number and the seed alone."""
     draw = _stable_hash(seed, window)
     sampled = (draw >> 32) / 2**32 < params.hidden_fraction

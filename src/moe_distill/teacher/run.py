@@ -3,13 +3,16 @@
 from pathlib import Path
 
 from moe_distill.config import Capture
+from moe_distill.disk import require_space
 from moe_distill.pretrained import load_causal_lm, load_tokenizer, text_token_mask
 from moe_distill.progress import say
 from moe_distill.runtime import make_runtime, seed_everything
 from moe_distill.shards.format import read_index
 from moe_distill.shards.provenance import check_tokenizer
 from moe_distill.shards.windows import SPLITS, TEACHER_WINDOWS, WindowStore
+from moe_distill.teacher.anatomy import dissect
 from moe_distill.teacher.capture import Captured, capture
+from moe_distill.teacher.estimate import head_bytes, shard_bytes
 from moe_distill.teacher.export_head import export_head
 from moe_distill.workspace import fingerprint, folder_fingerprint
 
@@ -36,6 +39,11 @@ def run_teacher(params: Capture, windows: Path, teacher: Path, output: Path) -> 
     model = load_causal_lm(teacher, runtime.dtype, runtime.device)
     rows = model.get_output_embeddings().weight.shape[0]
     text_ids_V = text_token_mask(load_tokenizer(teacher), rows)
+    anatomy = dissect(model)
+    needed = sum(shard_bytes(store, params, anatomy) for store in stores.values()) + head_bytes(anatomy)
+    output.mkdir(parents=True, exist_ok=True)
+    finished = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
+    require_space(output, needed - finished, "the teacher's shards", "lower `teacher.k` or `teacher.hidden_fraction`")
     teacher_key, key = folder_fingerprint(teacher), capture_key(params, windows, teacher)
     captured = {
         split: capture(

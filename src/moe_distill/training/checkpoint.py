@@ -35,12 +35,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     for left in folder.glob(".checkpoint_*.tmp"):  # by a process that was killed while it wrote
         shutil.rmtree(left)
     incoming.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, incoming / FILES[0])
-    sync(incoming / FILES[0])
-    write_json(incoming / FILES[1], checkpoint.state)
-    write_json(incoming / "manifest.json", {name: sha256_file(incoming / name) for name in FILES})
-    shutil.rmtree(final, ignore_errors=True)
-    incoming.rename(final)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, incoming / FILES[0])
+        sync(incoming / FILES[0])
+        write_json(incoming / FILES[1], checkpoint.state)
+        write_json(incoming / "manifest.json", {name: sha256_file(incoming / name) for name in FILES})
+        shutil.rmtree(final, ignore_errors=True)
+        incoming.rename(final)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)  # half a checkpoint, where the disk is full
     sync(folder)
     for old in _folders(folder)[KEPT:]:
         shutil.rmtree(old)

@@ -121,7 +121,7 @@ def _advance(
     update = optimizer_step(
         trainer.student, parts, objective, trainer.optimizer, trainer.scaler, setting.runtime, train.gradient_clip
     )
-    _account(trainer, update, phase, train, time.perf_counter() - began)
+    _account(trainer, update, phase, train, time.perf_counter() - began, numbers)
     is_last = trainer.step == phase.last_step
     if is_last or trainer.step % train.log_every == 0:
         recorder.record_step(trainer.step, update, train.learning_rate * fraction, trainer.counters)
@@ -146,7 +146,7 @@ def _require_a_batch(split: Split, train: Train) -> None:
         )
 
 
-def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, seconds: float) -> None:
+def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, seconds: float, windows: list[int]) -> None:
     """Count the step, and stop a run of non-finite ones."""
     counters = trainer.counters
     trainer.step += 1
@@ -163,7 +163,7 @@ def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, secon
     if counters.consecutive_nonfinite >= train.max_consecutive_nonfinite:
         raise DivergenceError(
             f"{phase.stage}: {counters.consecutive_nonfinite} steps in a row, to step {trainer.step}, were not finite",
-            f"gradient norm {update.gradient_norm}, loss {update.outcome.total}",
+            f"gradient norm {update.gradient_norm}, loss {update.outcome.total}, training windows {windows}",
             "lower `train.learning_rate`; the last good checkpoint is kept under .work",
         )
 

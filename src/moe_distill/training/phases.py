@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params
+from moe_distill.disk import require_space
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
 from moe_distill.losses.vocabulary import continuation_map
@@ -28,7 +29,7 @@ from moe_distill.training.provenance import check_inputs, check_student_rows
 from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.schedule import first_phase_steps, lm_only, objective_at, ramps_are_complete
 from moe_distill.training.student import layer_pairs, make_heads
-from moe_distill.training.trainer import Trainer, make_trainer
+from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
 from moe_distill.workspace import fingerprint, folder_fingerprint, sha256_file
 
 OPTIMIZER_NAME = "optimizer.safetensors"
@@ -143,6 +144,8 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
     trainer = make_trainer(student, train, runtime, first_step)
     if inputs.optimizer is not None:
         restore_optimizer(trainer.optimizer, trainer.names, load_file(inputs.optimizer / OPTIMIZER_NAME))
+    n_bytes = work_bytes(trainer) - sum(path.stat().st_size for path in outputs.work.rglob("*.safetensors"))
+    require_space(outputs.work, n_bytes, f"{phase.stage}: its checkpoints", "choose a smaller student")
     recorder = Recorder(
         RecorderSettings(
             stage=phase.stage,

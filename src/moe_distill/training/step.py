@@ -12,6 +12,8 @@ from moe_distill.training.data import Split, Wanted, read_batch
 from moe_distill.training.objective import Evaluated, Objective, Student, evaluate_objective
 from moe_distill.training.routing import ExpertUse, gate_terms
 
+MINIMUM_LOSS_SCALE = 1.0  # below it gradients underflow, and a scale of 0 would never grow again
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -76,6 +78,8 @@ def optimizer_step(
     if applied:
         scaler.step(optimizer)
     scaler.update()
+    if scaler.get_scale() < MINIMUM_LOSS_SCALE:
+        scaler.update(MINIMUM_LOSS_SCALE)
     return Update(outcome, norm, applied)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_distill.config import Train
 from moe_distill.runtime import Runtime
-from moe_distill.training.checkpoint import Checkpoint
+from moe_distill.training.checkpoint import KEPT, Checkpoint
 from moe_distill.training.early_stopping import Watch
 from moe_distill.training.objective import Student
 from moe_distill.training.optimizer import make_optimizer, optimizer_tensors, parameter_names, restore_optimizer
@@ -74,6 +74,16 @@ def to_checkpoint(trainer: Trainer) -> Checkpoint:
         tensors={name: tensor.cpu() for name, tensor in tensors.items()},
         state=counters.model_dump(mode="json"),
     )
+
+
+def work_bytes(trainer: Trainer) -> int:
+    """The most bytes that a phase has in its work folder at once: its checkpoints, one being written, the export.
+
+    A checkpoint holds every weight and its two moments; beside them the student's best weights, once there are any.
+    """
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in trainer.names)
+    student = sum(weight.numel() * weight.element_size() for weight in trainer.student.model.parameters())
+    return (KEPT + 1) * (3 * trained + student) + student
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:

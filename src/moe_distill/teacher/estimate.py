@@ -1,0 +1,25 @@
+"""What the teacher stage will write, before it writes it."""
+
+from moe_distill.config import Capture
+from moe_distill.shards.format import store_bytes
+from moe_distill.shards.windows import WindowStore
+from moe_distill.teacher.anatomy import Anatomy
+from moe_distill.teacher.capture import capture_fields, run_of
+
+
+def shard_bytes(windows: WindowStore, params: Capture, anatomy: Anatomy) -> int:
+    """Bytes of the columns of one split: the positions are counted and the runs of states drawn as in the capture."""
+    runs = sum(
+        run_of(window, count, params, params.seed) is not None
+        for window, count in enumerate(windows.token_counts.tolist())
+    )
+    rows = {"positions": int(windows.token_counts.sum()), "hidden": runs * params.hidden_run}
+    return store_bytes(capture_fields(params, anatomy), rows)
+
+
+def head_bytes(anatomy: Anatomy) -> int:
+    """Bytes of models/teacher_head, in the teacher's dtype."""
+    tensors = [anatomy.final_norm, anatomy.output]
+    if anatomy.moe is not None:
+        tensors += [anatomy.moe.norm_weight, anatomy.moe.gate_weight, anatomy.moe.gate_up, anatomy.moe.down]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,97 @@
+"""Non-finite losses and gradients: skipped, counted, and after a run of them the end, the last good checkpoint kept."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_distill.config import Train
+from moe_distill.errors import DivergenceError
+from moe_distill.runtime import Runtime
+from moe_distill.training import loop
+from moe_distill.training.checkpoint import newest_checkpoint
+from moe_distill.training.figures import training_figures
+from moe_distill.training.loop import Result
+from moe_distill.training.objective import Student
+from moe_distill.training.phases import control
+from moe_distill.training.schedule import lm_only
+from moe_distill.training.step import MINIMUM_LOSS_SCALE, optimizer_step
+from moe_distill.training.trainer import make_trainer
+from tests.chain import Chain
+from tests.training.conftest import make_batch
+from tests.training.test_loop_parts import outcome
+
+FP16 = Runtime(torch.device("cpu"), torch.float16)
+GOOD_STEPS = 6
+
+
+def test_a_run_of_nonfinite_steps_names_the_batch_and_keeps_the_last_good_checkpoint(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the seventh step on the gradient of one weight is NaN."""
+    copied, seen = chain.copy(tmp_path / "chain"), []
+    read_parts, step = loop.read_parts, loop.optimizer_step
+
+    def recorded(split: object, numbers: list[int], *rest: object) -> object:
+        seen.append(numbers)
+        return read_parts(split, numbers, *rest)  # type: ignore[arg-type]
+
+    def poisoned(student: Student, *rest: object) -> object:
+        weight = next(student.model.parameters())
+        hook = weight.register_hook(lambda gradient: gradient * math.nan)
+        if len(seen) - 1 <= GOOD_STEPS:  # the first reading is the validation's
+            hook.remove()
+        try:
+            return step(student, *rest)  # type: ignore[arg-type]
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(loop, "read_parts", recorded)
+    monkeypatch.setattr(loop, "optimizer_step", poisoned)
+    limit = copied.params.profile.train.max_consecutive_nonfinite
+    with pytest.raises(DivergenceError) as caught:
+        control(copied.params, copied.inputs(with_targets=False), copied.outputs())
+    assert caught.value.exit_code == 5
+    said = str(caught.value)
+    assert f"control: {limit} steps in a row, to step {GOOD_STEPS + limit}, were not finite" in said
+    assert f"training windows {seen[-1]}" in said
+    assert "gradient norm nan" in said
+    checkpoint = newest_checkpoint(copied.folder / ".work")
+    assert checkpoint is not None
+    assert checkpoint.step >= GOOD_STEPS
+    assert checkpoint.state["skipped_steps"] == checkpoint.step - GOOD_STEPS
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.tensors.values())
+    assert not (copied.folder / ".work/export").exists()
+
+
+def test_the_loss_scale_never_falls_below_its_floor(student: Student, train: Train) -> None:
+    """Gradients that never become finite halve the scale at every step; at 0 no later step could be finite again."""
+    trainer = make_trainer(student, train, FP16, 0)
+    next(student.model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    batch = make_batch(0, [12], with_runs=False)
+    scales = []
+    for _ in range(24):
+        update = optimizer_step(
+            student, [batch], lm_only(16), trainer.optimizer, trainer.scaler, FP16, train.gradient_clip
+        )
+        assert not update.applied
+        scales.append(trainer.scaler.get_scale())
+    assert scales[:2] == [2.0**15, 2.0**14]
+    assert min(scales) == scales[-1] == MINIMUM_LOSS_SCALE == 1.0
+
+
+def test_without_a_scaler_there_is_no_floor(student: Student, train: Train) -> None:
+    fp32 = Runtime(torch.device("cpu"), torch.float32)
+    trainer = make_trainer(student, train, fp32, 0)
+    update = optimizer_step(
+        student, [make_batch(0, [12], with_runs=False)], lm_only(16), trainer.optimizer, trainer.scaler, fp32, 1.0
+    )
+    assert update.applied
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_phase_that_ends_without_a_finite_figure_has_diverged(value: float) -> None:
+    result = Result(outcome(lm=value), steps=3, stopped_early=False, skipped_steps=0, tokens_per_second=1.0)
+    with pytest.raises(DivergenceError, match=rf"validation_\w+ is {value}"):
+        training_figures(result)
