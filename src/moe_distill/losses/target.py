@@ -168,7 +168,8 @@ def _merge(ids_NS: Tensor, logprobs_NS: Tensor) -> tuple[Tensor, Tensor]:
         Ids and log-probabilities, [N, S]: each id once, the remaining places id 0 with log-probability -inf.
     """
     is_entry = logprobs_NS > NEGATIVE_INFINITY
-    sorted_ids, order = torch.where(is_entry, ids_NS, torch.iinfo(torch.int64).max).sort(dim=-1, stable=True)
+    last = torch.iinfo(torch.int64).max
+    sorted_ids, order = torch.where(is_entry, ids_NS, last).sort(dim=-1, stable=True)
     sorted_logprobs = logprobs_NS.gather(-1, order)
     is_first = torch.ones_like(sorted_ids, dtype=torch.bool)
     is_first[:, 1:] = sorted_ids[:, 1:] != sorted_ids[:, :-1]
@@ -176,6 +177,6 @@ def _merge(ids_NS: Tensor, logprobs_NS: Tensor) -> tuple[Tensor, Tensor]:
     peak_N1 = sorted_logprobs.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
     sums = torch.zeros_like(sorted_logprobs).scatter_add(-1, group, (sorted_logprobs - peak_N1).exp())
     is_empty = sums == 0.0  # its logarithm has no gradient
-    ids = torch.zeros_like(sorted_ids).scatter(-1, group, sorted_ids).masked_fill(is_empty, 0)
+    ids = torch.zeros_like(sorted_ids).scatter(-1, group, sorted_ids)
     logprobs = sums.masked_fill(is_empty, 1.0).log() + peak_N1
-    return ids, logprobs.masked_fill(is_empty, NEGATIVE_INFINITY)
+    return ids.masked_fill(ids == last, 0), logprobs.masked_fill(is_empty, NEGATIVE_INFINITY)

@@ -144,6 +144,7 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
     trainer = make_trainer(student, train, runtime, first_step)
     if inputs.optimizer is not None:
         restore_optimizer(trainer.optimizer, trainer.names, load_file(inputs.optimizer / OPTIMIZER_NAME))
+    outputs.work.mkdir(parents=True, exist_ok=True)
     n_bytes = work_bytes(trainer) - sum(path.stat().st_size for path in outputs.work.rglob("*.safetensors"))
     require_space(outputs.work, n_bytes, f"{phase.stage}: its checkpoints", "choose a smaller student")
     recorder = Recorder(
