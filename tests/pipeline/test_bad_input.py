@@ -94,7 +94,8 @@ class Workspace:
 def workspace(tmp_path: Path, chain: Chain) -> Workspace:
     folder = tmp_path / "workspace"
     shutil.copytree(chain.folder / "models", folder / "models")
-    shutil.copy(ROOT / "params.yaml", folder)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder)
     study = (folder / "params.yaml").read_text().replace("profile: tiny", "profile: bad")
     (folder / "params.yaml").write_text(study)
     source = {

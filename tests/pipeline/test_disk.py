@@ -128,6 +128,7 @@ def workspace(chain: Chain, tmp_path: Path) -> Path:
     """A folder in which every stage can run as a process of its own."""
     folder = chain.copy(tmp_path / "chain").folder
     study = (ROOT / "params.yaml").read_text().replace("profile: tiny", "profile: small")
+    shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "params.yaml").write_text(study)
     (folder / "profiles").mkdir()
     (folder / "profiles/small.yaml").write_text(yaml.safe_dump(chain.params.profile.model_dump(mode="json")))

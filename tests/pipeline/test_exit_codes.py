@@ -37,6 +37,7 @@ def workspace(chain: Chain, tmp_path: Path) -> Path:
     folder = tmp_path / "workspace"
     for name in ("data", "models"):
         shutil.copytree(chain.folder / name, folder / name)
+    shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("profile: tiny", "profile: small"))
     (folder / "profiles").mkdir()
     (folder / "profiles/small.yaml").write_text(yaml.safe_dump(chain.params.profile.model_dump(mode="json")))

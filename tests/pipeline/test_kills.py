@@ -20,7 +20,7 @@ OUTPUTS = {
 }
 # The temporary name that stands only while a process is inside the operation to hit.
 INSIDE = {
-    "corpus": "data/corpus/.train.parquet.tmp",
+    "corpus": "data/.corpus.{pid}.tmp",
     "tokenize": "data/.windows.{pid}.tmp",
     "teacher": ".work/teacher/*/shards/*/.shard_*.{pid}.tmp",
     "train_kd": ".work/train_kd/*/.checkpoint_*.{pid}.tmp",
