@@ -5,7 +5,7 @@ Every run is a call of the library on folders that `dvc repro` has published. A 
 the heads and the router's noise; the student's first weights and the shards stay. Phase 1 is trained once a seed and
 shared by all variants. After `dvc repro`:
 
-    python benchmarks/ablation.py /tmp/ablation --seeds 0,1,2
+    python benchmarks/ablation.py .work/ablation --seeds 0,1,2
 """
 
 import json

@@ -1,18 +1,13 @@
 """control: the same student, steps, seed and text with LM alone: what distillation is measured against."""
 
-from functools import partial
 from pathlib import Path
 
 from moe_distill.config import Params
 from moe_distill.stage import run
-from moe_distill.tracking import track
-from moe_distill.training.curves import CURVE_NAME, VALIDATION_CURVE_NAME
-from moe_distill.training.figures import training_figures
-from moe_distill.training.phases import TrainingInputs, TrainingOutputs, control, training_key
-from moe_distill.work import compute_once, stage_code
-from moe_distill.workspace import fingerprint, write_json
+from moe_distill.training.phases import TrainingInputs, control
+from moe_distill.training_stage import run_training
 
-STAGE, CURVES = "control", Path("metrics/curves")
+STAGE = "control"
 
 
 def main(params: Params) -> None:
@@ -23,20 +18,7 @@ def main(params: Params) -> None:
         teacher_head=None,
         optimizer=None,
     )
-
-    def compute(work: Path) -> dict[str, float]:
-        on_validation = partial(track, params, [STAGE], running=True)
-        outputs = TrainingOutputs(work, work / "export", None, CURVES, on_validation)
-        return training_figures(control(params, inputs, outputs))
-
-    published = {
-        "export": Path("models/student_lm_only"),
-        CURVE_NAME: CURVES / f"{STAGE}.tsv",
-        VALIDATION_CURVE_NAME: CURVES / f"{STAGE}_validation.tsv",
-    }
-    key = fingerprint([stage_code(STAGE), training_key(STAGE, params, inputs)])
-    write_json(Path(f"metrics/{STAGE}.json"), compute_once(STAGE, key, compute, published))
-    track(params, [STAGE])
+    run_training(STAGE, params, inputs, control, Path("models/student_lm_only"))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,13 @@
 """train_kd: phase 1, LM and KD from the cached shards."""
 
-from functools import partial
 from pathlib import Path
 
 from moe_distill.config import Params
 from moe_distill.stage import run
-from moe_distill.tracking import track
-from moe_distill.training.curves import CURVE_NAME, VALIDATION_CURVE_NAME
-from moe_distill.training.figures import training_figures
-from moe_distill.training.phases import TrainingInputs, TrainingOutputs, train_kd, training_key
-from moe_distill.work import compute_once, stage_code
-from moe_distill.workspace import fingerprint, write_json
+from moe_distill.training.phases import TrainingInputs, train_kd
+from moe_distill.training_stage import run_training
 
-STAGE, CURVES = "train_kd", Path("metrics/curves")
+STAGE = "train_kd"
 
 
 def main(params: Params) -> None:
@@ -23,21 +18,7 @@ def main(params: Params) -> None:
         teacher_head=Path("models/teacher_head"),
         optimizer=None,
     )
-
-    def compute(work: Path) -> dict[str, float]:
-        on_validation = partial(track, params, [STAGE], running=True)
-        outputs = TrainingOutputs(work, work / "export", work / "optimizer", CURVES, on_validation)
-        return training_figures(train_kd(params, inputs, outputs))
-
-    published = {
-        "export": Path("models/student_kd"),
-        "optimizer": Path("models/student_kd_optimizer"),
-        CURVE_NAME: CURVES / f"{STAGE}.tsv",
-        VALIDATION_CURVE_NAME: CURVES / f"{STAGE}_validation.tsv",
-    }
-    key = fingerprint([stage_code(STAGE), training_key(STAGE, params, inputs)])
-    write_json(Path(f"metrics/{STAGE}.json"), compute_once(STAGE, key, compute, published))
-    track(params, [STAGE])
+    run_training(STAGE, params, inputs, train_kd, Path("models/student_kd"), Path("models/student_kd_optimizer"))
 
 
 if __name__ == "__main__":

@@ -89,6 +89,22 @@ def kill_when(is_time: Callable[[], bool], *arguments: str) -> int:
         dvc.wait()
 
 
+KILLED_AT = """
+import os, signal, sys
+from importlib import import_module
+module, owner, name = sys.argv[1].split(":")
+setattr(getattr(import_module(module), owner), name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+from dvc.cli import main
+main(["exp", "run", "-S", "temperature=3.0"])
+"""
+
+
+def killed_at(step: str) -> None:
+    """Run `dvc exp run`, killed as it enters a function of DVC's, named module:class:function."""
+    done = subprocess.run([sys.executable, "-c", KILLED_AT, step], env=environment(), capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
 def stage_runs() -> bool:
     return Path("begun").is_file()
 
@@ -100,7 +116,7 @@ def head() -> str:
 def everything_is_in_place() -> None:
     assert head() == "ref: refs/heads/topic"
     assert git("diff", "--cached", "--name-only") == ""
-    assert git("for-each-ref", "refs/exps") == ""
+    assert set(git("for-each-ref", "--format=%(refname)", "refs/exps").split()) <= {"refs/exps/exec/EXEC_HEAD"}
     assert killed_experiment() is None
     assert list(doctor._killed_dvc()) == []
     assert list(mend(Path())) == []
@@ -118,7 +134,7 @@ def test_r21_a_killed_experiment_is_found_and_put_right() -> None:
     said = {finding.subject: finding.text for finding in doctor._killed_dvc()}
     assert "HEAD was left detached from branch topic" in said["git"]
     assert "stand in params.yaml" in said["experiment"]
-    assert "EXEC_HEAD" in said["references"]
+    assert "EXEC_MERGE" in said["references"]
     assert f"process {pid}, which is dead" in said["lock"]
     assert all(text.endswith("moe-distill recover") for text in said.values())
     list(mend(Path()))
@@ -152,9 +168,14 @@ def test_r21_without_edits_the_branch_s_parameters_come_back() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_r21_killed_while_dvc_still_prepares_the_experiment() -> None:
-    """HEAD is detached, the edits are in git's stash, and in the files or not."""
-    kill_when(lambda: not head().startswith("ref:") and not Path(".git/refs/exps/exec/EXEC_HEAD").exists())
+@pytest.mark.parametrize(
+    "step",
+    ["dvc.repo.experiments.stash:ExpStash:apply", "dvc.repo.experiments.queue.base:BaseStashQueue:_update_params"],
+)
+def test_r21_killed_while_dvc_still_prepares_the_experiment(step: str) -> None:
+    """HEAD is detached, the edits are in git's stash, and not yet in the files or there again."""
+    killed_at(step)
+    assert not head().startswith("ref:")
     assert git("stash", "list")
     list(mend(Path()))
     assert "before moe-distill recover" in git("stash", "list", "-1") or not git("stash", "list")
@@ -164,17 +185,24 @@ def test_r21_killed_while_dvc_still_prepares_the_experiment() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_r21_killed_after_head_is_back_and_before_the_edits_are() -> None:
-    kill_when(
-        lambda: (
-            head().startswith("ref:")
-            and Path(".git/refs/exps/stash").exists()
-            and not Path(".git/refs/exps/exec/EXEC_HEAD").exists()
-            and Path(".git/refs/stash").exists()
-        )
-    )
+    killed_at("scmrepo.git.stash:Stash:pop")
+    assert head().startswith("ref:")
+    assert git("for-each-ref", "refs/exps/stash")
+    assert git("stash", "list")
     list(mend(Path()))
     the_users_edits_stand()
     everything_is_in_place()
+
+
+@pytest.mark.usefixtures("project")
+def test_a_finished_experiment_leaves_nothing_to_put_right() -> None:
+    edit("dvc.yaml", "sleep 60", "echo made > model")
+    subprocess.run([DVC, "exp", "run", "-q", "-S", "temperature=3.0"], env=environment(), check=True)
+    assert git("for-each-ref", "refs/exps/exec")  # DVC leaves EXEC_HEAD
+    assert killed_experiment() is None
+    assert "temperature: 3.0" in Path("params.yaml").read_text()
+    assert list(mend(Path())) == []
+    assert "temperature: 3.0" in Path("params.yaml").read_text()
 
 
 @pytest.mark.slow

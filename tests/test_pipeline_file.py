@@ -55,6 +55,18 @@ def test_r23_temperature_reaches_no_stage_before_training() -> None:
     assert users == {"train_kd", "train_router", "evaluate"}
 
 
+def test_every_key_of_a_study_reruns_a_stage() -> None:
+    """`profile` is part of the name of the profile's file, by which DVC follows it."""
+    keys = set(yaml.safe_load((ROOT / "params.yaml").read_text())) - {"profile"}
+    followed = {each for stage in STAGES for each in definition(stage).get("params", []) if isinstance(each, str)}
+    assert keys <= followed
+
+
+def test_the_chunk_term_is_of_both_phases() -> None:
+    for stage, keys in (("train_kd", ["chunk_temperature", "losses.chunk"]), ("train_router", ["chunk_temperature"])):
+        assert set(keys) <= {each for each in definition(stage)["params"] if isinstance(each, str)}
+
+
 def test_no_output_persists() -> None:
     assert "persist" not in (ROOT / "dvc.yaml").read_text()
 

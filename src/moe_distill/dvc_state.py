@@ -21,7 +21,9 @@ import psutil
 
 from moe_distill.errors import ResourceError
 
-EXEC_REFS, MERGE = "refs/exps/exec", "refs/exps/exec/EXEC_MERGE"
+EXEC_REFS = "refs/exps/exec"
+MERGE = f"{EXEC_REFS}/EXEC_MERGE"
+OF_FINISHED_RUNS = {f"{EXEC_REFS}/EXEC_HEAD", f"{EXEC_REFS}/EXEC_APPLY"}  # DVC does not remove them
 QUEUED = "refs/exps/stash"  # an experiment that is about to run in the workspace; `--queue` has another place
 STASH = "refs/stash"
 DVC_TMP = Path(".dvc/tmp")
@@ -63,7 +65,8 @@ def killed_experiment() -> KilledExperiment | None:
     """The traces of a killed `dvc exp run` in this workspace's git repository; None where all is in place."""
     if not Path(".git").exists():
         return None
-    refs = tuple(_git("for-each-ref", "--format=%(refname)", EXEC_REFS, QUEUED).split())
+    all_refs = _git("for-each-ref", "--format=%(refname)", EXEC_REFS, QUEUED).split()
+    refs = tuple(each for each in all_refs if each not in OF_FINISHED_RUNS)
     is_attached = _git("rev-parse", "--abbrev-ref", "HEAD") != "HEAD"
     branch = None if is_attached else _branch_before_detachment()
     is_of_dvc = refs or (branch is not None and _git("rev-parse", branch) == _git("rev-parse", "HEAD"))

@@ -1,6 +1,7 @@
 """How a teacher token's probability is handed out, against counting by hand."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,14 @@ from moe_distill.losses.vocabulary import (
     rule_map,
 )
 
-from .reference import STUDENT_VOCABULARY, TEACHER_VOCABULARY, dense_target, random_logits, teacher_rows
+from .reference import (
+    STUDENT_VOCABULARY,
+    TEACHER_VOCABULARY,
+    dense_target,
+    random_logits,
+    rows_without_a_tail,
+    teacher_rows,
+)
 
 RULE = torch.tensor([3, -1, 1, 2])
 
@@ -105,3 +113,17 @@ def test_tail_samples_are_on_average_the_mapped_tail(with_text: bool) -> None:
         mean[student_id] += mass
     expected = dense_target(logits[0], found, 8, 2.0, "temper_then_map", (int(following), 5) if with_text else None)
     assert {s: mass for s, mass in mean.items() if mass} == pytest.approx(expected.tail, abs=2e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_whole_vocabulary_kept_leaves_no_tail_to_take_the_next_token_from(temperature: float) -> None:
+    logits, found = random_logits(3, TEACHER_VOCABULARY, seed=4), random_continuations()
+    text = NextTokens(torch.tensor([0, 5, 9]), torch.tensor([1, 2, 3]))
+    rows = rows_without_a_tail(logits)
+    rows = replace(rows, target_logprob=logits.log_softmax(-1)[torch.arange(3), text.teacher_ids])
+    target = sparse_target(rows, found, temperature, "temper_then_map", "residual", text)
+    for row in range(3):
+        pair = (int(text.teacher_ids[row]), int(text.student_ids[row]))
+        expected = dense_target(logits[row], found, TEACHER_VOCABULARY, temperature, "temper_then_map", pair)
+        assert float(target.residual[row]) == pytest.approx(expected.residual, abs=1e-5)
+        assert float(target.probs[row].sum()) == pytest.approx(sum(expected.entries.values()), abs=1e-5)

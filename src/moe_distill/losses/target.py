@@ -107,8 +107,9 @@ def sparse_target(
     head, outside_N = _head(rows, vocabulary_map, text), tail_logsumexp_at(rows, temperature)
     if text is not None:
         in_head_N = (rows.topk_ids == text.teacher_ids[:, None]).any(-1)
-        next_N = (rows.target_logprob / temperature).masked_fill(in_head_N, NEGATIVE_INFINITY)
-        outside_N = outside_N + torch.log1p(-(next_N - outside_N).exp().clamp_max(1.0 - 1e-6))
+        next_N = rows.target_logprob / temperature
+        without_next_N = outside_N + torch.log1p(-(next_N - outside_N).exp().clamp_max(1.0 - 1e-6))
+        outside_N = torch.where(in_head_N, outside_N, without_next_N)
     if order == "temper_then_map":
         ids, merged = _merge(head.student_ids, head.logprobs / temperature + head.log_shares)
     else:

@@ -33,6 +33,7 @@ from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
 from moe_distill.workspace import fingerprint, folder_fingerprint, sha256_file
 
 OPTIMIZER_NAME = "optimizer.safetensors"
+STUDENT_FOLDER, OPTIMIZER_FOLDER = "export", "optimizer"  # in a work folder
 
 
 @dataclass(frozen=True)
