@@ -1,7 +1,8 @@
 """How close is the gradient of the cached objective to that of full-vocabulary KD?
 
 For each temperature and number of tail samples: the angle between the two gradients of all student parameters, in
-degrees, and the ratio of their norms. The full objective maps the teacher's whole distribution in float32.
+degrees, and the ratio of their norms, over as many windows as a step of training has. The full objective hands out the
+teacher's whole distribution in float32, by the same shares and the same next tokens.
 After `dvc repro` (profile tiny):
 
     python benchmarks/gradient_fidelity.py models/student_init models/student_kd models/student
@@ -15,12 +16,13 @@ import typer
 from torch import Tensor
 
 from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap, rule_map
+from moe_distill.losses.target import NextTokens, sparse_target
+from moe_distill.losses.vocabulary import VocabularyMap, continuation_map
 from moe_distill.pretrained import load_causal_lm
-from moe_distill.shards.targets import teacher_rows
+from moe_distill.shards.targets import TeacherRows, teacher_rows
 from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, read_vocabulary_map
 from moe_distill.teacher.sparsify import sparsify
+from moe_distill.training.continuations import count_continuations
 from moe_distill.training.data import TEXT_ALONE, Split, read_batch
 
 CPU = torch.device("cpu")
@@ -31,24 +33,30 @@ def main(students: list[Path], windows: int = 16, k: int = 32, samples: str = "0
     batch = read_batch(split, list(range(windows)), TEXT_ALONE)
     rows = torch.cat([split.windows.tokens("teacher_rows", number) for number in range(windows)])
     logits_AV = teacher_logits(rows[rows >= 0])
-    student_ids = read_vocabulary_map(Path("data/windows/student/vocabulary_map"))
+    rule_ids = read_vocabulary_map(Path("data/windows/student/vocabulary_map"))
+    vocabulary_map = continuation_map(rule_ids, count_continuations(split.windows))
+    text = NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
+    records = {m: recorded(logits_AV, text.teacher_ids, k, m) for m in map(int, samples.split(","))}
     print("student temperature samples degrees norm_ratio")
     for folder in students:
         model = load_causal_lm(folder, torch.float32, CPU)
-        vocabulary_map = rule_map(student_ids)
+        hidden = model.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
+        student_AV = hidden.flatten(0, 1)[batch.places_N][batch.aligned_A] @ model.get_output_embeddings().weight.T
         for temperature in (1.0, 2.0, 3.0, 4.0):
-            hidden = model.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
-            student_AV = hidden.flatten(0, 1)[batch.places_N][batch.aligned_A] @ model.get_output_embeddings().weight.T
-            full = gradient(model, full_kl(student_AV, logits_AV, vocabulary_map, temperature))
-            for m in map(int, samples.split(",")):
-                records = sparsify(logits_AV, torch.zeros(len(logits_AV)).long(), k, m, torch.rand(len(logits_AV)))
-                cached = teacher_rows(vars(records), logits_AV.shape[1] - k)
-                target = sparse_target(cached, vocabulary_map, temperature, "temper_then_map", "sampled")
-                loss = forward_kl(student_AV, target, temperature).sum()
-                sparse = gradient(model, loss)
+            full = gradient(model, full_kl(student_AV, logits_AV, vocabulary_map, text, temperature))
+            for m, cached in records.items():
+                target = sparse_target(cached, vocabulary_map, temperature, "temper_then_map", "sampled", text)
+                sparse = gradient(model, forward_kl(student_AV, target, temperature).sum())
                 cosine = float(torch.cosine_similarity(full, sparse, dim=0).clamp(-1, 1))
                 degrees, ratio = math.degrees(math.acos(cosine)), float(sparse.norm() / full.norm())
                 print(folder.name, temperature, m, f"{degrees:.1f} {ratio:.3f}", flush=True)
+
+
+def recorded(logits_AV: Tensor, next_ids_A: Tensor, k: int, m: int) -> TeacherRows:
+    """What the shards would hold of these positions."""
+    torch.manual_seed(0)
+    records = sparsify(logits_AV, next_ids_A, k, m, torch.rand(len(logits_AV)))
+    return teacher_rows(vars(records), logits_AV.shape[1] - k)
 
 
 def teacher_logits(rows: Tensor) -> Tensor:
@@ -65,12 +73,16 @@ def teacher_logits(rows: Tensor) -> Tensor:
     return torch.cat(logits)[rows].clone()
 
 
-def full_kl(student_AV: Tensor, logits_AV: Tensor, vocabulary_map: VocabularyMap, temperature: float) -> Tensor:
-    """KL of the whole mapped distribution, summed over positions; unmapped mass exerts no force."""
+def full_kl(
+    student_AV: Tensor, logits_AV: Tensor, vocabulary_map: VocabularyMap, text: NextTokens, temperature: float
+) -> Tensor:
+    """Cross-entropy against the whole distribution, summed over positions; mass without a place exerts no force."""
     probs_AV = (logits_AV / temperature).softmax(-1)
-    mapped, student_ids = vocabulary_map.log_shares[:, 0] == 0.0, vocabulary_map.student_ids[:, 0]
-    target = torch.zeros_like(student_AV.detach())
-    target.index_add_(1, student_ids[mapped], probs_AV[:, mapped])
+    next_A1 = probs_AV.gather(-1, text.teacher_ids[:, None])
+    probs_AV = probs_AV.scatter(-1, text.teacher_ids[:, None], 0.0)
+    target = torch.zeros_like(student_AV.detach()).scatter_add(-1, text.student_ids[:, None], next_A1)
+    for student_ids, log_shares in zip(vocabulary_map.student_ids.T, vocabulary_map.log_shares.T, strict=True):
+        target.index_add_(1, student_ids, probs_AV * log_shares.exp())
     return -(target * (student_AV / temperature).log_softmax(-1)).sum()
 
 

@@ -1,0 +1,190 @@
+"""One run of the comparison of objectives: a student trained on cached rows with plain steps, and measured.
+
+The loop is the pipeline's optimizer, schedule and order of windows without its checkpoints and curves.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from map_rules import longest_prefix_map
+from rivals import all_chunks, full_vocabulary_kl, shared_strings, sorted_l1
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moe_distill.alignment.encode import make_encoder
+from moe_distill.alignment.token_bytes import token_bytes
+from moe_distill.config import Train, load_params
+from moe_distill.losses.chunk import chunk_kl
+from moe_distill.losses.kd import forward_kl
+from moe_distill.losses.lm import lm_nll
+from moe_distill.losses.target import NextTokens, Order, sparse_target
+from moe_distill.losses.vocabulary import VocabularyMap, continuation_map, rule_map
+from moe_distill.pretrained import load_causal_lm, load_tokenizer
+from moe_distill.runtime import seed_everything
+from moe_distill.shards.windows import read_vocabulary_map
+from moe_distill.training.batch import Batch
+from moe_distill.training.continuations import count_continuations
+from moe_distill.training.data import TEXT_ALONE, Split, open_split, read_batch
+from moe_distill.training.optimizer import make_optimizer, set_learning_rate
+from moe_distill.training.order import batches_from
+from moe_distill.training.schedule import learning_rate_fraction
+
+HOME = Path(".work/benchmarks")
+TEACHER, STUDENT, SAME_STUDENT = Path("models/teacher"), Path("models/student_init"), HOME / "student_same"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A variant of the project's own objective."""
+
+    teacher_mass: Literal["counts", "segmentation", "prefix"]  # how a teacher token's mass is handed out
+    temperature: float = 1.0
+    order: Order = "temper_then_map"
+
+
+OURS = {
+    "ours": Ours("counts"),
+    "ours_segmentation": Ours("segmentation"),
+    "ours_prefix": Ours("prefix"),
+    "ours_t2": Ours("counts", temperature=2.0),
+    "ours_t2_mapped_first": Ours("counts", temperature=2.0, order="map_then_temper"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    regime: str
+    objective: str
+    seed: int
+    learning_rate: float
+    weight: float  # of distillation at the positions it covers; LM keeps the rest there
+    steps: int
+
+
+@dataclass(frozen=True)
+class World:
+    """What a run trains on."""
+
+    train: Split
+    validation: Split
+    student: PreTrainedModel
+    teacher: PreTrainedModel | None  # for the ceiling alone
+    vocabulary_map: VocabularyMap | None  # for a variant of ours
+    rule_ids: Tensor  # int64 by teacher id: the map by the student's segmentation
+    is_exact: Tensor  # bool by teacher id
+
+
+def execute(run: Run) -> tuple[Run, float]:
+    """Train one student and measure it."""
+    torch.set_num_threads(1)
+    seed_everything(run.seed)
+    world = load_world(run)
+    profile = load_params().profile.train
+    train = profile.model_copy(update={"max_steps": run.steps, "learning_rate": run.learning_rate})
+    optimizer = make_optimizer(world.student, None, train)
+    batches = batches_from(world.train.windows.token_counts, train.batch_windows, run.seed, 0)
+    for step in range(run.steps):
+        set_learning_rate(optimizer, learning_rate_fraction(step, train))
+        take_step(run, world, next(batches), optimizer, train)
+    return run, bits_per_byte(world)
+
+
+def load_world(run: Run) -> World:
+    folder, same = HOME / run.regime, run.objective.startswith("same")
+    windows = folder / ("windows_same" if same else "windows") / "student"
+    student_folder = SAME_STUDENT if same else STUDENT
+    by_bytes = token_bytes(load_tokenizer(student_folder), "student").by_bytes()
+    table = token_bytes(load_tokenizer(TEACHER), "teacher").table
+    train = open_split(windows / "train", None if run.objective == "lm" or same else folder / "shards/train")
+    return World(
+        train=train,
+        validation=open_split(windows / "validation", None),
+        student=load_causal_lm(student_folder, torch.float32, CPU),
+        teacher=load_causal_lm(TEACHER, torch.float32, CPU) if run.objective == "same_full" else None,
+        vocabulary_map=map_of(OURS[run.objective], train, windows) if run.objective in OURS else None,
+        rule_ids=read_vocabulary_map(windows / "vocabulary_map"),
+        is_exact=torch.tensor([token is not None and token in by_bytes for token in table]),
+    )
+
+
+def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
+    rule_ids = read_vocabulary_map(windows / "vocabulary_map")
+    if ours.teacher_mass == "counts":
+        return continuation_map(rule_ids, count_continuations(train.windows))
+    if ours.teacher_mass == "segmentation":
+        return rule_map(rule_ids)
+    teacher, student = (make_encoder(load_tokenizer(folder), 0, folder.name) for folder in (TEACHER, STUDENT))
+    prefix_ids = torch.full_like(rule_ids, -1)
+    found = torch.from_numpy(longest_prefix_map(teacher, student)).long()
+    prefix_ids[: len(found)] = found  # rows of the output matrix beyond the tokenizer's ids have no token
+    return rule_map(prefix_ids)
+
+
+def take_step(run: Run, world: World, numbers: list[int], optimizer: torch.optim.Optimizer, train: Train) -> None:
+    batch = read_batch(world.train, numbers, TEXT_ALONE)
+    logits_NV = student_logits(world.student, batch)
+    nll_N = lm_nll(logits_NV, batch.labels_N)
+    covered_N, distillation = objective_of(run, world, numbers, batch, logits_NV, nll_N)
+    loss = ((1.0 - run.weight * covered_N) * nll_N).sum() + run.weight * distillation
+    optimizer.zero_grad()
+    (loss / len(nll_N)).backward()
+    torch.nn.utils.clip_grad_norm_(world.student.parameters(), train.gradient_clip)
+    optimizer.step()
+
+
+def objective_of(
+    run: Run, world: World, numbers: list[int], batch: Batch, logits_NV: Tensor, nll_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which positions distillation covers (0 or 1, [N]), and its loss summed over them."""
+    if run.objective.endswith("lm"):
+        return torch.zeros_like(nll_N), torch.zeros(())
+    if world.teacher is not None:
+        with torch.no_grad():
+            teacher_NV = world.teacher(batch.input_ids_BL, use_cache=False).logits.flatten(0, 1)[batch.places_N]
+            teacher_NV = teacher_NV[:, : logits_NV.shape[1]]  # rows beyond the tokenizer's ids have no token
+        return torch.ones_like(nll_N), full_vocabulary_kl(logits_NV, teacher_NV).sum()
+    if run.objective.startswith("alm"):
+        return alm(world, numbers, nll_N, float(run.objective.removeprefix("alm_")))
+    assert batch.rows is not None
+    logits_AV = logits_NV[batch.aligned_A]
+    if world.vocabulary_map is not None:
+        ours, text = OURS[run.objective], NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
+        target = sparse_target(batch.rows, world.vocabulary_map, ours.temperature, ours.order, "sampled", text)
+        loss_A = ours.temperature**2 * forward_kl(logits_AV, target, ours.temperature)
+    elif run.objective == "shared_strings":
+        loss_A = shared_strings(logits_AV, batch.rows, world.rule_ids, world.is_exact)
+    else:
+        loss_A = sorted_l1(logits_AV, batch.rows)
+    return torch.zeros_like(nll_N).index_fill(0, batch.aligned_A, 1.0), loss_A.sum()
+
+
+def alm(world: World, numbers: list[int], nll_N: Tensor, chunk_temperature: float) -> tuple[Tensor, Tensor]:
+    targets = world.train.targets
+    assert targets is not None
+    rows = [world.train.windows.tokens("teacher_rows", number) for number in numbers]
+    logprobs = [targets.slice("target_logprob", int(each[each >= 0][0]), int(each.max()) + 1) for each in rows]
+    chunk_of_N, teacher_J = all_chunks(rows, logprobs)
+    inside = chunk_of_N >= 0
+    student_J = torch.zeros_like(teacher_J).index_add(0, chunk_of_N[inside], -nll_N[inside])
+    return inside.float(), chunk_kl(student_J, teacher_J, chunk_temperature).sum()
+
+
+def student_logits(student: PreTrainedModel, batch: Batch) -> Tensor:
+    hidden_BLD = student.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
+    return hidden_BLD.flatten(0, 1)[batch.places_N] @ student.get_output_embeddings().weight.T
+
+
+@torch.inference_mode()
+def bits_per_byte(world: World) -> float:
+    """Of all validation windows."""
+    world.student.eval()
+    nll, n_bytes = 0.0, 0
+    for numbers in torch.arange(len(world.validation.windows)).split(32):
+        batch = read_batch(world.validation, numbers.tolist(), TEXT_ALONE)
+        nll += float(lm_nll(student_logits(world.student, batch), batch.labels_N).double().sum())
+        n_bytes += batch.n_bytes
+    return nll / math.log(2) / n_bytes
