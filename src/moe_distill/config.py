@@ -228,6 +228,7 @@ class Losses(Section):
     """The weight each term has once its ramp is complete (see curriculum); 0 = never computed."""
 
     chunk: Weight  # from the first step on
+    kd_inside: Share  # from the first step on; LM keeps the rest
     feature: Weight
     attention: Weight
     layerwise: Weight

@@ -58,7 +58,12 @@ def targets(tmp_path):
 def vocabulary_map(tmp_path):
     """Five teacher ids, six student ids."""
     writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 4)
-    writer.append({"student_ids": torch.tensor([5, -1, 0, 2]).int()}, cursor=0)
-    writer.append({"student_ids": torch.tensor([-1]).int()}, cursor=0)
+    for student_ids in ([5, -1, 0, 2], [-1]):
+        one_byte_each = {
+            "place_counts": torch.ones(len(student_ids), dtype=torch.int32),
+            "place_prefixes": torch.zeros(len(student_ids), dtype=torch.int32),
+            "place_student_ids": torch.tensor(student_ids).int(),
+        }
+        writer.append({"student_ids": torch.tensor(student_ids).int(), **one_byte_each}, cursor=0)
     writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
     return tmp_path / "map"

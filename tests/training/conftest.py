@@ -5,13 +5,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.config import Study, Train
+from moe_distill.losses.inside import InsidePlaces, InsideText
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.vocabulary import rule_map
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
-from moe_distill.shards.targets import teacher_rows
+from moe_distill.shards.targets import TeacherRows, teacher_rows
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.batch import Batch, Chunks, HiddenRuns
+from moe_distill.training.batch import Batch, Chunks, HiddenRuns, Inside
 from moe_distill.training.objective import Student
 from moe_distill.training.student import make_heads
 from tests.stores import stores
@@ -34,6 +35,7 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
     logits = 3 * torch.randn(len(aligned), TEACHER_VOCABULARY, generator=generator)
     uniforms = torch.rand(len(aligned), generator=generator)
     records = sparsify(logits, torch.zeros(len(aligned), dtype=torch.int64), K, M, uniforms)
+    inside = torch.arange(3, n_tokens, 3)
     runs = [places[aligned][places[aligned] // longest == number] for number in range(len(lengths))]
     mask = torch.stack([torch.arange(8) < len(run) for run in runs])
     return Batch(
@@ -43,6 +45,7 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
         aligned_A=aligned,
         next_teacher_ids_A=torch.zeros_like(aligned),  # as the records say
         rows=teacher_rows(vars(records), TEACHER_VOCABULARY - K),
+        inside=Inside(inside, *random_inside(len(inside), generator)),
         runs=HiddenRuns(
             windows_W=1000 * seed + torch.arange(len(lengths)),
             places_WR=torch.stack([torch.nn.functional.pad(run, (0, 8 - len(run))) for run in runs]),
@@ -55,6 +58,18 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True) -> Batch:
         else None,
         chunks=Chunks(torch.arange(n_tokens) // 3 - 1, -2 * torch.rand((n_tokens + 2) // 3 - 1, generator=generator)),
         n_bytes=3 * n_tokens,
+    )
+
+
+def random_inside(n: int, generator: torch.Generator) -> tuple[TeacherRows, InsideText]:
+    """Rows that are nearly sure of tokens 0 to 9, all of which begin with the same bytes (`student`)."""
+    logits = torch.randn(n, TEACHER_VOCABULARY, generator=generator)
+    logits[:, :10] += 8
+    next_ids = torch.arange(n) % 10
+    records = sparsify(logits, next_ids, K, M, torch.rand(n, generator=generator))
+    student_ids = torch.randint(STUDENT_VOCABULARY, (n,), generator=generator)
+    return teacher_rows(vars(records), TEACHER_VOCABULARY - K), InsideText(
+        next_ids, torch.ones_like(next_ids), student_ids
     )
 
 
@@ -101,7 +116,10 @@ def student(teacher_head: TeacherHead) -> Student:
     student_ids = torch.arange(TEACHER_VOCABULARY) % (STUDENT_VOCABULARY - 5)
     student_ids[-3:] = -1
     heads = make_heads([2, 3], 16, TEACHER_SIZE, EXPERTS, seed=0)
-    return Student(model, heads, teacher_head, rule_map(student_ids))
+    starts = 2 * torch.arange(TEACHER_VOCABULARY + 1)  # every token has two bytes, the first one that of its group
+    prefixes = torch.stack([torch.zeros(TEACHER_VOCABULARY), 1 + torch.arange(TEACHER_VOCABULARY) // 10], dim=1)
+    places = InsidePlaces(starts, prefixes.long().flatten(), torch.arange(2 * TEACHER_VOCABULARY) % STUDENT_VOCABULARY)
+    return Student(model, heads, teacher_head, rule_map(student_ids), places)
 
 
 @pytest.fixture
@@ -117,7 +135,7 @@ def study() -> Study:
             "kd_tail": "sampled",
             "chunk_temperature": 1.0,
             "balance": "fixed",
-            "losses": dict.fromkeys(("chunk", *HIDDEN_TERMS, *ROUTER_TERMS), 0.1),
+            "losses": dict.fromkeys(("kd_inside", "chunk", *HIDDEN_TERMS, *ROUTER_TERMS), 0.1),
             "curriculum": {"phase1_share": 0.1, "curriculum_share": 0.8},
             "router": {
                 "temperature_start": 2.0,

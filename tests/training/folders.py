@@ -86,7 +86,9 @@ def make_folders(root: Path, teacher: PreTrainedModel) -> Folders:
             teacher, windows, text_ids, params, 0, "teacher", "key", root / "targets" / split, root / "receipts" / split
         )
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", VOCABULARY)
-    writer.append({"student_ids": torch.arange(VOCABULARY, dtype=torch.int32)}, cursor=1)
+    ids = torch.arange(VOCABULARY, dtype=torch.int32)
+    places = {"place_counts": torch.ones_like(ids), "place_prefixes": torch.zeros_like(ids), "place_student_ids": ids}
+    writer.append({"student_ids": ids, **places}, cursor=1)
     tokenizers = {"teacher_tokenizer": TOKENIZER_SHA256, "student_tokenizer": TOKENIZER_SHA256}
     writer.finish(VOCABULARY_MAP, "m", {"student_ids": VOCABULARY, **tokenizers})
     _write_student(root)

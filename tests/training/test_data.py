@@ -53,3 +53,24 @@ def test_continuations_are_counted_over_all_files(stores: Stores) -> None:
     assert dict(zip(pairs, found.counts.tolist(), strict=True)) == expected
     assert max(expected.values()) > 1
     assert len(stores.student.reader.index.files) > 1
+
+
+def test_positions_inside_a_teacher_token_have_the_row_of_the_boundary_before(stores: Stores) -> None:
+    inside = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, Wanted(inside=True)).inside
+    assert inside is not None
+    expected, first = [], 0
+    for ids, rows in zip(stores.token_ids, stores.teacher_rows, strict=True):
+        boundary = None
+        for place, (student_id, row) in enumerate(zip(ids, rows, strict=True)):
+            if row >= 0:
+                boundary = place, row
+            elif boundary is not None:
+                offset = 3 * (place - boundary[0])
+                expected.append((first + place, offset, student_id, float(stores.target_logprob[boundary[1]])))
+        first += len(rows)
+    columns = (inside.positions_I, inside.text.offsets, inside.text.student_ids, inside.rows.target_logprob)
+    assert len(expected) > 5
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == [
+        (*integers, pytest.approx(logprob, abs=1e-5)) for *integers, logprob in expected
+    ]
+    assert set(inside.text.teacher_ids.tolist()) == {0}

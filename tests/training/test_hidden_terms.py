@@ -92,6 +92,7 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
         aligned_A=torch.arange(n),
         rows=teacher_rows(vars(records), TEACHER_ROWS - 16),
         runs=runs,
+        inside=None,
         chunks=None,
         next_teacher_ids_A=torch.zeros(n, dtype=torch.int64),
         n_bytes=4 * n,
@@ -113,7 +114,7 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
     assert pairs == [8, 15, STUDENT_LAYERS]
     vocabulary_map = rule_map(torch.arange(TEACHER_ROWS) % STUDENT_ROWS)
     heads = make_heads(pairs, STUDENT_SIZE, TEACHER_SIZE, EXPERTS, seed=0)
-    terms = validate(Student(real_student(), heads, head, vocabulary_map), [batch], full, FP32).terms
+    terms = validate(Student(real_student(), heads, head, vocabulary_map, None), [batch], full, FP32).terms
     raw = {name: float(term.raw) for name, term in terms.items()}
     assert raw.keys() == {"lm", "kd", *HIDDEN_TERMS, *ROUTER_TERMS}
     for name, value in raw.items():

@@ -38,7 +38,7 @@ FP32 = Runtime(torch.device("cpu"), torch.float32)
 
 def outcome(**terms: float) -> Outcome:
     values = {name: LossTerm(torch.tensor(value), torch.tensor(value)) for name, value in terms.items()}
-    return Outcome(values, 10.0, Counts(5, 3, 2, 1, 20), None, 0.1)
+    return Outcome(values, 10.0, Counts(5, 3, 1, 2, 1, 20), None, 0.1)
 
 
 def phase(stage: str = "train_kd") -> Phase:
@@ -213,7 +213,7 @@ def test_r08_a_run_of_25_000_steps_stays_under_5_000_lines() -> None:
 
 
 def test_r11_expert_use_is_logged_and_a_collapse_names_the_expert(capsys: pytest.CaptureFixture[str]) -> None:
-    even = Outcome({}, 0.0, Counts(1, 1, 1, 1, 1), ExpertUse(torch.tensor([0.5, 0.5]), 0.25), 0.0)
+    even = Outcome({}, 0.0, Counts(1, 1, 1, 1, 1, 1), ExpertUse(torch.tensor([0.5, 0.5]), 0.25), 0.0)
     assert expert_values(even) == {
         "expert_share_0": 0.5,
         "expert_share_1": 0.5,
@@ -230,7 +230,7 @@ def test_every_value_of_a_row_has_a_column() -> None:
     full = Outcome(
         {name: LossTerm(torch.tensor(1.0), torch.tensor(0.5)) for name in ALL_TERMS},
         1.0,
-        Counts(1, 1, 1, 1, 1),
+        Counts(1, 1, 1, 1, 1, 1),
         ExpertUse(torch.full((3,), 1 / 3), 0.0),
         0.0,
     )

@@ -112,7 +112,7 @@ def real_batch() -> tuple[Batch, HiddenRuns]:
         target_logprob=torch.empty(n),
     )
     inputs = places.view(WINDOWS, LENGTH)
-    return Batch(inputs, places, places, places, rows, places, runs, chunks=None, n_bytes=4 * n), runs
+    return Batch(inputs, places, places, places, rows, places, runs, inside=None, chunks=None, n_bytes=4 * n), runs
 
 
 @pytest.mark.parametrize("with_router_kd", [False, True])

@@ -12,7 +12,8 @@ from moe_distill.losses.registry import ALL_TERMS, total_of
 from moe_distill.runtime import Runtime
 from moe_distill.training import objective as objective_module
 from moe_distill.training import routing as routing_module
-from moe_distill.training.batch import Chunks
+from moe_distill.training import text_terms as text_terms_module
+from moe_distill.training.batch import Chunks, Inside
 from moe_distill.training.objective import Objective, Student, evaluate_objective
 from moe_distill.training.routing import RouterSettings, gate_terms
 from moe_distill.training.schedule import objective_at
@@ -31,7 +32,8 @@ def full(study: Study, train: Train) -> Objective:
 
 def without(objective: Objective, *names: str) -> Objective:
     off = {name: 0.0 for name in names if name in objective.weights}
-    kd = dataclasses.replace(objective.kd, chunk_weight=0.0) if "chunk" in names else objective.kd
+    text = {"chunk": "chunk_weight", "kd_inside": "inside_weight"}
+    kd = dataclasses.replace(objective.kd, **{text[name]: 0.0 for name in names if name in text})
     return dataclasses.replace(objective, kd=kd, weights=objective.weights | off)
 
 
@@ -95,6 +97,18 @@ def merged_chunks(parts: list[Chunks]) -> Chunks:
     return Chunks(torch.cat(numbers), torch.cat([part.teacher_logprobs_J for part in parts]))
 
 
+def merged_inside(parts: list[Inside], shift: list[int]) -> Inside:
+    """The positions moved by what stands before each part."""
+
+    def joined(values: list) -> object:
+        return type(values[0])(
+            *(torch.cat([getattr(each, field.name) for each in values]) for field in dataclasses.fields(values[0]))
+        )
+
+    positions = torch.cat([part.positions_I + s for part, s in zip(parts, shift, strict=True)])
+    return Inside(positions, joined([part.rows for part in parts]), joined([part.text for part in parts]))
+
+
 def merged(parts: list) -> object:
     """One batch of several windows of equal length."""
     length = parts[0].input_ids_BL.shape[1]
@@ -118,6 +132,7 @@ def merged(parts: list) -> object:
         next_teacher_ids_A=torch.cat([p.next_teacher_ids_A for p in parts]),
         rows=dataclasses.replace(parts[0].rows, **rows),
         runs=runs,
+        inside=merged_inside([p.inside for p in parts], shift),
         chunks=merged_chunks([p.chunks for p in parts]),
         n_bytes=sum(p.n_bytes for p in parts),
     )
@@ -151,14 +166,19 @@ def test_r06_lm_keeps_full_weight_where_there_is_no_target(student: Student, ful
     nll = torch.nn.functional.cross_entropy(logits, batch.labels_N, reduction="none")
     weight = torch.ones(12, dtype=torch.float64)
     weight[batch.aligned_A] = 1 - 0.7
+    weight[batch.inside.positions_I] = 1 - 0.1  # all are known
     assert float(result.terms["lm"].raw) == pytest.approx(float(nll.mean()), abs=1e-5)
     assert float(result.terms["lm"].weighted) == pytest.approx(float((weight * nll).mean()), abs=1e-5)
     kd = result.terms["kd"]
     assert float(kd.weighted) == pytest.approx(0.7 * 2.0**2 * float(kd.raw) * len(batch.aligned_A) / 12, rel=1e-5)
+    inside = result.terms["kd_inside"]
+    expected = 0.1 * 2.0**2 * float(inside.raw) * len(batch.inside.positions_I) / 12
+    assert float(inside.weighted) == pytest.approx(expected, rel=1e-5)
 
 
 COMPUTED = {  # what is called, and how often, for each term alone; `route` asks every expert
-    "chunk": {"objective.chunk_kl": 1},
+    "kd_inside": {"text_terms.inside_target": 1},
+    "chunk": {"text_terms.chunk_kl": 1},
     "feature": {"objective.cosine_distance": 1},
     "attention": {"objective.relation_kl": 1},
     "layerwise": {"objective.cosine_distance": LAYERS - 1},
@@ -182,7 +202,9 @@ def test_r03_a_term_of_weight_zero_is_not_computed(
         key = f"{module.__name__.rpartition('.')[2]}.{name}"
         monkeypatch.setattr(module, name, lambda *arguments: [calls.update([key]), function(*arguments)][1])
 
-    for name in ("chunk_kl", "cosine_distance", "relation_kl", "contrastive_nll", "route", "routed_kd"):
+    for name in ("chunk_kl", "inside_target"):
+        count(text_terms_module, name)
+    for name in ("cosine_distance", "relation_kl", "contrastive_nll", "route", "routed_kd"):
         count(objective_module, name)
     for name in ("cosine_distance", "relation_kl", "load_balancing_loss", "importance_kl"):
         count(routing_module, name)
@@ -194,7 +216,12 @@ def test_r03_a_term_of_weight_zero_is_not_computed(
 
 def test_without_runs_a_batch_still_trains(student: Student, full: Objective) -> None:
     batch = make_batch(5, [12], with_runs=False)
-    assert sorted(evaluate_objective(student, batch, full, batch.counts, None).terms) == ["chunk", "kd", "lm"]
+    assert sorted(evaluate_objective(student, batch, full, batch.counts, None).terms) == [
+        "chunk",
+        "kd",
+        "kd_inside",
+        "lm",
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

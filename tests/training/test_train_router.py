@@ -19,7 +19,7 @@ from tests.replay.teachers import make_teacher as random_moe
 from tests.teacher.conftest import make_teacher
 from tests.training.folders import ROOT, Folders, make_folders, make_params
 
-ALL_ON = dict.fromkeys(("chunk", *HIDDEN_TERMS, *ROUTER_TERMS), 0.05)
+ALL_ON = dict.fromkeys(("kd_inside", "chunk", *HIDDEN_TERMS, *ROUTER_TERMS), 0.05)
 
 
 @pytest.fixture(scope="module")

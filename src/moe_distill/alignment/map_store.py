@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from moe_distill.alignment.encode import Encoder
+from moe_distill.alignment.inside import places_inside
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
 from moe_distill.progress import say
@@ -37,6 +38,13 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
     with FileLock(kept.with_suffix(".lock")):  # experiments of several workspaces start together
         if not _is_valid(kept):
             student_ids = vocabulary_map(*encoders, output_rows=output_rows)
+            places = places_inside(*encoders, output_rows=output_rows)
+            columns = {
+                "student_ids": student_ids,
+                "place_counts": places.counts,
+                "place_prefixes": places.prefixes,
+                "place_student_ids": places.student_ids,
+            }
             metadata: Metadata = {
                 "student_ids": len(encoders[1].token_bytes.table),
                 "teacher_tokenizer": tokenizers[0],
@@ -44,7 +52,7 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
             }
             with fresh_folder(kept) as folder:
                 writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", len(student_ids))
-                writer.append({"student_ids": torch.from_numpy(student_ids)}, cursor=0)
+                writer.append({name: torch.from_numpy(column) for name, column in columns.items()}, cursor=0)
                 writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), metadata)
         publish(kept, output)
 

@@ -33,7 +33,7 @@ def vocabulary_map(teacher: Encoder, student: Encoder, output_rows: int) -> NDAr
             result[teacher_id] = exact
     first = _first_of_segmentation(student, [token for _, token in remaining])
     for (teacher_id, token), student_id in zip(remaining, first, strict=True):
-        result[teacher_id] = _longest_prefix(by_bytes, token) if student_id is None else student_id
+        result[teacher_id] = longest_prefix(by_bytes, token) if student_id is None else student_id
     return result
 
 
@@ -64,6 +64,7 @@ def _is_text(token: bytes) -> bool:
     return True
 
 
-def _longest_prefix(by_bytes: dict[bytes, int], token: bytes) -> int:
+def longest_prefix(by_bytes: dict[bytes, int], token: bytes) -> int:
+    """The longest student token that some bytes begin with, themselves included; or -1."""
     lengths = range(len(token), 0, -1)
     return next((by_bytes[token[:length]] for length in lengths if token[:length] in by_bytes), UNMAPPED)

@@ -6,7 +6,7 @@ cross-entropy and the comparison with the fp16 shards are done after an explicit
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.target import sparse_target
 from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.targets import TeacherRows, read_rows
+from moe_distill.shards.targets import read_rows
 from moe_distill.shards.windows import WindowStore
 
 CHUNK_POSITIONS = 2048
@@ -69,7 +69,7 @@ def measure(
             correct.append((chosen == labels_N[chunk]).cpu())
             inside = aligned[chunk]
             n_inside = int(inside.sum())
-            part = _part(cached, done, done + n_inside, device)
+            part = cached.take(slice(done, done + n_inside)).to(device)
             done += n_inside
             if n_inside:
                 target = sparse_target(part, vocabulary_map, 1.0, "temper_then_map", "residual")
@@ -106,7 +106,3 @@ def _read(windows: WindowStore, numbers: range) -> tuple[Tensor, list[Tensor], l
     rows = [windows.tokens("teacher_rows", number) for number in numbers]
     padded = pad_sequence(labels, batch_first=True, padding_value=prefix)
     return torch.cat([torch.full((len(labels), 1), prefix), padded[:, :-1]], dim=1), labels, rows
-
-
-def _part(rows: TeacherRows, start: int, stop: int, device: torch.device) -> TeacherRows:
-    return TeacherRows(*(getattr(rows, field.name)[start:stop].to(device) for field in fields(rows)))

@@ -1,7 +1,8 @@
 """The registry of loss terms: each has one unique name, a raw value, a weight and a weighted value (R4).
 
 `lm` and `kd` are weighted position by position: where a position has a teacher target, LM has weight 1 - kd_weight
-and KD kd_weight * T^2; elsewhere LM keeps weight 1. Every other term has one weight, which the curriculum scales.
+and KD kd_weight * T^2; elsewhere LM keeps weight 1. So it is with `kd_inside`, where a target inside a teacher token
+is known. Every other term has one weight, which the curriculum scales.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TEXT_TERMS = ("lm", "kd", "chunk")
+TEXT_TERMS = ("lm", "kd", "kd_inside", "chunk")
 HIDDEN_TERMS = ("feature", "attention", "layerwise", "contrastive")
 ROUTER_TERMS = ("router_feature", "router_attention", "router_kd", "router_balance", "router_importance")
 ALL_TERMS = TEXT_TERMS + HIDDEN_TERMS + ROUTER_TERMS

@@ -11,7 +11,7 @@ Where the text's own next tokens are given, the text says which student token th
 probability goes there whole, whatever the map would say of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -51,6 +51,10 @@ class SparseTarget:
     @property
     def probs(self) -> Tensor:
         return self.logprobs.exp()
+
+    def take(self, rows: Tensor) -> "SparseTarget":
+        """Some of the rows, by number or by mask."""
+        return SparseTarget(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,9 @@ def sparse_target(
         without_next_N = outside_N + torch.log1p(-(next_N - outside_N).exp().clamp_max(1.0 - 1e-6))
         outside_N = torch.where(in_head_N, outside_N, without_next_N)
     if order == "temper_then_map":
-        ids, merged = _merge(head.student_ids, head.logprobs / temperature + head.log_shares)
+        ids, merged = merge(head.student_ids, head.logprobs / temperature + head.log_shares)
     else:
-        ids, at_one = _merge(head.student_ids, head.logprobs + head.log_shares)
+        ids, at_one = merge(head.student_ids, head.logprobs + head.log_shares)
         merged = at_one / temperature
     known_N = torch.cat([merged, head.unmapped / temperature], dim=-1).logsumexp(-1)
     normalizer_N = torch.logaddexp(known_N, outside_N)
@@ -162,7 +166,7 @@ def _tail_samples(
     return vocabulary_map.student_ids[teacher_ids].flatten(1), probs_NMJ.flatten(1)
 
 
-def _merge(ids_NS: Tensor, logprobs_NS: Tensor) -> tuple[Tensor, Tensor]:
+def merge(ids_NS: Tensor, logprobs_NS: Tensor) -> tuple[Tensor, Tensor]:
     """Add up the entries of a row that share an id; those of log-probability -inf are dropped.
 
     Returns:

@@ -5,7 +5,7 @@ sampled position, in whole runs, and names its position row.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -72,6 +72,13 @@ class TeacherRows:
 
     def __len__(self) -> int:
         return len(self.topk_ids)
+
+    def take(self, rows: Tensor | slice) -> "TeacherRows":
+        """Some of the rows."""
+        return TeacherRows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def to(self, device: torch.device) -> "TeacherRows":
+        return TeacherRows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def read_rows(targets: ShardReader, rows_of_windows: list[Tensor]) -> TeacherRows:

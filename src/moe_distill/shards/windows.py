@@ -35,7 +35,12 @@ STUDENT_FIELDS = TEACHER_FIELDS | {
     "next_teacher_ids": FieldSpec(table="tokens", dtype="int32"),  # token that begins where this one does, or -1
     "next_tokens": FieldSpec(table="tokens", dtype="int8"),  # NextToken
 }
-MAP_FIELDS = {"student_ids": FieldSpec(table="teacher_ids", dtype="int32")}  # -1: no student token
+MAP_FIELDS = {
+    "student_ids": FieldSpec(table="teacher_ids", dtype="int32"),  # -1: no student token
+    "place_counts": FieldSpec(table="teacher_ids", dtype="int32"),  # bytes of the teacher's token
+    "place_prefixes": FieldSpec(table="places", dtype="int32"),  # number of the bytes before a place inside a token
+    "place_student_ids": FieldSpec(table="places", dtype="int32"),  # student token from the place on; -1: none
+}
 
 
 class NextToken(IntEnum):
@@ -116,7 +121,8 @@ class WindowStore:
 def open_vocabulary_map(folder: Path) -> ShardReader:
     """Open a vocabulary map; an id that the student's tokenizer does not have is refused."""
     reader = ShardReader(folder, VOCABULARY_MAP)
-    reader.expect("student_ids", range(-1, int(str(reader.index.metadata["student_ids"]))))
+    for name in ("student_ids", "place_student_ids"):
+        reader.expect(name, range(-1, int(str(reader.index.metadata["student_ids"]))))
     return reader
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from moe_distill.losses.inside import InsideText
 from moe_distill.shards.targets import TeacherRows
 
 Tensors = TypeVar("Tensors")
@@ -47,6 +48,15 @@ class Chunks:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """The I positions inside a teacher token, and what the teacher said at the common boundary before."""
+
+    positions_I: Tensor  # int64: numbers in [0, N), ascending
+    rows: TeacherRows
+    text: InsideText
+
+
+@dataclass(frozen=True)
 class Batch:
     input_ids_BL: Tensor  # prefix token, then all tokens but the last, padded to the right
     places_N: Tensor  # int64: the predicting positions in the flattened [B * L]
@@ -55,6 +65,7 @@ class Batch:
     rows: TeacherRows | None  # of those A positions
     next_teacher_ids_A: Tensor  # int64: the teacher's next token at those positions
     runs: HiddenRuns | None
+    inside: Inside | None
     chunks: Chunks | None
     n_bytes: int  # text bytes of the windows
 
@@ -64,6 +75,7 @@ class Batch:
         return Counts(
             tokens=len(self.labels_N),
             aligned=0 if self.rows is None else len(self.aligned_A),
+            inside=0 if self.inside is None else len(self.inside.positions_I),
             hidden=hidden,
             chunks=0 if self.chunks is None else len(self.chunks.teacher_logprobs_J),
             n_bytes=self.n_bytes,
@@ -80,6 +92,7 @@ class Counts:
 
     tokens: int
     aligned: int
+    inside: int  # whether the target is known or not
     hidden: int
     chunks: int
     n_bytes: int
@@ -88,13 +101,14 @@ class Counts:
         return Counts(
             self.tokens + other.tokens,
             self.aligned + other.aligned,
+            self.inside + other.inside,
             self.hidden + other.hidden,
             self.chunks + other.chunks,
             self.n_bytes + other.n_bytes,
         )
 
 
-NO_COUNTS = Counts(0, 0, 0, 0, 0)
+NO_COUNTS = Counts(0, 0, 0, 0, 0, 0)
 
 
 def to_device(value: Tensors, device: torch.device) -> Tensors:

@@ -13,6 +13,7 @@ from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import open_targets, read_rows
 from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore
 from moe_distill.training.batch import Batch, Chunks, HiddenRuns
+from moe_distill.training.inside import read_inside
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Wanted:
     """What an objective reads beside tokens and logits."""
 
     runs: bool = False  # the teacher's hidden states
+    inside: bool = False  # the teacher's logits for positions inside its tokens
     chunks: bool = False  # the teacher's likelihood of chunks
 
 
@@ -79,6 +81,9 @@ def read_batch(split: Split, numbers: list[int], wanted: Wanted) -> Batch:
         next_teacher_ids_A=next_teacher_ids[aligned].long(),
         rows=None if split.targets is None else read_rows(split.targets, rows),
         runs=_hidden_runs(split.targets, numbers, rows, length) if split.targets is not None and wanted.runs else None,
+        inside=read_inside(split.windows, split.targets, numbers)
+        if split.targets is not None and wanted.inside
+        else None,
         chunks=_chunks(split.targets, rows) if split.targets is not None and wanted.chunks else None,
         n_bytes=int(split.windows.byte_counts[numbers].sum()),
     )

@@ -5,37 +5,22 @@ optimizer step (or validation set), so that parts of a batch add up to the batch
 a step is split. Legend: see training/batch.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from moe_distill.losses.chunk import chunk_kl
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
-from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.lm import lm_nll
+from moe_distill.losses.inside import InsidePlaces
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms
-from moe_distill.losses.target import NextTokens, Order, SparseTarget, Tail, sparse_target
 from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.replay.block import TeacherHead
-from moe_distill.training.batch import Batch, Chunks, Counts, HiddenRuns
+from moe_distill.training.batch import Batch, Counts, HiddenRuns
 from moe_distill.training.routed_kd import routed_kd, routed_text
 from moe_distill.training.routing import GateInputs, RouterSettings, route, routed_state_terms
 from moe_distill.training.student import Heads, StudentStates, gather_runs, run_student
-
-
-@dataclass(frozen=True)
-class KdSettings:
-    """How the teacher's cached distributions and likelihoods are read."""
-
-    temperature: float
-    kd_weight: float  # of KD at positions that have a target; LM keeps the rest there, and all elsewhere
-    order: Order
-    tail: Tail
-    chunk_weight: float
-    chunk_temperature: float
+from moe_distill.training.text_terms import KdSettings, text_targets, text_terms
 
 
 @dataclass(frozen=True)
@@ -59,6 +44,7 @@ class Student:
     heads: Heads | None  # None in the first phase
     teacher_head: TeacherHead | None  # for the router; None where the teacher's last block is dense
     vocabulary_map: VocabularyMap | None  # None: LM alone
+    inside_places: InsidePlaces | None  # for `kd_inside`; None where it is not asked for
 
 
 @dataclass(frozen=True)
@@ -82,7 +68,9 @@ def evaluate_objective(
     runs = batch.runs if any(objective.weights.values()) else None
     with torch.autocast(batch.input_ids_BL.device.type, dtype=autocast, enabled=autocast is not None):
         states = run_student(student.model, batch.input_ids_BL, with_layers=runs is not None)
-    terms, nll_sum = _text_terms(student, states, batch, objective, counts)
+    hidden_ND, weight_VD = states.final_BLD.flatten(0, 1)[batch.places_N], student.model.get_output_embeddings().weight
+    targets = text_targets(batch, objective.kd, student.vocabulary_map, student.inside_places)
+    terms, nll_sum = text_terms(hidden_ND, weight_VD, batch, targets, objective.kd, objective.chunk_tokens, counts)
     gate = None
     if runs is not None and student.heads is not None:
         terms |= _hidden_terms(student.heads, states, runs, objective, counts)
@@ -114,76 +102,6 @@ def _routed_terms(
         raw = value_N.sum() / counts.hidden
         terms["router_kd"] = LossTerm(raw, objective.weights["router_kd"] * raw)
     return terms, routing.gate.detached()
-
-
-def _text_terms(
-    student: Student, states: StudentStates, batch: Batch, objective: Objective, counts: Counts
-) -> tuple[Terms, Tensor]:
-    """`lm` and `kd`, chunk by chunk, so that [positions, vocabulary] logits are never held whole."""
-    hidden_ND = states.final_BLD.flatten(0, 1)[batch.places_N]
-    weight_VD = student.model.get_output_embeddings().weight
-    kd = objective.kd if batch.rows is not None else None
-    target, temperature = None, 1.0
-    if kd is not None and batch.rows is not None and student.vocabulary_map is not None:
-        text = NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
-        target = sparse_target(batch.rows, student.vocabulary_map, kd.temperature, kd.order, kd.tail, text)
-        temperature = kd.temperature
-    nll, kl = [], []
-    for start in range(0, len(hidden_ND), objective.chunk_tokens):
-        stop = min(start + objective.chunk_tokens, len(hidden_ND))
-        inside = (batch.aligned_A >= start) & (batch.aligned_A < stop)
-        part = None if target is None else _rows_of(target, inside)
-        nll_n, kl_a = checkpoint(
-            _chunk_losses,
-            hidden_ND[start:stop],
-            weight_VD,
-            batch.labels_N[start:stop],
-            batch.aligned_A[inside] - start,
-            part,
-            temperature,
-            use_reentrant=False,
-        )
-        nll.append(nll_n)
-        kl.append(kl_a)
-    nll_N = torch.cat(nll)
-    lm_weight_N = torch.ones_like(nll_N)
-    terms: Terms = {}
-    if kd is not None:
-        kl_A = torch.cat(kl)
-        lm_weight_N[batch.aligned_A] = 1.0 - kd.kd_weight
-        weight = kd.kd_weight * kd.temperature**2
-        terms["kd"] = LossTerm(kl_A.sum() / max(counts.aligned, 1), weight * kl_A.sum() / counts.tokens)
-        if kd.chunk_weight > 0 and batch.chunks is not None:
-            chunk_sum = _chunk_kl(nll_N, batch.chunks, kd.chunk_temperature).sum()
-            terms["chunk"] = LossTerm(chunk_sum / max(counts.chunks, 1), kd.chunk_weight * chunk_sum / counts.tokens)
-    nll_sum = nll_N.sum()
-    terms["lm"] = LossTerm(nll_sum / counts.tokens, (lm_weight_N * nll_N).sum() / counts.tokens)
-    return terms, nll_sum.detach()
-
-
-def _chunk_losses(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    labels_N: Tensor,
-    aligned_A: Tensor,
-    target: SparseTarget | None,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each position [N] and KL of each position with a target [A]; the logits are fp32."""
-    logits_NV = hidden_ND.float() @ weight_VD.float().T
-    nll_N = lm_nll(logits_NV, labels_N)
-    kl_A = nll_N[:0] if target is None else forward_kl(logits_NV[aligned_A], target, temperature)
-    return nll_N, kl_A
-
-
-def _chunk_kl(nll_N: Tensor, chunks: Chunks, chunk_temperature: float) -> Tensor:
-    inside = chunks.chunk_of_N >= 0
-    student_J = torch.zeros_like(chunks.teacher_logprobs_J).index_add(0, chunks.chunk_of_N[inside], -nll_N[inside])
-    return chunk_kl(student_J, chunks.teacher_logprobs_J, chunk_temperature)
-
-
-def _rows_of(target: SparseTarget, inside: Tensor) -> SparseTarget:
-    return SparseTarget(*(getattr(target, field.name)[inside] for field in fields(target)))
 
 
 def _hidden_terms(heads: Heads, states: StudentStates, runs: HiddenRuns, objective: Objective, counts: Counts) -> Terms:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params
+from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params, Study
 from moe_distill.disk import require_space
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
@@ -22,6 +22,7 @@ from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.windows import read_vocabulary_map
 from moe_distill.training.continuations import count_continuations
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, stated_positions
+from moe_distill.training.inside import read_places
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
@@ -84,7 +85,7 @@ def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -
         last_step=steps,
         term_names=TEXT_TERMS,
         num_experts=0,
-        wanted=Wanted(chunks=study.losses.chunk > 0),
+        wanted=_wanted(study, runs=False),
         adaptive=False,
         objective_at=lambda step, _scales: objective_at(step, study, train, {}),
         watches=lambda _step: False,
@@ -124,12 +125,16 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
         last_step=train.max_steps,
         term_names=ALL_TERMS if num_experts else TEXT_TERMS + HIDDEN_TERMS,
         num_experts=num_experts,
-        wanted=Wanted(runs=True, chunks=study.losses.chunk > 0),
+        wanted=_wanted(study, runs=True),
         adaptive=study.balance == "adaptive",
         objective_at=objective,
         watches=partial(ramps_are_complete, study=study, train=train),
     )
     return _train(params, phase, first_phase_steps(study, train), inputs, outputs)
+
+
+def _wanted(study: Study, runs: bool) -> Wanted:
+    return Wanted(runs, inside=study.losses.kd_inside > 0, chunks=study.losses.chunk > 0)
 
 
 def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
@@ -171,11 +176,12 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     model = load_causal_lm(inputs.student, torch.float32, runtime.device)
     check_student_rows(split, inputs.student, model.config.vocab_size)
     if split.targets is None:
-        return Student(model, heads=None, teacher_head=None, vocabulary_map=None)
+        return Student(model, heads=None, teacher_head=None, vocabulary_map=None, inside_places=None)
     rule_ids = read_vocabulary_map(inputs.windows / "vocabulary_map")
     vocabulary_map = continuation_map(rule_ids, count_continuations(split.windows)).to(runtime.device)
+    places = read_places(inputs.windows / "vocabulary_map").to(runtime.device) if phase.wanted.inside else None
     if not phase.wanted.runs:
-        return Student(model, heads=None, teacher_head=None, vocabulary_map=vocabulary_map)
+        return Student(model, None, None, vocabulary_map, places)
     metadata = split.targets.index.metadata
     teacher_layers, depth = metadata["hidden_layers"], metadata["layers"]
     assert isinstance(teacher_layers, list)
@@ -183,9 +189,8 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     pairs = layer_pairs(teacher_layers, depth, model.config.num_hidden_layers)
     teacher_size = split.targets.index.fields["hidden"].shape[-1]
     heads = make_heads(pairs, model.config.hidden_size, teacher_size, phase.num_experts, params.study.seed)
-    return Student(
-        model, heads.to(runtime.device), _teacher_head(params, phase, inputs, split, runtime), vocabulary_map
-    )
+    teacher_head = _teacher_head(params, phase, inputs, split, runtime)
+    return Student(model, heads.to(runtime.device), teacher_head, vocabulary_map, places)
 
 
 def _teacher_head(

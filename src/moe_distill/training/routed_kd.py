@@ -6,7 +6,7 @@ is the cached one. Legend: N = all real positions of the runs, K kept logits, D 
 hidden size, V student vocabulary.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def routed_text(batch: Batch, runs: HiddenRuns, student_WRD: Tensor, routed_WRT:
     """Find the runs' positions among those of the batch; each is aligned, so each has cached rows."""
     assert batch.rows is not None
     numbers_N = torch.searchsorted(batch.places_N, runs.packed(runs.places_WR))
-    rows = _rows_of(batch.rows, torch.searchsorted(batch.aligned_A, numbers_N))
+    rows = batch.rows.take(torch.searchsorted(batch.aligned_A, numbers_N))
     return RoutedText(runs.packed(student_WRD), runs.packed(routed_WRT), batch.labels_N[numbers_N], rows)
 
 
@@ -55,7 +55,7 @@ def routed_kd(
     """
 
     def of_chunk(chunk: Tensor) -> Tensor:
-        cached, labels_n = _rows_of(text.rows, chunk), text.labels_N[chunk]
+        cached, labels_n = text.rows.take(chunk), text.labels_N[chunk]
         routed = _routed_rows(head, text.routed_NT[chunk], cached)
         target = sparse_target(routed, vocabulary_map, temperature, order, "residual")
         logits_nV = text.student_ND[chunk].float() @ weight_VD.float().T
@@ -79,7 +79,3 @@ def _logmass(logprobs_NK: Tensor, chosen_NK: Tensor) -> Tensor:
     least = torch.finfo(torch.float32).min  # not -inf, whose logsumexp has no gradient
     mass_N: Tensor = logprobs_NK.masked_fill(~chosen_NK, least).logsumexp(-1)
     return mass_N.masked_fill(~chosen_NK.any(-1), 0.0)
-
-
-def _rows_of(rows: TeacherRows, numbers: Tensor) -> TeacherRows:
-    return TeacherRows(*(getattr(rows, field.name)[numbers] for field in fields(rows)))

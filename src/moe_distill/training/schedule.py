@@ -5,8 +5,9 @@ import math
 from moe_distill.config import Study, Train
 from moe_distill.curriculum import linear, phase1_steps, phase2_progress, progress_at, ramp
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.training.objective import KdSettings, Objective
+from moe_distill.training.objective import Objective
 from moe_distill.training.routing import RouterSettings
+from moe_distill.training.text_terms import KdSettings
 
 NO_ROUTER = RouterSettings(temperature=1.0, n_experts=1, noise=0.0, noise_seed=0)
 
@@ -63,6 +64,7 @@ def objective_at(step: int, study: Study, train: Train, scales: dict[str, float]
         kd_weight=study.kd_weight,
         order=study.kd_order,
         tail=study.kd_tail,
+        inside_weight=study.losses.kd_inside,
         chunk_weight=study.losses.chunk,
         chunk_temperature=study.chunk_temperature,
     )

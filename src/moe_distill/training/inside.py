@@ -1,0 +1,51 @@
+"""Positions inside a teacher token, read for a batch."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moe_distill.losses.inside import InsidePlaces, InsideText
+from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.targets import read_rows
+from moe_distill.shards.windows import WindowStore, open_vocabulary_map
+from moe_distill.training.batch import Inside
+
+
+def read_places(vocabulary_map: Path) -> InsidePlaces:
+    """All places inside the teacher's tokens, from data/windows/student/vocabulary_map."""
+    reader = open_vocabulary_map(vocabulary_map)
+    counts, prefixes, student_ids = (
+        torch.cat(list(reader.columns(name))).long() for name in ("place_counts", "place_prefixes", "place_student_ids")
+    )
+    return InsidePlaces(F.pad(counts.cumsum(0), (1, 0)), prefixes, student_ids)
+
+
+def read_inside(windows: WindowStore, targets: ShardReader, numbers: list[int]) -> Inside:
+    """The positions of windows that are not aligned, from each window's first common boundary on.
+
+    In stretches where both sides have several tokens some of them stand in a later teacher token than the one that
+    began at the boundary; which ones the length of that token tells (`losses.inside`).
+    """
+    rows_of_windows, positions, text = [], [], []
+    first_position = 0
+    for number in numbers:
+        rows, next_ids, ids = (
+            windows.tokens(name, number) for name in ("teacher_rows", "next_teacher_ids", "token_ids")
+        )
+        boundary = _boundary_before(rows >= 0)
+        inside = ((rows < 0) & (boundary >= 0)).nonzero().squeeze(1)
+        before = boundary[inside]
+        lengths = windows.token_bytes[ids.long()]
+        starts = lengths.cumsum(0) - lengths
+        rows_of_windows.append(rows[before])
+        positions.append(inside + first_position)
+        text.append(torch.stack([next_ids[before].long(), starts[inside] - starts[before], ids[inside].long()]))
+        first_position += len(rows)
+    return Inside(torch.cat(positions), read_rows(targets, rows_of_windows), InsideText(*torch.cat(text, dim=1)))
+
+
+def _boundary_before(is_aligned: Tensor) -> Tensor:
+    """The number of the last aligned position up to each position; -1: none."""
+    return torch.where(is_aligned, torch.arange(len(is_aligned)), -1).cummax(0).values
