@@ -18,6 +18,7 @@ from moe_distill.alignment.encode import make_encoder
 from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.config import Train, load_params
 from moe_distill.losses.chunk import chunk_kl
+from moe_distill.losses.continuations import count_continuations
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.target import NextTokens, Order, sparse_target
@@ -26,7 +27,6 @@ from moe_distill.pretrained import load_causal_lm, load_tokenizer
 from moe_distill.runtime import seed_everything
 from moe_distill.shards.windows import read_vocabulary_map
 from moe_distill.training.batch import Batch
-from moe_distill.training.continuations import count_continuations
 from moe_distill.training.data import TEXT_ALONE, Split, open_split, read_batch
 from moe_distill.training.optimizer import make_optimizer, set_learning_rate
 from moe_distill.training.order import batches_from

@@ -15,6 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
+from moe_distill.losses.continuations import count_continuations
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.target import NextTokens, sparse_target
 from moe_distill.losses.vocabulary import VocabularyMap, continuation_map
@@ -22,7 +23,6 @@ from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.targets import TeacherRows, teacher_rows
 from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, read_vocabulary_map
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.continuations import count_continuations
 from moe_distill.training.data import TEXT_ALONE, Split, read_batch
 
 CPU = torch.device("cpu")

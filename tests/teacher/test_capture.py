@@ -22,7 +22,7 @@ from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import TAIL_TEMPERATURES, open_targets
 from moe_distill.shards.windows import WindowStore
 from moe_distill.teacher import capture as capture_module
-from moe_distill.teacher.capture import Captured, capture
+from moe_distill.teacher.capture import Captured, capture, run_of
 from moe_distill.teacher.export_head import export_head
 from tests.replay.teachers import FAMILIES as MOE_FAMILIES
 from tests.replay.teachers import certain
@@ -145,6 +145,16 @@ def test_states_lie_in_whole_runs_of_the_sampled_windows(windows: WindowStore, t
     run(make_teacher("dense"), windows, tmp_path / "few", hidden_fraction=0.2)
     assert len(column(open_targets(tmp_path / "few"), "hidden_rows")) < len(rows)
     assert all(starts[owner].stop > int(run[-1]) for owner, run in zip(owners, runs, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.14, 0.5, 0.9])
+def test_hidden_fraction_is_the_share_of_windows_that_keep_a_run(share: float) -> None:
+    sampled = params(hidden_fraction=share)
+    runs = [run for window in range(10_000) if (run := run_of(window, 100, sampled, seed=0)) is not None]
+    assert len(runs) / 10_000 == pytest.approx(share, abs=0.02)
+    starts = torch.tensor([run.start for run in runs])
+    assert set(starts.tolist()) == set(range(100 - sampled.hidden_run + 1))
+    assert float(starts.float().mean()) == pytest.approx((100 - sampled.hidden_run) / 2, abs=1.0)
 
 
 def test_states_beyond_fp16_are_kept_by_their_scale(windows: WindowStore, tmp_path: Path) -> None:

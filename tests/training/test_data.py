@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from moe_distill.training.continuations import count_continuations
+from moe_distill.losses.continuations import count_continuations
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, read_batch
 from tests.stores import Stores
 

@@ -11,6 +11,7 @@ from moe_distill.alignment.tally import Tally, WindowLimits
 from moe_distill.alignment.teacher_windows import first_windows, teacher_columns, teacher_windows
 from moe_distill.documents import Document
 from moe_distill.errors import DataError
+from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.windows import STUDENT_FIELDS, STUDENT_WINDOWS, TEACHER_FIELDS, TEACHER_WINDOWS
 from moe_distill.shards.writer import ShardWriter
 
@@ -55,7 +56,7 @@ def tokenize_split(
             break
     if not tally.student_windows:
         raise DataError("no window came out of the corpus", "its documents are empty or could not be spelled")
-    teacher_writer.finish(
+    teacher_index = teacher_writer.finish(
         TEACHER_WINDOWS,
         teacher_key,
         {"prefix_id": teacher.prefix_id, "max_length": limits.teacher_max_length, "tokenizer": tokenizers[0]},
@@ -67,7 +68,7 @@ def tokenize_split(
             "prefix_id": student.prefix_id,
             "max_length": limits.student_max_length,
             "tokenizer": tokenizers[1],
-            "teacher_windows": teacher_key,
+            "teacher_windows": windows_fingerprint(teacher_index),
         },
     )
     return tally

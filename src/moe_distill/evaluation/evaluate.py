@@ -10,7 +10,8 @@ from moe_distill.config import Evaluate
 from moe_distill.errors import DataError
 from moe_distill.evaluation.measure import Measured, measure, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
-from moe_distill.losses.vocabulary import rule_map
+from moe_distill.losses.continuations import count_continuations
+from moe_distill.losses.vocabulary import continuation_map
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
 from moe_distill.shards.targets import open_targets
@@ -45,7 +46,9 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     check_vocabulary_map(open_vocabulary_map(inputs.windows / "student/vocabulary_map"), windows.reader, targets)
     check_tokenizer(windows.reader, inputs.student)
     check_aligned(windows, teacher_windows)
-    vocabulary_map = rule_map(read_vocabulary_map(inputs.windows / "student/vocabulary_map")).to(device)
+    train_windows = WindowStore(inputs.windows / "student/train", STUDENT_WINDOWS)
+    rule_ids = read_vocabulary_map(inputs.windows / "student/vocabulary_map")
+    vocabulary_map = continuation_map(rule_ids, count_continuations(train_windows)).to(device)
 
     measured: dict[str, Measured] = {}
     parameters = 0

@@ -54,5 +54,6 @@ def _bucketed_kl(tempered_NV: Tensor, normalizer_N: Tensor, student_NS: Tensor, 
 
 def _rest_logprob(tempered_NV: Tensor, normalizer_N: Tensor, ids_NS: Tensor, is_entry_NS: Tensor) -> Tensor:
     """Log of the student's probability outside the entries, [N]; -inf where they cover the vocabulary."""
-    taken_NV = torch.zeros_like(tempered_NV, dtype=torch.bool).scatter_reduce(-1, ids_NS, is_entry_NS, "amax")
-    return tempered_NV.masked_fill(taken_NV, float("-inf")).logsumexp(-1) - normalizer_N
+    marks_NS = is_entry_NS.to(torch.uint8)  # CUDA has no maximum of bools
+    taken_NV = torch.zeros_like(tempered_NV, dtype=torch.uint8).scatter_reduce(-1, ids_NS, marks_NS, "amax")
+    return tempered_NV.masked_fill(taken_NV.bool(), float("-inf")).logsumexp(-1) - normalizer_N

@@ -5,7 +5,8 @@ Legend: N positions, K kept logits, M tail samples, G temperature nodes, J stude
 Two orders exist, and they have different minimisers. *Temper then map*: q(s) is the sum of p_T(t) share(t, s); the
 student's tempered distribution is asked to equal the mapped tempered teacher. *Map then temper*: q(s) is proportional
 to (sum of p(t) share(t, s))^(1/T); the student is asked to equal the mapped teacher itself, seen at temperature T. They
-agree at T = 1 and wherever the map is one to one.
+agree at T = 1 and wherever the map is one to one. Outside the kept ids both orders temper first: what merges there with
+what is not known, and so the mass of that part stays what the cache says.
 
 Where the text's own next tokens are given, the text says which student token the teacher's next token became: its
 probability goes there whole, whatever the map would say of it.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moe_distill.config import Capture
 from moe_distill.errors import DataError
+from moe_distill.shards.format import Index
 from moe_distill.shards.reader import ShardReader
 from moe_distill.workspace import fingerprint, sha256_file
 
@@ -16,6 +17,11 @@ TOKENIZE, TEACHER = "run: dvc repro -f tokenize", "run: dvc repro -f teacher"
 def capture_fingerprint(params: Capture) -> str:
     """Fingerprint of the section `teacher` of a profile."""
     return fingerprint(params.model_dump(mode="json"))
+
+
+def windows_fingerprint(windows: Index) -> str:
+    """Fingerprint of what windows hold: shards count their rows, so windows cut otherwise are other windows."""
+    return fingerprint([entry.sha256 for entry in windows.files])
 
 
 def tokenizer_fingerprint(model: Path) -> str:

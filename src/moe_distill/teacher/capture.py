@@ -14,7 +14,7 @@ from moe_distill.config import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.progress import bar
 from moe_distill.shards.format import FieldSpec, Index
-from moe_distill.shards.provenance import capture_fingerprint
+from moe_distill.shards.provenance import capture_fingerprint, windows_fingerprint
 from moe_distill.shards.targets import (
     SCALE_MAXIMUM,
     TAIL_SAMPLE_TEMPERATURE,
@@ -105,7 +105,7 @@ def capture(
         TEACHER_TARGETS,
         key,
         {
-            "windows_fingerprint": windows.reader.index.fingerprint,
+            "windows_fingerprint": windows_fingerprint(windows.reader.index),
             "tokenizer": windows.reader.index.metadata["tokenizer"],
             "capture_fingerprint": capture_fingerprint(params),
             "teacher_fingerprint": teacher_fingerprint,
@@ -221,10 +221,10 @@ def _hidden_columns(
 def run_of(window: int, length: int, params: Capture, seed: int) -> range | None:
     """The run of positions whose states are kept, or None: decided by the window's number and the seed alone."""
     draw = _stable_hash(seed, window)
-    sampled = (draw >> 32) / 2**32 < params.hidden_fraction
+    sampled = (draw >> 31) / 2**32 < params.hidden_fraction  # its upper 32 of 63 bits
     if not sampled or length < params.hidden_run:
         return None
-    start = (draw & 0xFFFFFFFF) % (length - params.hidden_run + 1)
+    start = (draw & 0x7FFFFFFF) % (length - params.hidden_run + 1)
     return range(start, start + params.hidden_run)
 
 

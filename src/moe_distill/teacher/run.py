@@ -8,7 +8,7 @@ from moe_distill.pretrained import load_causal_lm, load_tokenizer, text_token_ma
 from moe_distill.progress import say
 from moe_distill.runtime import make_runtime, seed_everything
 from moe_distill.shards.format import read_index
-from moe_distill.shards.provenance import check_tokenizer
+from moe_distill.shards.provenance import check_tokenizer, windows_fingerprint
 from moe_distill.shards.windows import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.anatomy import dissect
 from moe_distill.teacher.capture import Captured, capture
@@ -22,7 +22,7 @@ FIELD_BYTES = {"int32": 4, "int64": 8, "float16": 2, "float32": 4, "int8": 1}
 
 def capture_key(params: Capture, windows: Path, teacher: Path) -> str:
     """Everything that determines the shards, so that unfinished ones are continued only where they fit."""
-    inputs = {split: read_index(windows / split, TEACHER_WINDOWS).fingerprint for split in SPLITS}
+    inputs = {split: windows_fingerprint(read_index(windows / split, TEACHER_WINDOWS)) for split in SPLITS}
     return fingerprint(
         {"windows": inputs, "teacher": folder_fingerprint(teacher), "capture": params.model_dump(mode="json")}
     )

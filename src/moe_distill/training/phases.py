@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params, Study
 from moe_distill.disk import require_space
 from moe_distill.errors import ConfigError
+from moe_distill.losses.continuations import count_continuations
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
 from moe_distill.losses.vocabulary import continuation_map
 from moe_distill.pretrained import load_causal_lm, save_causal_lm
@@ -20,7 +21,6 @@ from moe_distill.runtime import Runtime, make_runtime, seed_everything
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.windows import read_vocabulary_map
-from moe_distill.training.continuations import count_continuations
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, stated_positions
 from moe_distill.training.inside import read_places
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
