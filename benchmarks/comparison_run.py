@@ -19,6 +19,7 @@ from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.config import Train, load_params
 from moe_distill.losses.chunk import chunk_kl
 from moe_distill.losses.continuations import count_continuations
+from moe_distill.losses.inside import InsidePlaces, inside_target
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.target import NextTokens, Order, sparse_target
@@ -27,7 +28,8 @@ from moe_distill.pretrained import load_causal_lm, load_tokenizer
 from moe_distill.runtime import seed_everything
 from moe_distill.shards.windows import read_vocabulary_map
 from moe_distill.training.batch import Batch
-from moe_distill.training.data import TEXT_ALONE, Split, open_split, read_batch
+from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, read_batch
+from moe_distill.training.inside import read_places
 from moe_distill.training.optimizer import make_optimizer, set_learning_rate
 from moe_distill.training.order import batches_from
 from moe_distill.training.schedule import learning_rate_fraction
@@ -44,10 +46,12 @@ class Ours:
     teacher_mass: Literal["counts", "segmentation", "prefix"]  # how a teacher token's mass is handed out
     temperature: float = 1.0
     order: Order = "temper_then_map"
+    inside: bool = False  # targets inside a teacher token too
 
 
 OURS = {
     "ours": Ours("counts"),
+    "ours_inside": Ours("counts", inside=True),
     "ours_segmentation": Ours("segmentation"),
     "ours_prefix": Ours("prefix"),
     "ours_t2": Ours("counts", temperature=2.0),
@@ -76,6 +80,7 @@ class World:
     vocabulary_map: VocabularyMap | None  # for a variant of ours
     rule_ids: Tensor  # int64 by teacher id: the map by the student's segmentation
     is_exact: Tensor  # bool by teacher id
+    places: InsidePlaces
 
 
 def execute(run: Run) -> tuple[Run, float]:
@@ -107,6 +112,7 @@ def load_world(run: Run) -> World:
         teacher=load_causal_lm(TEACHER, torch.float32, CPU) if run.objective == "same_full" else None,
         vocabulary_map=map_of(OURS[run.objective], train, windows) if run.objective in OURS else None,
         rule_ids=read_vocabulary_map(windows / "vocabulary_map"),
+        places=read_places(windows / "vocabulary_map"),
         is_exact=torch.tensor([token is not None and token in by_bytes for token in table]),
     )
 
@@ -125,7 +131,8 @@ def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
 
 
 def take_step(run: Run, world: World, numbers: list[int], optimizer: torch.optim.Optimizer, train: Train) -> None:
-    batch = read_batch(world.train, numbers, TEXT_ALONE)
+    with_inside = run.objective in OURS and OURS[run.objective].inside
+    batch = read_batch(world.train, numbers, Wanted(inside=with_inside))
     logits_NV = student_logits(world.student, batch)
     nll_N = lm_nll(logits_NV, batch.labels_N)
     covered_N, distillation = objective_of(run, world, numbers, batch, logits_NV, nll_N)
@@ -155,11 +162,24 @@ def objective_of(
         ours, text = OURS[run.objective], NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
         target = sparse_target(batch.rows, world.vocabulary_map, ours.temperature, ours.order, "sampled", text)
         loss_A = ours.temperature**2 * forward_kl(logits_AV, target, ours.temperature)
+        if batch.inside is not None:
+            return with_inside_targets(world, batch, logits_NV, loss_A, ours.temperature)
     elif run.objective == "shared_strings":
         loss_A = shared_strings(logits_AV, batch.rows, world.rule_ids, world.is_exact)
     else:
         loss_A = sorted_l1(logits_AV, batch.rows)
     return torch.zeros_like(nll_N).index_fill(0, batch.aligned_A, 1.0), loss_A.sum()
+
+
+def with_inside_targets(
+    world: World, batch: Batch, logits_NV: Tensor, loss_A: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    assert batch.inside is not None
+    target, is_known = inside_target(batch.inside.rows, batch.inside.text, world.places, temperature)
+    positions = batch.inside.positions_I[is_known]
+    loss_I = temperature**2 * forward_kl(logits_NV[positions], target.take(is_known), temperature)
+    covered_N = torch.zeros(len(logits_NV)).index_fill(0, torch.cat([batch.aligned_A, positions]), 1.0)
+    return covered_N, loss_A.sum() + loss_I.sum()
 
 
 def alm(world: World, numbers: list[int], nll_N: Tensor, chunk_temperature: float) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def windows(folder: Path, *lengths: int) -> Index:
     return writer.finish(TEACHER_WINDOWS, "the same corpus, tokenizer and length", {})
 
 
-def test_r17_windows_cut_otherwise_are_other_windows(tmp_path: Path) -> None:
+def test_windows_cut_otherwise_are_other_windows(tmp_path: Path) -> None:
     """Code that cuts windows may change where nothing of the profile does; unfinished shards must not go on."""
     first, again, other = windows(tmp_path / "a", 4, 6), windows(tmp_path / "b", 4, 6), windows(tmp_path / "c", 5, 5)
     assert windows_fingerprint(first) == windows_fingerprint(again) != windows_fingerprint(other)
