@@ -1,16 +1,17 @@
 """Does phase 2 help? The same student, text, seed and number of steps, with phase 1 alone for all steps, with each term
 of phase 2 by itself, and with all of them; validation bits per byte and agreement with the teacher.
 
-Every run is a call of the library on folders that `dvc repro` has published. A seed changes the order of the windows,
-the heads and the router's noise; the student's first weights and the shards stay. Phase 1 is trained once a seed and
-shared by all variants. After `dvc repro`:
+Every run is a call of the library on folders that `dvc repro` has published, in a process of one thread. A seed changes
+the order of the windows, the heads and the router's noise; the student's first weights and the shards stay. Phase 1 is
+trained once a seed and shared by all variants. After `dvc repro`:
 
-    python benchmarks/ablation.py .work/ablation --seeds 0,1,2
+    python benchmarks/ablation.py .work/ablation --seeds 0,1,2 --steps 800
 """
 
 import json
 import statistics
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -19,8 +20,9 @@ import typer
 from moe_distill.config import Params, load_params
 from moe_distill.evaluation.measure import measure
 from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.losses.continuations import count_continuations
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.losses.vocabulary import rule_map
+from moe_distill.losses.vocabulary import continuation_map
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.targets import open_targets
 from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore, read_vocabulary_map
@@ -33,18 +35,23 @@ GATE_TERMS = ("router_balance", "router_importance")  # they train the gate, whi
 Figures = dict[str, float]
 
 
-def main(output: Path, seeds: str = "0,1,2", variants: str = "") -> None:
+def main(output: Path, seeds: str = "0,1,2", variants: str = "", steps: int = 800, processes: int = 2) -> None:
     """Run what `output` does not hold yet, one JSON file a run, and print the table."""
     params = load_params()
     chosen = {name: losses for name, losses in losses_of(params) if not variants or name in variants.split(",")}
-    results: dict[str, list[Figures]] = {name: [] for name in chosen}
-    for seed in map(int, seeds.split(",")):
-        for name, losses in chosen.items():
-            path = output / f"{name}_{seed}.json"
-            if not path.is_file():
-                figures = run(with_losses(params, seed, losses), output / f"phase1_{seed}", output / f"{name}_{seed}")
-                path.write_text(json.dumps(figures), encoding="utf-8")
-            results[name].append(json.loads(path.read_text(encoding="utf-8")))
+    numbers = list(map(int, seeds.split(",")))
+    with get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
+        pool.starmap(first_phase, [(with_losses(params, seed, steps, chosen["none"]), output) for seed in numbers])
+        runs = [
+            (with_losses(params, seed, steps, losses), output, name)
+            for seed in numbers
+            for name, losses in chosen.items()
+        ]
+        pool.starmap(second_phase, runs, chunksize=1)
+    results = {
+        name: [json.loads((output / f"{name}_{seed}.json").read_text(encoding="utf-8")) for seed in numbers]
+        for name in chosen
+    }
     for line in table(results):
         print(line)
 
@@ -61,20 +68,33 @@ def losses_of(params: Params) -> Iterator[tuple[str, Figures]]:
     yield "all", weights
 
 
-def with_losses(params: Params, seed: int, losses: Figures) -> Params:
+def with_losses(params: Params, seed: int, steps: int, losses: Figures) -> Params:
     study = params.study.model_dump() | {"seed": seed, "losses": losses}
-    return Params.model_validate({"study": study, "profile": params.profile.model_dump()})
+    profile = params.profile.model_dump()
+    return Params.model_validate(
+        {"study": study, "profile": profile | {"train": profile["train"] | {"max_steps": steps}}}
+    )
 
 
-def run(params: Params, phase1: Path, folder: Path) -> Figures:
-    """Phase 1, if this seed has none yet, then phase 2 under the given weights; figures of the exported student."""
-    first = TrainingInputs(WINDOWS, TARGETS, Path("models/student_init"), None, None)
-    if not (phase1 / "done").is_file():
-        train_kd(params, first, outputs_in(phase1, phase1 / "optimizer"))
-        (phase1 / "done").touch()
-    second = TrainingInputs(WINDOWS, TARGETS, phase1 / "student", Path("models/teacher_head"), phase1 / "optimizer")
-    train_router(params, second, outputs_in(folder, None))
-    return figures_of(folder / "student", params.profile.evaluate.batch_windows)
+def first_phase(params: Params, output: Path) -> None:
+    torch.set_num_threads(1)
+    folder = output / f"phase1_{params.study.seed}"
+    if not (folder / "done").is_file():
+        inputs = TrainingInputs(WINDOWS, TARGETS, Path("models/student_init"), None, None)
+        train_kd(params, inputs, outputs_in(folder, folder / "optimizer"))
+        (folder / "done").touch()
+
+
+def second_phase(params: Params, output: Path, name: str) -> None:
+    """Phase 2 under the weights of `params`, and the figures of the exported student."""
+    torch.set_num_threads(1)
+    phase1, folder = output / f"phase1_{params.study.seed}", output / f"{name}_{params.study.seed}"
+    if folder.with_suffix(".json").is_file():
+        return
+    inputs = TrainingInputs(WINDOWS, TARGETS, phase1 / "student", Path("models/teacher_head"), phase1 / "optimizer")
+    train_router(params, inputs, outputs_in(folder, None))
+    figures = figures_of(folder / "student", params.profile.evaluate.batch_windows)
+    folder.with_suffix(".json").write_text(json.dumps(figures), encoding="utf-8")
 
 
 def outputs_in(folder: Path, optimizer: Path | None) -> TrainingOutputs:
@@ -84,8 +104,9 @@ def outputs_in(folder: Path, optimizer: Path | None) -> TrainingOutputs:
 def figures_of(student: Path, batch_windows: int) -> Figures:
     model = load_causal_lm(student, torch.float32, torch.device("cpu"))
     windows = WindowStore(WINDOWS / "validation", STUDENT_WINDOWS)
-    student_ids = rule_map(read_vocabulary_map(WINDOWS / "vocabulary_map"))
-    measured = measure(model, windows, open_targets(TARGETS / "validation"), student_ids, batch_windows)
+    counted = count_continuations(WindowStore(WINDOWS / "train", STUDENT_WINDOWS))
+    vocabulary_map = continuation_map(read_vocabulary_map(WINDOWS / "vocabulary_map"), counted)
+    measured = measure(model, windows, open_targets(TARGETS / "validation"), vocabulary_map, batch_windows)
     return {
         "bits_per_byte": bits_per_byte(measured.nll, measured.n_bytes),
         "top1_agreement": measured.agreement.top1 / measured.agreement.positions,
