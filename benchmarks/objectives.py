@@ -6,7 +6,7 @@ a student that shares the teacher's tokenizer, its gain counted from its own LM-
 profile tiny, from the project's folder:
 
     python benchmarks/objectives.py prepare            # windows, shards and students under .work/benchmarks
-    python benchmarks/objectives.py search             # quarter, seed 0, every learning rate and weight
+    python benchmarks/objectives.py search             # quarter, seed 0, half the steps, every learning rate and weight
     python benchmarks/objectives.py compare            # both regimes, three seeds, each objective's best pair
     python benchmarks/objectives.py variants           # of ours: maps, temperature and order; quarter, three seeds
     python benchmarks/objectives.py table
@@ -33,6 +33,7 @@ RUNS = HOME / "runs.tsv"
 REGIMES = {"whole": 1.0, "quarter": 0.25}
 OBJECTIVES = ("lm", "ours", "shared_strings", "uld", "alm_1", "alm_100", "same_lm", "same_full")
 WEIGHTS, SEEDS = (0.5, 0.9), (0, 1, 2)
+SEARCH_STEPS, STEPS = 200, 400
 app = typer.Typer(add_completion=False)
 
 
@@ -56,18 +57,18 @@ def prepare() -> None:
 
 
 @app.command()
-def search(rates: str = "2e-3,4e-3", steps: int = 400, processes: int = 2) -> None:
+def search(rates: str = "2e-3,4e-3", processes: int = 2) -> None:
     """Every learning rate and weight, on a quarter of the text with seed 0."""
     runs = []
     for objective in OBJECTIVES:
         weights = (0.0,) if objective.endswith("lm") else WEIGHTS
         pairs = [(float(rate), weight) for rate in rates.split(",") for weight in weights]
-        runs += [Run("quarter", objective, 0, rate, weight, steps) for rate, weight in pairs]
+        runs += [Run("quarter", objective, 0, rate, weight, SEARCH_STEPS) for rate, weight in pairs]
     run_all(runs, processes)
 
 
 @app.command()
-def compare(regimes: str = "quarter,whole", processes: int = 2) -> None:
+def compare(regimes: str = "quarter,whole", objectives: str = ",".join(OBJECTIVES), processes: int = 2) -> None:
     """Every objective with the best of its search, three seeds."""
     best = searched()
     run_all(
@@ -75,7 +76,7 @@ def compare(regimes: str = "quarter,whole", processes: int = 2) -> None:
             replace(best[objective], regime=regime, seed=seed)
             for regime in regimes.split(",")
             for seed in SEEDS
-            for objective in OBJECTIVES
+            for objective in objectives.split(",")
         ],
         processes,
     )
@@ -110,10 +111,9 @@ def table() -> None:
 
 
 def searched() -> dict[str, Run]:
-    """The best run of each objective in the search's regime and seed."""
-    found = [pair for pair in finished() if (pair[0].regime, pair[0].seed) == ("quarter", 0)]
-    by_value = sorted((pair for pair in found if pair[0].objective in OBJECTIVES), key=lambda pair: -pair[1])
-    return {run.objective: run for run, _ in by_value}
+    """Each objective with the rate and weight that were best in its search, to be run in all steps."""
+    by_value = sorted((pair for pair in finished() if pair[0].steps == SEARCH_STEPS), key=lambda pair: -pair[1])
+    return {run.objective: replace(run, steps=STEPS) for run, _ in by_value}
 
 
 def finished() -> Iterator[tuple[Run, float]]:

@@ -4,9 +4,10 @@ from functools import partial
 from pathlib import Path
 
 from moe_distill.config import Params
+from moe_distill.definition import stage_code
 from moe_distill.stage import run
 from moe_distill.teacher.run import capture_key, run_teacher
-from moe_distill.work import compute_once, stage_code
+from moe_distill.work import compute_once
 from moe_distill.workspace import fingerprint, write_json
 
 WINDOWS, TEACHER = Path("data/windows/teacher"), Path("models/teacher")

@@ -13,6 +13,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 WITHOUT_EFFECT = {
     "moe_distill",
     "moe_distill.config",
+    "moe_distill.definition",
     "moe_distill.disk",
     "moe_distill.errors",
     "moe_distill.interruption",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from moe_distill.errors import ResourceError
-from moe_distill.work import compute_once, hold_workspace, stage_code
+from moe_distill.work import compute_once, hold_workspace
 from moe_distill.workspace import canonical_json
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -222,17 +222,3 @@ def test_work_of_a_workspace_that_is_gone_is_removed(root: Path) -> None:
         first.workspace.rename(root / "gone")
         with hold_workspace("next"):
             assert not (root / ".work/stage" / KEY[:16]).exists()
-
-
-def test_code_of_a_stage_is_what_dvc_runs_it_again_for(root: Path) -> None:
-    (root / "src/kept/__pycache__").mkdir(parents=True)
-    (root / "stages").mkdir()
-    (root / "dvc.yaml").write_text("stages: {a: {deps: [stages/a.py, src/kept, data]}}", encoding="utf-8")
-    for name in ("stages/a.py", "stages/b.py", "src/kept/c.py", "data"):
-        (root / name).write_text("1", encoding="utf-8")
-    before = stage_code("a")
-    for name in ("stages/b.py", "data", "src/kept/__pycache__/c.pyc"):
-        (root / name).write_text("2", encoding="utf-8")
-    assert stage_code("a") == before
-    (root / "src/kept/c.py").write_text("2", encoding="utf-8")
-    assert stage_code("a") != before

@@ -5,12 +5,13 @@ from functools import partial
 from pathlib import Path
 
 from moe_distill.config import Params
+from moe_distill.definition import stage_code, stage_parameters
 from moe_distill.tracking import track
 from moe_distill.training.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.training.figures import training_figures
 from moe_distill.training.loop import Result
-from moe_distill.training.phases import OPTIMIZER_FOLDER, STUDENT_FOLDER, TrainingInputs, TrainingOutputs, training_key
-from moe_distill.work import compute_once, stage_code
+from moe_distill.training.phases import OPTIMIZER_FOLDER, STUDENT_FOLDER, TrainingInputs, TrainingOutputs, inputs_key
+from moe_distill.work import compute_once
 from moe_distill.workspace import fingerprint, write_json
 
 CURVES = Path("metrics/curves")
@@ -47,6 +48,6 @@ def run_training(
         CURVE_NAME: CURVES / f"{stage}.tsv",
         VALIDATION_CURVE_NAME: CURVES / f"{stage}_validation.tsv",
     }
-    key = fingerprint([stage_code(stage), training_key(stage, params, inputs)])
+    key = fingerprint([stage_code(stage), stage_parameters(stage, params), inputs_key(inputs)])
     write_json(Path(f"metrics/{stage}.json"), compute_once(stage, key, compute, published))
     track(params, [stage])

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
@@ -24,7 +23,6 @@ from moe_distill.errors import ResourceError
 from moe_distill.progress import say
 from moe_distill.workspace import (
     canonical_json,
-    fingerprint,
     folder_fingerprint,
     project_root,
     publish,
@@ -86,14 +84,6 @@ def workspace_holder() -> tuple[str, int] | None:
     except Timeout:
         name, pid = Path(WORKSPACE_OWNER).read_text(encoding="utf-8").split()
         return name, int(pid)
-
-
-def stage_code(stage: str) -> str:
-    """Fingerprint of the code among a stage's `deps` in dvc.yaml: what DVC runs the stage again for."""
-    dependencies = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
-    code = [Path(each) for each in dependencies if each.startswith(("src/", "stages/"))]
-    files = sorted(file for path in code for file in ([path] if path.is_file() else path.rglob("*.py")))
-    return fingerprint({file.as_posix(): sha256_file(file) for file in files})
 
 
 def compute_once(

@@ -59,20 +59,17 @@ class TrainingOutputs:
     on_validation: Callable[[], None]  # called after every validation, when the curves are up to date
 
 
-def training_key(stage: str, params: Params, inputs: TrainingInputs) -> str:
-    """Everything that determines what a stage trains, so that unfinished work is continued only where it fits."""
+def inputs_key(inputs: TrainingInputs) -> str:
+    """Fingerprint of the content of all that a training reads."""
     stores = [inputs.windows / "train", inputs.windows / "validation", inputs.windows / "vocabulary_map"]
     if inputs.targets is not None:
         stores += [inputs.targets / "train", inputs.targets / "validation"]
     folders = [folder for folder in (inputs.student, inputs.teacher_head, inputs.optimizer) if folder is not None]
     return fingerprint(
-        {
-            "stage": stage,
-            "study": params.study.model_dump(mode="json"),
-            "train": params.profile.train.model_dump(mode="json"),
-            "stores": [sha256_file(store / INDEX_NAME) for store in stores],
-            "folders": [folder_fingerprint(folder) for folder in folders],
-        }
+        [
+            [sha256_file(store / INDEX_NAME) for store in stores],
+            [folder_fingerprint(folder) for folder in folders],
+        ]
     )
 
 
