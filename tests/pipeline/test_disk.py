@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from moe_distill import disk
-from moe_distill.alignment.corpus_windows import _encoder, estimated_bytes
+from moe_distill.alignment.corpus_windows import estimated_bytes, open_encoder
 from moe_distill.disk import disk_full, require_space
 from moe_distill.errors import ResourceError
 from moe_distill.pretrained import load_causal_lm
@@ -41,7 +41,7 @@ def within_15_percent(estimate: int, written: int) -> bool:
 
 def test_windows_are_estimated_within_15_percent(chain: Chain) -> None:
     params = chain.params.profile.windows
-    encoders = tuple(_encoder(chain.folder / "models" / name, name) for name in ("teacher", "student_init"))
+    encoders = tuple(open_encoder(chain.folder / "models" / name, name) for name in ("teacher", "student_init"))
     folder = chain.folder / "data/windows"
     estimate = sum(estimated_bytes(split, params, chain.folder / "data/corpus", encoders) for split in SPLITS)
     stores = [folder / side / split for side in ("teacher", "student") for split in SPLITS]
