@@ -76,6 +76,9 @@ def assert_found(chain: Chain, path: Path, capsys: pytest.CaptureFixture[str]) -
         for _ in read_all(chain):
             pass
     assert str(path) in str(caught.value)
+    if path.is_file():
+        for fault in (faults[0].fault, caught.value):
+            assert str(fault).endswith(f"run: moe-distill recover --shard {path}; then: dvc pull, or dvc repro")
 
 
 @pytest.mark.parametrize("flips", [24, pytest.param(200, marks=pytest.mark.slow)])

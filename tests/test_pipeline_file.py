@@ -18,6 +18,7 @@ WITHOUT_EFFECT = {
     "moe_distill.errors",
     "moe_distill.interruption",
     "moe_distill.progress",
+    "moe_distill.seal",
     "moe_distill.stage",
 }
 WITHOUT_EFFECT |= {"moe_distill.tracking", "moe_distill.work", "moe_distill.workspace"}

@@ -41,7 +41,7 @@ def refusal(folder: Path) -> str:
         load_causal_lm(folder, torch.float32, CPU)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
-    assert str(caught.value).endswith("run: dvc repro -f train_kd")
+    assert str(caught.value).endswith("run: moe-distill verify; where it finds nothing: dvc repro -f train_kd")
     return str(caught.value)
 
 

@@ -1,5 +1,6 @@
 """Corrupt bytes go from everywhere they stand; work that nobody continues is pruned."""
 
+import hashlib
 import json
 import os
 import time
@@ -12,7 +13,9 @@ from moe_distill.errors import DataError, ResourceError
 from moe_distill.recovery import abandoned_folders, evict, remove_folder
 from moe_distill.work import hold_workspace
 
-DIRECTORY, FILE, SINGLE = "aa11.dir", "bb22", "cc33"
+FILE, OTHER, SINGLE = "bb22", hashlib.md5(b"good").hexdigest(), "cc33"
+LISTING = json.dumps([{"md5": OTHER, "relpath": "sub/other"}, {"md5": FILE, "relpath": "sub/shard"}])
+DIRECTORY = f"{hashlib.md5(LISTING.encode()).hexdigest()}.dir"
 DAY = 86_400
 
 
@@ -24,10 +27,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / ".dvc/cache/files/md5"
     monkeypatch.setattr("subprocess.check_output", lambda *_, **__: f"{tmp_path / '.dvc/cache'}\n")
     lock = f"stages: {{a: {{outs: [{{path: data, md5: {DIRECTORY}}}, {{path: curve.tsv, md5: {SINGLE}}}]}}}}"
-    listing = json.dumps([{"md5": "dd44", "relpath": "sub/other"}, {"md5": FILE, "relpath": "sub/shard"}])
     contents = {
         Path("dvc.lock"): lock,
-        cache / DIRECTORY[:2] / DIRECTORY[2:]: listing,
+        cache / DIRECTORY[:2] / DIRECTORY[2:]: LISTING,
         Path("data/sub/shard"): "corrupt",
         Path("data/sub/other"): "good",
         Path("curve.tsv"): "corrupt",
@@ -37,6 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.write_text(content)
     links = {
         "data/sub/shard": [cache / FILE[:2] / FILE[2:], Path(".work/teacher/key/shards/shard")],
+        "data/sub/other": [cache / OTHER[:2] / OTHER[2:]],
         "curve.tsv": [cache / SINGLE[:2] / SINGLE[2:]],
     }
     for source, targets in links.items():
@@ -59,6 +62,42 @@ def test_r21_corrupt_bytes_are_evicted_from_workspace_cache_and_work(project: Pa
     assert not any(path.exists() for path in removed)
     assert Path("data/sub/other").exists()
     assert Path(".work/train/key/shard").exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_copies_that_are_no_links_go_too() -> None:
+    copy = Path(".work/train/key/sub/shard")
+    copy.parent.mkdir(parents=True)
+    copy.write_text("corrupt")
+    assert copy.resolve() in list(evict(Path("data/sub/shard")))
+    assert not copy.exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_what_the_cache_holds_as_it_was_written_stays() -> None:
+    """Where files are copied and not linked, the cache is whole though the workspace is not."""
+    Path("data/sub/other").unlink()
+    Path("data/sub/other").write_text("corrupt")
+    assert list(evict(Path("data/sub/other"))) == [Path("data/sub/other")]
+    assert Path(".dvc/cache/files/md5", OTHER[:2], OTHER[2:]).read_text() == "good"
+
+
+def test_a_file_in_work_needs_no_output(project: Path) -> None:
+    unlike = project / ".work/train/key/shard"
+    assert [path.resolve() for path in evict(unlike)] == [unlike]
+    assert Path("data/sub/shard").exists()
+
+
+def test_a_folder_is_refused(project: Path) -> None:
+    with pytest.raises(DataError, match="data is a folder; name the corrupt file in it"):
+        list(evict(project / "data"))
+
+
+def test_without_its_list_of_files_a_folder_cannot_be_searched(project: Path) -> None:
+    (project / ".dvc/cache/files/md5" / DIRECTORY[:2] / DIRECTORY[2:]).unlink()
+    with pytest.raises(DataError, match="lacks the list of the files of data; run: dvc fetch data"):
+        list(evict(Path("data/sub/shard")))
+    assert Path("data/sub/shard").exists()
 
 
 @pytest.mark.usefixtures("project")

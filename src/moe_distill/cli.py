@@ -39,12 +39,13 @@ def plan() -> None:
 
 @app.command()
 def verify() -> None:
-    """Read every byte of windows, shards, teacher head and checkpoints, and compare with the recorded hashes."""
+    """Read every byte of every output and of work in progress, and compare with the recorded hashes."""
     from moe_distill.verify import verify as read_through
 
     found = list(read_through(Path(), project_root() / ".work"))
     for each in found:
-        say(f"ok    {each.path}" if each.fault is None else f"FAIL  {each.fault}")
+        whole = f"skip  {each.path}: {each.unread}" if each.unread else f"ok    {each.path}"
+        say(whole if each.fault is None else f"FAIL  {each.fault}")
     if not found:
         say("nothing to verify yet; run: dvc repro")
     if any(each.fault for each in found):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_distill.errors import DataError
+from moe_distill.errors import DataError, repair
 
 READ_BUFFER_BYTES = 1 << 20  # with pre-buffering off: else pyarrow holds the whole file
 SCHEMA = pa.schema([("document_id", pa.string()), ("source", pa.string()), ("text", pa.string())])
@@ -38,7 +38,7 @@ def read_documents(path: Path, batch_documents: int = 256) -> Iterator[list[Docu
             for batch in file.iter_batches(batch_documents, columns=SCHEMA.names):
                 yield [Document(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file", str(error), "run: dvc repro corpus") from error
+        raise DataError(f"{path} is not a readable parquet file", str(error), repair(path)) from error
 
 
 def draw(document_id: str, purpose: str) -> float:

@@ -4,6 +4,8 @@ Each class carries the exit code of the stage that ends with it. Anything else t
 is a defect of this project and keeps its traceback.
 """
 
+from pathlib import Path
+
 
 class MoeDistillError(Exception):
     """A failure with a known cause; printed as one line, without a traceback."""
@@ -37,3 +39,12 @@ class DivergenceError(MoeDistillError):
     """Training met too many non-finite losses or gradients in a row."""
 
     exit_code = 5
+
+
+def repair(path: Path) -> str:
+    """How to bring back an output's file that is not as it was written.
+
+    DVC trusts a file whose size and time are as before, and its cache holds the same bytes: neither `dvc pull` nor
+    `dvc repro -f` mends it before they are removed.
+    """
+    return f"run: moe-distill recover --shard {path}; then: dvc pull, or dvc repro"

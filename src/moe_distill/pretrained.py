@@ -35,7 +35,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
             those of its config.json: left out, too many, of another shape, or not finite.
     """
     logging.disable_progress_bar()  # of reading weights: seconds, and lines in every log
-    mend = f"run: dvc repro -f {WRITTEN_BY.get(folder.name, 'models')}"
+    mend = f"run: moe-distill verify; where it finds nothing: dvc repro -f {WRITTEN_BY.get(folder.name, 'models')}"
     try:
         loaded: object = AutoModelForCausalLM.from_pretrained(
             folder,

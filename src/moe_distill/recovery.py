@@ -1,18 +1,15 @@
 """Corrupt bytes and abandoned work, removed from everywhere they stand."""
 
-import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
+from moe_distill.dvc_outputs import cache_folder, cached, files_of, md5_file, recorded_outputs
 from moe_distill.errors import DataError
 from moe_distill.work import hold_workspace, unheld_folders
-from moe_distill.workspace import project_root
+from moe_distill.workspace import project_root, sha256_file
 
 SECONDS_PER_DAY = 86_400.0
 
@@ -21,24 +18,29 @@ def evict(path: Path) -> Iterator[Path]:
     """Remove an output's file, or a file below an output, from workspace, DVC cache and `.work`.
 
     All three may be one inode, and DVC trusts a file whose size and time are as before, so that corrupt bytes
-    come back from its cache until they are removed there.
+    come back from its cache until they are removed there. What the cache holds as it was written stays.
+
+    Args:
+        path: an output's file; or a file in `.work`, which no other place has a name for.
 
     Yields:
         Each path that was removed.
 
     Raises:
-        DataError: no output recorded in dvc.lock holds the path.
+        DataError: the path is a folder, or no output recorded in dvc.lock holds it.
         ResourceError: a stage runs here; names its pid.
     """
-    path = Path(os.path.relpath(path))
+    path, work = Path(os.path.relpath(path)), project_root() / ".work"
+    if path.is_dir():
+        raise DataError(f"{path} is a folder", fix="name the corrupt file in it, as `moe-distill verify` does")
     with hold_workspace("recover"):
-        copies = [_cache_object(path), path]
-        if path.exists():
-            copies += [file for file in (project_root() / ".work").rglob(path.name) if file.samefile(path)]
-        for copy in copies:
-            if copy.exists():
-                copy.unlink()
-                yield copy
+        outputs = [path] if path.resolve().is_relative_to(work) else [path, *_corrupt_in_cache(path)]
+        digests = {sha256_file(file) for file in outputs if file.is_file()}
+        copies = [file for file in work.rglob(path.name) if file.is_file() and sha256_file(file) in digests]
+        for file in [*copies, *outputs]:
+            if file.is_file():
+                file.unlink()
+                yield file
 
 
 def abandoned_folders(days: float) -> Iterator[Path]:
@@ -56,20 +58,18 @@ def remove_folder(folder: Path) -> int:
     return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
-def _cache_object(path: Path) -> Path:
-    """Where DVC's cache keeps the content that dvc.lock records for a path."""
-    cache = Path(subprocess.check_output(["dvc", "cache", "dir"], text=True).strip()) / "files/md5"
-    stages = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
-    for out in (out for stage in stages.values() for out in stage["outs"]):
-        content = _object(cache, out["md5"])
-        if path == Path(out["path"]):
-            return content
-        if path.is_relative_to(out["path"]) and content.is_file():  # a folder's list of files
-            for entry in json.loads(content.read_text(encoding="utf-8")):
-                if path == Path(out["path"], entry["relpath"]):
-                    return _object(cache, entry["md5"])
+def _corrupt_in_cache(path: Path) -> list[Path]:
+    """The file of DVC's cache that should hold what dvc.lock records for `path`, and holds something else."""
+    cache = cache_folder(Path())
+    for output in recorded_outputs(Path()):
+        if not path.is_relative_to(output.path):
+            continue
+        files = files_of(output, cache)
+        if files is None:
+            raise DataError(
+                f"DVC's cache lacks the list of the files of {output.path}", fix=f"run: dvc fetch {output.path}"
+            )
+        if path in files:
+            content = cached(cache, files[path])
+            return [content] if content.is_file() and md5_file(content) != files[path] else []
     raise DataError(f"{path} belongs to no output in dvc.lock", fix="name a file below an output, as `dvc.lock` does")
-
-
-def _object(cache: Path, digest: str) -> Path:
-    return cache / digest[:2] / digest[2:]

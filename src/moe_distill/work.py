@@ -19,15 +19,15 @@ import psutil
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from moe_distill.errors import ResourceError
+from moe_distill.errors import DataError, ResourceError
 from moe_distill.progress import say
+from moe_distill.seal import read_object, unsealed, write_sealed
 from moe_distill.workspace import (
     canonical_json,
     folder_fingerprint,
     project_root,
     publish,
     sha256_file,
-    write_json,
 )
 
 SAME_WORKSPACE_SECONDS = 0.5
@@ -103,12 +103,12 @@ def compute_once(
     home.mkdir(parents=True, exist_ok=True)
     folder = home / key[:16]
     with _held(folder, stage):
-        record = _finished(folder, outputs)
+        record = _finished(folder)
         if record is None:
             folder.mkdir(exist_ok=True)
             figures = compute(folder)
             record = _Record(workspace=Path.cwd(), figures=figures, outputs=_fingerprints(folder, outputs))
-            write_json(folder / RECORD_NAME, record.model_dump(mode="json"))
+            write_sealed(folder / RECORD_NAME, record.model_dump(mode="json"))
         else:
             say(f"{stage}: was finished by a process in {record.workspace}; its result is taken")
         for name, destination in outputs.items():
@@ -116,19 +116,36 @@ def compute_once(
     return record.figures
 
 
-def _finished(folder: Path, outputs: Iterable[str]) -> _Record | None:
-    """The record of finished work whose outputs are what it says."""
+def check_finished(folder: Path) -> None:
+    """Read finished work through.
+
+    Raises:
+        DataError: the record, or an output, is not as it was written.
+    """
     record = _read_record(folder)
-    if record is not None and record.outputs != _fingerprints(folder, outputs):
+    if record is not None and record.outputs != _fingerprints(folder, record.outputs):
+        raise DataError(f"{folder} is not what its {RECORD_NAME} says", fix="run: dvc repro; it is computed again")
+
+
+def _finished(folder: Path) -> _Record | None:
+    """The record of finished work; what is not as it was written is removed."""
+    try:
+        check_finished(folder)
+        return _read_record(folder)
+    except DataError:
         say(f"warning: {folder} is not what its {RECORD_NAME} says; it is computed again")
         shutil.rmtree(folder)
         return None
-    return record
 
 
 def _read_record(folder: Path) -> _Record | None:
+    """What finished work says of itself, None where work is unfinished.
+
+    Raises:
+        DataError: the record is not what its seal says.
+    """
     path = folder / RECORD_NAME
-    return _Record.model_validate_json(path.read_bytes()) if path.is_file() else None
+    return _Record.model_validate(unsealed(path, read_object(path))) if path.is_file() else None
 
 
 def _fingerprints(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
@@ -146,9 +163,10 @@ def unheld_folders() -> Iterator[Path]:
 
 def _remove_what_dvc_has_recorded() -> None:
     for folder in unheld_folders():
-        record = _read_record(folder)
-        if record is not None and _is_recorded(record) and not _waiters(folder):
-            shutil.rmtree(folder)
+        with suppress(DataError):  # a broken record is no result: the stage, or `clean`, removes the folder
+            record = _read_record(folder)
+            if record is not None and _is_recorded(record) and not _waiters(folder):
+                shutil.rmtree(folder)
 
 
 def _is_recorded(record: _Record) -> bool:

@@ -234,5 +234,5 @@ def test_a_damaged_corpus_is_refused_by_tokenize(workspace: Workspace) -> None:
     os.truncate(path, path.stat().st_size // 2)
     said = workspace.refuse("tokenize")
     assert "data/corpus/train.parquet is not a readable parquet file" in said
-    assert "run: dvc repro corpus" in said
+    assert "run: moe-distill recover --shard data/corpus/train.parquet; then: dvc pull, or dvc repro" in said
     assert not (workspace.folder / "data/windows").exists()

@@ -15,9 +15,12 @@ import torch
 import yaml
 
 from moe_distill import disk
-from moe_distill.alignment.corpus_windows import _encoder, estimated_bytes
+from moe_distill.alignment.corpus_windows import estimated_bytes, open_encoder
 from moe_distill.disk import disk_full, require_space
 from moe_distill.errors import ResourceError
+from moe_distill.models import estimate as model_estimate
+from moe_distill.models import folder as model_folder
+from moe_distill.models.provide import provide_student, provide_teacher
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.windows import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.anatomy import dissect
@@ -39,9 +42,28 @@ def within_15_percent(estimate: int, written: int) -> bool:
     return abs(estimate - written) <= 0.15 * written
 
 
+def test_tiny_models_are_estimated_within_15_percent(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, estimates = chain.params.profile.models, []
+    monkeypatch.setattr(model_estimate, "require_space", lambda _folder, n_bytes, *_: estimates.append(n_bytes))
+    provide_teacher(models.teacher, 0, chain.folder / "data/corpus", tmp_path / "teacher")
+    provide_student(models.student, 0, chain.folder / "data/corpus", tmp_path / "student")
+    assert within_15_percent(estimates[0], size(tmp_path / "teacher"))
+    assert within_15_percent(estimates[1], size(tmp_path / "student"))
+
+
+def test_a_model_from_a_folder_is_estimated_exactly(chain: Chain, tmp_path: Path) -> None:
+    estimates = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model_folder, "require_space", lambda _folder, n_bytes, *_: estimates.append(n_bytes))
+        model_folder.copy_model_folder(chain.folder / "models/teacher", "it", tmp_path / "teacher")
+    assert estimates == [size(tmp_path / "teacher")]
+
+
 def test_windows_are_estimated_within_15_percent(chain: Chain) -> None:
     params = chain.params.profile.windows
-    encoders = tuple(_encoder(chain.folder / "models" / name, name) for name in ("teacher", "student_init"))
+    encoders = tuple(open_encoder(chain.folder / "models" / name, name) for name in ("teacher", "student_init"))
     folder = chain.folder / "data/windows"
     estimate = sum(estimated_bytes(split, params, chain.folder / "data/corpus", encoders) for split in SPLITS)
     stores = [folder / side / split for side in ("teacher", "student") for split in SPLITS]
@@ -91,10 +113,14 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("crowded")
-@pytest.mark.parametrize("stage", ["tokenize", "teacher", "train_kd"])
+@pytest.mark.parametrize("stage", ["teacher model", "student model", "folder", "tokenize", "teacher", "train_kd"])
 def test_a_stage_that_cannot_fit_is_refused_before_it_writes(chain: Chain, tmp_path: Path, stage: str) -> None:
     copied = chain.copy(tmp_path / "chain")
+    models, corpus = chain.params.profile.models, chain.folder / "data/corpus"
     stages: dict[str, Callable[[], object]] = {
+        "teacher model": lambda: provide_teacher(models.teacher, 0, corpus, copied.folder / "new"),
+        "student model": lambda: provide_student(models.student, 0, corpus, copied.folder / "new"),
+        "folder": lambda: model_folder.copy_model_folder(chain.folder / "models/teacher", "it", copied.folder / "new"),
         "tokenize": lambda: tokenize(copied.folder, copied.params),
         "teacher": lambda: capture(copied.folder, copied.params),
         "train_kd": lambda: train_kd(copied.params, copied.inputs(), copied.outputs()),
@@ -102,7 +128,7 @@ def test_a_stage_that_cannot_fit_is_refused_before_it_writes(chain: Chain, tmp_p
     with pytest.raises(ResourceError, match=r"will take .* MiB; .* has 0 MiB free; free some, or "):
         stages[stage]()
     outputs = {"tokenize": "data/windows", "teacher": "shards", "train_kd": ".work"}
-    assert not [path for path in (copied.folder / outputs[stage]).rglob("*") if path.is_file()]
+    assert not [path for path in (copied.folder / outputs.get(stage, "new")).rglob("*") if path.is_file()]
 
 
 def test_what_fits_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

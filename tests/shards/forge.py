@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moe_distill.shards.seal import read_object, unsealed, write_sealed
+from moe_distill.seal import read_object, unsealed, write_sealed
 from moe_distill.workspace import Json, sha256_file
 
 

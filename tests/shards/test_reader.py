@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe_distill.errors import DataError
+from moe_distill.seal import read_object, unsealed, write_sealed
 from moe_distill.shards.format import FORMAT_VERSION
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.seal import read_object, unsealed, write_sealed
 from moe_distill.workspace import sha256_file
 
 from .toy import FIELDS, FORMAT, expected, new_writer, part, write_store

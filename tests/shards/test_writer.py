@@ -112,7 +112,7 @@ def unfinished(folder: Path) -> None:
         writer.append(part(number), cursor=number + 1)
 
 
-@pytest.mark.parametrize("fault", ["flipped", "truncated", "missing", "receipt"])
+@pytest.mark.parametrize("fault", ["flipped", "truncated", "missing", "receipt", "figure"])
 @pytest.mark.parametrize(("broken", "cursor"), [(0, 0), (1, 2)])
 def test_r21_a_broken_shard_of_a_killed_writer_is_written_again(tmp_path, fault, broken, cursor):
     unfinished(tmp_path)
@@ -125,8 +125,14 @@ def test_r21_a_broken_shard_of_a_killed_writer_is_written_again(tmp_path, fault,
         shard.write_bytes(shard.read_bytes()[:-1])
     elif fault == "missing":
         shard.unlink()
-    else:
+    elif fault == "receipt":
         (receipts_of(tmp_path) / f"{shard.name}.json").write_text("{", encoding="utf-8")
+    else:
+        receipt = receipts_of(tmp_path) / f"{shard.name}.json"
+        content = receipt.read_text(encoding="utf-8")
+        recorded = f'"cursor": {2 * broken + 2}'
+        assert recorded in content
+        receipt.write_text(content.replace(recorded, '"cursor": 3'), encoding="utf-8")
     writer = new_writer(tmp_path)
     assert writer.cursor == cursor
     for number in range(cursor, 5):

@@ -1,5 +1,6 @@
 """Folders that do not belong together are refused before the first step: both fingerprints, and what mends it."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,9 @@ import pytest
 
 from moe_distill.errors import DataError
 from moe_distill.models.provide import provide_student, provide_teacher
+from moe_distill.seal import read_object, unsealed, write_sealed
 from moe_distill.shards.provenance import capture_fingerprint, tokenizer_fingerprint
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.seal import read_object, unsealed, write_sealed
 from moe_distill.shards.targets import TEACHER_TARGETS
 from moe_distill.shards.windows import STUDENT_WINDOWS
 from moe_distill.teacher.run import run_teacher
@@ -157,8 +158,8 @@ def test_a_changed_description_of_the_head_is_refused_by_both_hashes(copied: Cha
 
 def unsealed_again(path: Path) -> dict[str, object]:
     """The content under a new seal."""
-    content = read_object(path)
-    content.pop("sha256")
+    content = json.loads(path.read_bytes())
+    del content["sha256"]
     write_sealed(path, content)
     return unsealed(path, read_object(path))
 

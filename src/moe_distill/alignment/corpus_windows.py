@@ -31,7 +31,7 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
     Returns:
         The figures of metrics/tokenize.json.
     """
-    encoders = _encoder(teacher, "teacher"), _encoder(student, "student")
+    encoders = open_encoder(teacher, "teacher"), open_encoder(student, "student")
     output.mkdir(parents=True, exist_ok=True)
     needed = sum(estimated_bytes(split, params, corpus, encoders) for split in SPLITS)
     require_space(output, needed, "the windows", "lower `windows.train_fraction` or `windows.max_train_windows`")
@@ -61,7 +61,7 @@ def _drawn(path: Path, fraction: float) -> Iterator[Document]:
         yield from (document for document in group if draw(document.document_id, "distil") < fraction)
 
 
-def _encoder(folder: Path, name: str) -> Encoder:
+def open_encoder(folder: Path, name: str) -> Encoder:
     tokenizer = load_tokenizer(folder)
     return make_encoder(tokenizer, prefix_token_id(folder, tokenizer), name)
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from moe_distill.config import Corpus, Source
 from moe_distill.corpus.divide import MAX_CHARACTERS, divide
+from moe_distill.corpus.estimate import corpus_bytes
 from moe_distill.corpus.raw import Skip
 from moe_distill.corpus.skips import SkipLog
 from moe_distill.corpus.sources import read_source, source_name
 from moe_distill.corpus.split import document_id, is_kept, is_validation
 from moe_distill.corpus.writer import DocumentWriter, open_writer
+from moe_distill.disk import require_space
 from moe_distill.documents import Document
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.progress import say
@@ -42,9 +44,11 @@ def build_corpus(params: Corpus, output: Path) -> dict[str, float]:
     Raises:
         ConfigError: two sources share a name.
         DataError: a source is unusable, or a split would be empty.
+        ResourceError: the disk cannot take the corpus.
     """
     names = _distinct_names(params.sources)
     output.mkdir(parents=True, exist_ok=True)
+    require_space(output, corpus_bytes(params), "the corpus", "lower `max_documents` or `weight` in corpus.sources")
     skips = SkipLog(names)
     seen: set[bytes] = set()
     counts: dict[str, Counter[str]] = {}

@@ -26,16 +26,13 @@ def file_documents(paths: Sequence[str], field: str) -> Iterator[RawDocument | S
     Raises:
         DataError: a path matches nothing, or a file cannot be read or lacks the column.
     """
-    found = dict.fromkeys(file for path in paths for file in _expand(path))  # each file once, in order
-    for file in found:
-        try:
-            yield from _read(file, field)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{file} cannot be read: it is damaged, incomplete or protected",
-                " ".join(str(error).split()),
-                "fetch it again, or take it out of `paths` in corpus.sources",
-            ) from error
+    for file in text_files(paths):
+        yield from read_file(file, field)
+
+
+def text_files(paths: Sequence[str]) -> list[Path]:
+    """The files that `paths` name, each once, in order; see `file_documents`."""
+    return list(dict.fromkeys(file for path in paths for file in _expand(path)))
 
 
 def _expand(path: str) -> list[Path]:
@@ -50,13 +47,21 @@ def _expand(path: str) -> list[Path]:
     return files
 
 
-def _read(file: Path, field: str) -> Iterator[RawDocument | Skip]:
-    if file.suffix.lower() == ".txt":
-        yield _read_txt(file)
-    elif file.suffix.lower() == ".jsonl":
-        yield from _read_jsonl(file, field)
-    else:
-        yield from _read_parquet(file, field)
+def read_file(file: Path, field: str) -> Iterator[RawDocument | Skip]:
+    """Yield the documents of one file; see `file_documents`."""
+    try:
+        if file.suffix.lower() == ".txt":
+            yield _read_txt(file)
+        elif file.suffix.lower() == ".jsonl":
+            yield from _read_jsonl(file, field)
+        else:
+            yield from _read_parquet(file, field)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{file} cannot be read: it is damaged, incomplete or protected",
+            " ".join(str(error).split()),
+            "fetch it again, or take it out of `paths` in corpus.sources",
+        ) from error
 
 
 def _read_txt(file: Path) -> RawDocument | Skip:

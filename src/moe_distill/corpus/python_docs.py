@@ -33,16 +33,21 @@ def python_documents(library: Path) -> Iterator[RawDocument | Skip]:
     Raises:
         DataError: this Python was installed without its topics, or without its modules' source.
     """
-    yield from _topic_documents()
+    yield from topic_documents()
     found = False
-    for path in sorted(library.rglob("*.py")):
-        name = path.relative_to(library)
-        if LEFT_OUT.isdisjoint(name.parts):
-            for document in _module_documents(path.read_bytes(), name.as_posix()):
-                found = True
-                yield document
+    for path in library_modules(library):
+        for document in _module_documents(path.read_bytes(), path.relative_to(library).as_posix()):
+            found = True
+            yield document
     if not found:
         raise _no_documentation(f"{library} holds no documented modules")
+
+
+def library_modules(library: Path) -> Iterator[Path]:
+    """Yield the modules below `library` whose docstrings are documentation, sorted by name."""
+    for path in sorted(library.rglob("*.py")):
+        if LEFT_OUT.isdisjoint(path.relative_to(library).parts):
+            yield path
 
 
 def _no_documentation(why: str) -> DataError:
@@ -53,7 +58,7 @@ def _no_documentation(why: str) -> DataError:
     )
 
 
-def _topic_documents() -> Iterator[RawDocument]:
+def topic_documents() -> Iterator[RawDocument]:
     """Yield each topic that no longer topic contains.
 
     `help("customization")` is a section of `help("specialnames")` word for word: left in, 5 to 9% of the

@@ -11,6 +11,7 @@ from moe_distill.documents import SCHEMA, Document
 from moe_distill.workspace import sync
 
 GROUP_DOCUMENTS = 512
+COMPRESSION = "zstd"
 GROUP_CHARACTERS = 8 * 2**20  # whichever is reached first: 512 books would not fit in memory
 
 
@@ -19,7 +20,7 @@ def open_writer(path: Path) -> Iterator["DocumentWriter"]:
     """Write `path` under a temporary name, which it loses when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.tmp")  # without a pid: a rerun overwrites what a killed run left
     try:
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as file:
+        with pq.ParquetWriter(temporary, SCHEMA, compression=COMPRESSION) as file:
             writer = DocumentWriter(file)
             yield writer
             writer.flush()

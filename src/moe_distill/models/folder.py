@@ -8,10 +8,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from moe_distill.disk import require_space
 from moe_distill.errors import DataError
 
 # Whatever matches none of these (pickled weights, Python code, other formats' exports) is never taken along.
 FILE_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja")
+SMALLER = "choose a smaller model in the profile's models"
 
 
 def check_model_folder(folder: Path, name: str) -> None:
@@ -44,12 +46,21 @@ def check_model_folder(folder: Path, name: str) -> None:
 
 
 def copy_model_folder(source: Path, name: str, output: Path) -> None:
-    """Copy the files of a model from the top of `source` to `output`; see `check_model_folder`."""
+    """Copy the files of a model from the top of `source` to `output`; see `check_model_folder`.
+
+    Raises:
+        ResourceError: the disk cannot take them.
+    """
     check_model_folder(source, name)
     output.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in FILE_PATTERNS):
-            shutil.copyfile(path, output / path.name)
+    files = [
+        path
+        for path in sorted(source.iterdir())
+        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in FILE_PATTERNS)
+    ]
+    require_space(output, sum(path.stat().st_size for path in files), name, SMALLER)
+    for path in files:
+        shutil.copyfile(path, output / path.name)
 
 
 def count_parameters(folder: Path) -> int:

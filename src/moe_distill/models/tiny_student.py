@@ -7,6 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from moe_distill.config import TinyStudent
+from moe_distill.models.estimate import require_model_space
 from moe_distill.models.tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
 
 
@@ -15,6 +16,7 @@ def make_tiny_student(params: TinyStudent, seed: int, train_documents: Path, out
 
     Raises:
         DataError: there is too little text for the vocabulary.
+        ResourceError: the disk cannot take the model.
     """
     tokenizer = train_tokenizer(params.tokenizer, train_documents)
     end_id = end_of_text_id(tokenizer)
@@ -33,6 +35,7 @@ def make_tiny_student(params: TinyStudent, seed: int, train_documents: Path, out
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    require_model_space(model, tokenizer, output)
     # Not in the model's own config: nn.Embedding would keep that row, which begins every window, from learning.
     model.generation_config.pad_token_id = end_id
     logging.disable_progress_bar()  # of writing weights

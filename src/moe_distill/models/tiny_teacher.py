@@ -18,6 +18,7 @@ from transformers.utils import logging
 from moe_distill.config import TinyTeacher
 from moe_distill.documents import read_documents
 from moe_distill.errors import DivergenceError
+from moe_distill.models.estimate import require_model_space
 from moe_distill.models.token_windows import Batch, document_batches, packed_tokens, training_batches
 from moe_distill.models.tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
 from moe_distill.progress import bar, say
@@ -45,11 +46,13 @@ def train_tiny_teacher(
     Raises:
         DataError: there is too little text for the vocabulary or for one window.
         DivergenceError: the loss is not finite.
+        ResourceError: the disk cannot take the model.
     """
     tokenizer = train_tokenizer(params.tokenizer, train_documents)
     tokenizer.encode_special_tokens = True  # text that spells a special token is ordinary text
     end_id = end_of_text_id(tokenizer)
     model = _random_model(params, tokenizer.get_vocab_size(), end_id, seed)
+    require_model_space(model, tokenizer, output)
     model.to(make_runtime("fp32").device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
     tokens_N = packed_tokens(train_documents, tokenizer, end_id)
     batches = training_batches(tokens_N, end_id, params.max_length, params.batch_windows, seed)

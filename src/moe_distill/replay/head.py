@@ -8,9 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from moe_distill.errors import DataError
+from moe_distill.errors import DataError, repair
+from moe_distill.seal import read_object, unsealed, write_sealed
 from moe_distill.shards.checks import check_finite
-from moe_distill.shards.seal import read_object, unsealed, write_sealed
 from moe_distill.workspace import sha256_file, write_atomically
 
 HEAD_FORMAT = "moe-distill/teacher-head"
@@ -78,7 +78,7 @@ def read_head(folder: Path, device: torch.device) -> tuple[HeadDescription, dict
     found = sha256_file(path)
     if found != description.weights_sha256:
         why = f"sha256 {found}, {DESCRIPTION_NAME} says {description.weights_sha256}"
-        raise DataError(f"{path} is corrupt", why, f"run: moe-distill recover --shard {path}")
+        raise DataError(f"{path} is corrupt", why, repair(path))
     try:
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:

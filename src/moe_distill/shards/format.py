@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moe_distill.errors import DataError
-from moe_distill.shards.seal import read_object, unsealed
+from moe_distill.seal import read_object, unsealed
 from moe_distill.workspace import Json
 
 FORMAT_VERSION = 3

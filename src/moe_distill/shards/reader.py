@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moe_distill.errors import DataError
+from moe_distill.errors import DataError, repair
 from moe_distill.shards.checks import check_finite, check_range
 from moe_distill.shards.format import DTYPES, FileEntry, Index, read_index
 from moe_distill.workspace import sha256_file
@@ -106,11 +106,7 @@ class ShardReader:
             raise DataError(f"{path} does not exist", "its index lists it", "run: dvc checkout, or dvc repro")
         found = sha256_file(path)
         if found != entry.sha256:
-            raise DataError(
-                f"{path} is corrupt",
-                f"sha256 {found}, its index says {entry.sha256}",
-                f"run: moe-distill recover --shard {path}",
-            )
+            raise DataError(f"{path} is corrupt", f"sha256 {found}, its index says {entry.sha256}", repair(path))
         try:
             with safe_open(path, framework="pt") as file:
                 columns = {name: file.get_tensor(name) for name in self.index.fields}

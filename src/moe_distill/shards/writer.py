@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
+from moe_distill.errors import DataError
+from moe_distill.seal import read_object, unsealed, write_sealed
 from moe_distill.shards.format import (
     DTYPES,
     FORMAT_VERSION,
@@ -19,8 +21,7 @@ from moe_distill.shards.format import (
     Metadata,
     shard_name,
 )
-from moe_distill.shards.seal import write_sealed
-from moe_distill.workspace import sha256_file, write_atomically, write_json
+from moe_distill.workspace import sha256_file, write_atomically
 
 
 class _Receipt(BaseModel):
@@ -132,7 +133,7 @@ class ShardWriter:
         entry = FileEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), rows=rows)
         receipt = _Receipt(entry=entry, cursor=self._pending_cursor, tallies=dict(self._pending_tallies))
         if self._receipt_folder is not None:
-            write_json(_receipt_path(self._receipt_folder, path.name), receipt.model_dump(mode="json"))
+            write_sealed(_receipt_path(self._receipt_folder, path.name), receipt.model_dump(mode="json"))
         self._receipts.append(receipt)
         self._pending_tallies = Counter()
         self._pending = {name: [] for name in self._fields}
@@ -148,8 +149,8 @@ def _valid_receipts(folder: Path, receipt_folder: Path) -> list[_Receipt]:
     while (path := _receipt_path(receipt_folder, name := shard_name(len(receipts)))).is_file():
         shard = folder / name
         try:
-            receipt = _Receipt.model_validate_json(path.read_bytes())
-        except ValidationError:
+            receipt = _Receipt.model_validate(unsealed(path, read_object(path)))
+        except (DataError, ValidationError):
             break
         if not shard.is_file() or sha256_file(shard) != receipt.entry.sha256:
             break

@@ -68,7 +68,7 @@ def check_checkpoint(folder: Path) -> None:
     """
     reason = _fault(folder)
     if reason is not None:
-        raise DataError(f"{folder} is broken", reason, "the same stage takes the checkpoint before it")
+        raise DataError(f"{folder} is broken", reason, "run: dvc repro; it continues from the one before it")
 
 
 def _folders(folder: Path) -> list[Path]:

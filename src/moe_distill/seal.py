@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from moe_distill.errors import DataError
+from moe_distill.errors import DataError, repair
 from moe_distill.workspace import Json, fingerprint, write_json
 
 SEAL = "sha256"
@@ -16,22 +16,24 @@ def write_sealed(path: Path, content: Mapping[str, Json]) -> None:
 
 
 def read_object(path: Path) -> dict[str, Json]:
-    """Read a JSON object, its seal not yet checked.
+    """Read a JSON object as it is; a seal that it carries is checked, so that damage never passes for another version.
 
     Raises:
-        DataError: the file is not a JSON object.
+        DataError: the file is not a JSON object, or differs from its seal.
     """
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:  # not JSON, or not UTF-8
-        raise DataError(f"{path} is not JSON", str(error), f"run: moe-distill recover --shard {path}") from error
+        raise DataError(f"{path} is not JSON", str(error), repair(path)) from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} is not a JSON object", fix=f"run: moe-distill recover --shard {path}")
+        raise DataError(f"{path} is not a JSON object", fix=repair(path))
+    if SEAL in content:
+        unsealed(path, content)
     return content
 
 
 def unsealed(path: Path, content: Mapping[str, Json]) -> dict[str, Json]:
-    """The content without its seal.
+    """The content without its seal, which it must have.
 
     Raises:
         DataError: the content differs from its seal; names both hashes.
@@ -39,7 +41,5 @@ def unsealed(path: Path, content: Mapping[str, Json]) -> dict[str, Json]:
     rest = {key: value for key, value in content.items() if key != SEAL}
     found, recorded = fingerprint(rest), content.get(SEAL)
     if found != recorded:
-        raise DataError(
-            f"{path} is corrupt", f"sha256 {found}, it says {recorded}", f"run: moe-distill recover --shard {path}"
-        )
+        raise DataError(f"{path} is corrupt", f"sha256 {found}, it says {recorded}", repair(path))
     return rest

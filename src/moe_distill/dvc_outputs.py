@@ -1,0 +1,65 @@
+"""What dvc.lock records of the outputs: their files, the MD5 of each, and where DVC's cache keeps it."""
+
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from moe_distill.errors import DataError
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a stage as dvc.lock records it."""
+
+    path: Path  # of a file or a folder, below the workspace
+    md5: str  # a folder's is that of the list of its files, and ends with `.dir`
+
+
+def recorded_outputs(root: Path) -> list[Output]:
+    """The outputs in `root/dvc.lock`; none where nothing has run yet."""
+    lock = root / "dvc.lock"
+    if not lock.is_file():
+        return []
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    return [Output(Path(out["path"]), out["md5"]) for stage in stages.values() for out in stage["outs"]]
+
+
+def cache_folder(root: Path) -> Path:
+    """Where DVC's cache of the workspace `root` keeps contents by their MD5."""
+    return Path(subprocess.check_output(["dvc", "cache", "dir"], cwd=root, text=True).strip()) / "files/md5"
+
+
+def cached(cache: Path, md5: str) -> Path:
+    """The file of the cache that holds, if it is there, the content of that MD5."""
+    return cache / md5[:2] / md5[2:]
+
+
+def files_of(output: Output, cache: Path) -> dict[Path, str] | None:
+    """Path and MD5 of each file of an output; None where the cache lacks the list of a folder's files.
+
+    Raises:
+        DataError: the list is not as DVC wrote it.
+    """
+    if not output.md5.endswith(".dir"):
+        return {output.path: output.md5}
+    path = cached(cache, output.md5)
+    if not path.is_file():
+        return None
+    found = md5_file(path)
+    if f"{found}.dir" != output.md5:
+        raise DataError(
+            f"{path}, the list of the files of {output.path}, is corrupt",
+            f"md5 {found}, dvc.lock says {output.md5.removesuffix('.dir')}",
+            f"run: rm -f {path}; then: dvc pull, or dvc repro",
+        )
+    return {output.path / each["relpath"]: each["md5"] for each in json.loads(path.read_bytes())}
+
+
+def md5_file(path: Path) -> str:
+    """MD5 of a file's bytes, by which DVC knows it, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
