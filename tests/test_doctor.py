@@ -25,7 +25,7 @@ def test_r25_doctor_says_parameters_device_precision_and_disk() -> None:
 def test_r25_doctor_finds_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla P100")
-    monkeypatch.setattr("moe_distill.runtime.probe_gpu", lambda: "no kernel image is available")
+    monkeypatch.setattr("moe_distill.runtime.probe", lambda _device: "no kernel image is available")
     found = findings(load_params(ROOT))["device"]
     assert not found.ok
     assert "Tesla P100" in found.text

@@ -8,7 +8,7 @@ import torch
 
 from moe_distill import runtime
 from moe_distill.errors import ConfigError, ResourceError
-from moe_distill.runtime import Runtime, make_runtime, resolve_precision, seed_everything
+from moe_distill.runtime import Runtime, make_runtime, probe, resolve_precision, seed_everything
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -64,14 +64,29 @@ def test_r26_a_p100_gets_fp16_whatever_torch_says_of_bf16(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
-    monkeypatch.setattr(runtime, "probe_gpu", lambda: None)
+    monkeypatch.setattr(runtime, "probe", lambda _device: None)
     assert make_runtime("auto") == Runtime(torch.device("cuda"), FP16)
+
+
+def test_a_device_that_computes_right_passes_the_probe() -> None:
+    assert probe(torch.device("cpu")) is None
+
+
+def test_a_product_that_is_wrong_fails_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "ones", torch.zeros)
+    assert probe(torch.device("cpu")) == "a product of ones summed to 0.0"
+
+
+def test_a_device_without_kernels_fails_the_probe_with_its_reason() -> None:
+    failure = probe(torch.device("meta"))  # holds no values: the sum cannot be read
+    assert failure is not None
+    assert "meta" in failure
 
 
 def test_a_gpu_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100")
-    monkeypatch.setattr(runtime, "probe_gpu", lambda: "no kernel image is available")
+    monkeypatch.setattr(runtime, "probe", lambda _device: "no kernel image is available")
     with pytest.raises(ResourceError, match=r"Tesla P100.*no kernel image"):
         make_runtime("auto")
 

@@ -60,14 +60,14 @@ def resolve_precision(
     return torch.bfloat16 if compute_capability >= (8, 0) else torch.float16
 
 
-def probe_gpu() -> str | None:
-    """Run a real kernel; the reason why it failed, None where it ran.
+def probe(device: torch.device) -> str | None:
+    """Run a real fp16 product on a device; the reason why it failed, None where it ran and is right.
 
     `torch.cuda.is_available()` is True on a GPU for which the installed wheel has no kernels.
     """
     try:
-        ones = torch.ones(64, 64, device="cuda", dtype=torch.float16)
-        total = float((ones @ ones).sum())
+        ones = torch.ones(64, 64, device=device, dtype=torch.float16)
+        total = float((ones @ ones).sum(dtype=torch.float32))  # 262,144 is beyond fp16
     except (RuntimeError, AssertionError) as error:
         return str(error).splitlines()[0]
     return None if total == 64.0**3 else f"a product of ones summed to {total}"
@@ -82,14 +82,15 @@ def make_runtime(precision: Literal["auto", "fp32", "fp16", "bf16"]) -> Runtime:
     """
     if not torch.cuda.is_available():
         return Runtime(torch.device("cpu"), resolve_precision(precision, None))
-    failure = probe_gpu()
+    device = torch.device("cuda")
+    failure = probe(device)
     if failure is not None:
         raise ResourceError(
             f"the GPU {torch.cuda.get_device_name()} cannot run a kernel of this torch ({torch.__version__})",
             failure,
             "install a wheel with its kernels (a P100 needs a cu126 build), or hide it: CUDA_VISIBLE_DEVICES=",
         )
-    return Runtime(torch.device("cuda"), resolve_precision(precision, torch.cuda.get_device_capability()))
+    return Runtime(device, resolve_precision(precision, torch.cuda.get_device_capability()))
 
 
 def seed_everything(seed: int) -> None:

@@ -43,10 +43,16 @@ def forward(
     if states.finite() or model.dtype is torch.float32:
         return states, not states.finite()
     dtype = model.dtype
-    nn.Module.float(model)  # transformers wraps these two with checks for quantised models
+    _convert_weights(model, torch.float32)
     states = _run(anatomy, input_ids_BL, hidden_layers)
-    nn.Module.to(model, dtype)
+    _convert_weights(model, dtype)
     return states, True
+
+
+def _convert_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Parameters alone: buffers (the rotary frequencies) are fp32 as loaded, and half precision would change them."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _run(anatomy: Anatomy, input_ids_BL: Tensor, hidden_layers: list[int]) -> States:

@@ -1,0 +1,43 @@
+"""One forward pass: what is recorded, and a batch that half precision cannot hold."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from moe_distill.teacher.anatomy import dissect
+from moe_distill.teacher.forward import States, forward
+from tests.teacher.conftest import FAMILIES, VOCABULARY, make_teacher
+
+LOUD_ID = VOCABULARY - 1
+LAYERS = [0, 1, 3]
+
+
+def loud_teacher(family: str) -> PreTrainedModel:
+    """An fp16 teacher, its buffers as loaded, that overflows where token `LOUD_ID` stands."""
+    model = make_teacher(family)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[LOUD_ID] = torch.finfo(torch.float16).max
+        model.model.layers[0].self_attn.o_proj.weight.mul_(1000)  # what is added to it tips it over
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half()
+    return model
+
+
+def run(model: PreTrainedModel, ids: torch.Tensor) -> tuple[States, bool]:
+    return forward(model, dissect(model), ids, LAYERS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_after_an_overflow_is_that_of_a_fresh_teacher(family: str) -> None:
+    ids = torch.randint(1, LOUD_ID, (2, 80), generator=torch.Generator().manual_seed(0))
+    loud = ids.clone()
+    loud[1, 40] = LOUD_ID
+    model = loud_teacher(family)
+    states, in_fp32 = run(model, loud)
+    assert in_fp32
+    assert states.finite()
+    after, in_fp32 = run(model, ids)
+    assert not in_fp32
+    fresh, _ = run(loud_teacher(family), ids)
+    for name, expected in vars(fresh).items():
+        torch.testing.assert_close(getattr(after, name), expected, rtol=0, atol=0, msg=name)
