@@ -14,6 +14,7 @@ from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.tally import WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.errors import DataError
+from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
 
 from .toy import TEXT, Split, byte_level, document, encoder, make_split, sentencepiece, token_ends
@@ -270,7 +271,7 @@ def test_index_says_what_the_windows_are(tmp_path):
         "prefix_id": 0,
         "max_length": 12,
         "tokenizer": "S",
-        "teacher_windows": "key t",
+        "teacher_windows": windows_fingerprint(teacher_index),
     }
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from moe_distill.config import Capture, Params, load_params
+from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.windows import (
     MAP_FIELDS,
     STUDENT_FIELDS,
@@ -116,9 +117,9 @@ def _write_windows(root: Path, split: str, count: int) -> WindowStore:
         aligned["next_teacher_ids"] = columns["token_ids"]
         student.append(columns | aligned, cursor=number + 1)
         start += length
-    teacher.finish(TEACHER_WINDOWS, split, {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256})
-    metadata = {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256, "teacher_windows": split}
-    student.finish(STUDENT_WINDOWS, split, metadata)
+    metadata = {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256}
+    index = teacher.finish(TEACHER_WINDOWS, split, metadata)
+    student.finish(STUDENT_WINDOWS, split, metadata | {"teacher_windows": windows_fingerprint(index)})
     return WindowStore(root / "teacher_windows" / split, TEACHER_WINDOWS)
 
 
