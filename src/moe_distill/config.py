@@ -3,7 +3,7 @@
 Two files, two audiences. `params.yaml` holds what one studies (temperature, loss weights, the
 curriculum); `profiles/<profile>.yaml` holds what a machine and a pair of models need (sizes, paths,
 steps). No key has a default here: what a run uses is what stands in the two files, so that DVC sees
-every change. Unknown keys are refused.
+every change; an option that may be left out is off then. Unknown keys are refused.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,22 @@ Rate = Annotated[float, Field(gt=0.0)]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; fewer make balance and importance noise
+
+
+def require_router_positions(positions: float) -> None:
+    """Refuse what a step would see too few of.
+
+    Args:
+        positions: with teacher states, in a step of train_router.
+
+    Raises:
+        ConfigError: the router's terms would be noise.
+    """
+    if positions < MINIMUM_ROUTER_POSITIONS:
+        raise ConfigError(
+            f"a step sees {positions:.0f} positions with teacher states, the router needs {MINIMUM_ROUTER_POSITIONS}",
+            fix="raise `teacher.hidden_fraction` or `train.batch_windows`",
+        )
 
 
 class Section(BaseModel):
@@ -46,6 +62,7 @@ class Files(Section):
     field: str  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
     weight: Share
     max_documents: Positive | None
+    join_rows_to_characters: Positive | None = None  # see Hub; a .txt stays one document
 
 
 class Hub(Section):
@@ -60,6 +77,7 @@ class Hub(Section):
     field: str
     weight: Share
     max_documents: Positive
+    join_rows_to_characters: Positive | None = None  # consecutive rows make a document; absent: each row is one
 
 
 Source = Annotated[PythonDocs | Files | Hub, Field(discriminator="kind")]

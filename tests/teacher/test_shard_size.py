@@ -1,29 +1,75 @@
-"""What the real pair's shards take on disk, from the fields alone."""
+"""What the real pair's shards take on disk, from the fields and from windows of real text."""
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+import pytest
 import yaml
 
-from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Profile
+from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Hub, Profile
+from moe_distill.corpus.join import join_rows
+from moe_distill.corpus.raw import RawDocument
 from moe_distill.shards.format import row_bytes
 from moe_distill.shards.targets import target_fields
+from tests.assets import real_text, real_tokenizer
 
-ROOT = Path(__file__).parents[2]
+PATH = Path(__file__).parents[2] / "profiles/p100.yaml"
 TEACHER_SIZE, EXPERTS = 1024, 3  # Huihui-MoE-1B
+ALIGNED = (
+    0.95  # share of the student's positions, at least; 0.964 for the real pair (tests/alignment/test_real_pair.py)
+)
 
 
-def test_shards_of_the_real_pair_stay_within_15_gb() -> None:
-    profile = Profile.model_validate(yaml.safe_load((ROOT / "profiles/p100.yaml").read_text()))
-    capture, windows = profile.teacher, profile.windows
+@pytest.fixture
+def profile() -> Profile:
+    return Profile.model_validate(yaml.safe_load(PATH.read_text()))
+
+
+def shard_bytes(profile: Profile, positions: float, runs: float) -> float:
+    capture = profile.teacher
     fields = target_fields(capture.k, capture.tail_samples, len(capture.hidden_layers), TEACHER_SIZE, 1, EXPERTS)
     each = row_bytes(fields)
-    assert windows.max_train_windows is not None
-    assert windows.max_validation_windows is not None
-    n_windows = windows.max_train_windows + windows.max_validation_windows
-    assert n_windows == 50_000
-    positions = n_windows * (windows.teacher_max_length - 1)
-    total = positions * each["positions"]
-    total += n_windows * capture.hidden_fraction * capture.hidden_run * each["hidden"]
-    assert 10e9 < total < 15e9
+    return positions * each["positions"] + runs * capture.hidden_run * each["hidden"]
+
+
+def n_windows(profile: Profile) -> int:
+    assert profile.windows.max_train_windows is not None
+    assert profile.windows.max_validation_windows is not None
+    return profile.windows.max_train_windows + profile.windows.max_validation_windows
+
+
+def window_lengths(profile: Profile) -> Iterator[int]:
+    """Tokens of the windows of real text of the profile's kind: each line a row, joined as the profile says."""
+    source = profile.corpus.sources[0]
+    assert isinstance(source, Hub)
+    assert source.join_rows_to_characters is not None
+    rows = (
+        RawDocument(line, "wikitext", number)
+        for number, line in enumerate(real_text("wikitext2_test_raw.txt").splitlines(keepends=True), start=1)
+    )
+    tokenizer, most = real_tokenizer("qwen3"), profile.windows.teacher_max_length - 1
+    for document in join_rows(rows, source.join_rows_to_characters):
+        assert isinstance(document, RawDocument)
+        whole, rest = divmod(len(tokenizer.encode(document.text, add_special_tokens=False)), most)
+        yield from chain([most] * whole, [rest] * bool(rest))
+
+
+def test_shards_of_the_real_pair_stay_within_15_gb_even_if_every_window_is_full(profile: Profile) -> None:
+    count = n_windows(profile)
+    positions = count * (profile.windows.teacher_max_length - 1)
+    assert shard_bytes(profile, positions, count * profile.teacher.hidden_fraction) < 15e9
+
+
+def test_what_the_profile_of_the_real_pair_says_holds_for_real_text(profile: Profile) -> None:
+    capture, comments = profile.teacher, PATH.read_text()
+    lengths = list(window_lengths(profile))
+    mean = sum(lengths) / len(lengths)
+    long_enough = sum(length >= capture.hidden_run for length in lengths) / len(lengths)
+    positions, runs = n_windows(profile) * mean, n_windows(profile) * long_enough * capture.hidden_fraction
+    assert f"{n_windows(profile):,} x {mean:.0f} = {positions / 1e6:.1f} million positions" in comments
+    assert f"{shard_bytes(profile, positions, runs) / 1e9:.1f} GB in all" in comments
+    assert f"{long_enough:.1%} of the windows with at least {capture.hidden_run}" in comments
     # and a step of the router sees enough positions
-    assert profile.train.batch_windows * capture.hidden_fraction * capture.hidden_run >= MINIMUM_ROUTER_POSITIONS
+    seen = profile.train.batch_windows * long_enough * capture.hidden_fraction * capture.hidden_run
+    assert seen * ALIGNED > 1.05 * MINIMUM_ROUTER_POSITIONS

@@ -1,19 +1,21 @@
 """Folders that do not belong together are refused before the first step: both fingerprints, and what mends it."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from moe_distill.errors import DataError
+from moe_distill.errors import ConfigError, DataError
 from moe_distill.models.provide import provide_student, provide_teacher
 from moe_distill.seal import read_object, unsealed, write_sealed
 from moe_distill.shards.provenance import capture_fingerprint, tokenizer_fingerprint
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import TEACHER_TARGETS
-from moe_distill.shards.windows import STUDENT_WINDOWS
+from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
+from moe_distill.teacher.capture import run_of
 from moe_distill.teacher.run import run_teacher
 from moe_distill.training.phases import control, train_kd, train_router
 from tests.chain import Chain, capture, make_chain, tokenize, topic_texts
@@ -185,3 +187,17 @@ def test_teacher_windows_of_another_tokenizer_are_refused_before_the_teacher_run
     assert not (copied.folder / "x").exists()
     tokenize(copied.folder, copied.params)  # the command that mends it
     capture(copied.folder, copied.params)
+
+
+def test_too_few_states_for_the_router_are_refused_before_the_teacher_runs(copied: Chain) -> None:
+    """As many as the runs of the training windows hold: drawn here as in the capture."""
+    capture_params = copied.params.profile.teacher.model_copy(update={"hidden_fraction": 0.2})
+    folders = copied.folder / "data/windows/teacher", copied.folder / "models/teacher", copied.folder / "x"
+    counts = WindowStore(folders[0] / "train", TEACHER_WINDOWS).token_counts.tolist()
+    runs = [run for n, count in enumerate(counts) if (run := run_of(n, count, capture_params, capture_params.seed))]
+    assert runs
+    enough = math.ceil(256 * len(counts) / (64 * len(runs)))
+    with pytest.raises(ConfigError, match=r"a step sees \d+ positions .* needs 256; raise `teacher.hidden_fraction`"):
+        run_teacher(capture_params, *folders, step_windows=enough - 1)
+    assert not folders[2].exists()
+    run_teacher(capture_params, *folders, step_windows=enough)

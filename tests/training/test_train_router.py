@@ -12,7 +12,7 @@ from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.shards.reader import ShardReader
 from moe_distill.training import phases
-from moe_distill.training.phases import train_router
+from moe_distill.training.phases import train_kd, train_router
 from moe_distill.training.schedule import first_phase_steps
 from moe_distill.training.student import Heads, make_heads
 from tests.replay.teachers import make_teacher as random_moe
@@ -75,12 +75,13 @@ def test_other_families_train_too(tmp_path: Path) -> None:
     assert result.skipped_steps == 0
 
 
-def test_fewer_positions_than_a_router_needs_are_refused(folders: Folders) -> None:
+def test_fewer_positions_than_a_router_needs_are_refused_from_the_first_phase_on(folders: Folders) -> None:
     per_window = ShardReader(folders.root / "targets/train", "moe-distill/teacher-targets").rows("hidden") / 24
     assert 3 * per_window < 256 <= 4 * per_window
     refused = make_params(batch_windows=3, micro_batch_windows=3)
-    with pytest.raises(ConfigError, match=r"a step sees 192 .* needs 256.*hidden_fraction"):
-        train_router(refused, folders.inputs, folders.outputs("few"))
+    for stage in (train_kd, train_router):
+        with pytest.raises(ConfigError, match=r"a step sees 192 .* needs 256.*hidden_fraction"):
+            stage(refused, folders.inputs, folders.outputs("few"))
     accepted = make_params(batch_windows=4, micro_batch_windows=2)
     train_router(accepted, folders.inputs, folders.outputs("enough"))
 

@@ -1,4 +1,4 @@
-"""Local text: a .txt file is one document, a .jsonl line or a .parquet row is one document."""
+"""Local text: a .txt file is one document; a .jsonl line or a .parquet row is one, or several are joined into one."""
 
 import glob
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moe_distill.corpus.join import join_rows
 from moe_distill.corpus.raw import RawDocument, Skip, from_value
 from moe_distill.errors import DataError
 
@@ -16,18 +17,22 @@ BATCH_ROWS = 64  # rows can be books
 READ_BYTES = 2**20  # else, and without pre_buffer=False, parquet holds a row group, or the whole file, at once
 
 
-def file_documents(paths: Sequence[str], field: str) -> Iterator[RawDocument | Skip]:
+def file_documents(
+    paths: Sequence[str], field: str, join_rows_to_characters: int | None = None
+) -> Iterator[RawDocument | Skip]:
     """Yield the documents of files, folders and globs, in the order of `paths`, sorted within each.
 
     Args:
         paths: files; folders, searched recursively; or globs such as `texts/**/*.jsonl`.
         field: the JSON key or parquet column that holds the text.
+        join_rows_to_characters: length of the documents that the rows of a .jsonl or .parquet file are joined into;
+            None: each row is a document.
 
     Raises:
         DataError: a path matches nothing, or a file cannot be read or lacks the column.
     """
     for file in text_files(paths):
-        yield from read_file(file, field)
+        yield from read_file(file, field, join_rows_to_characters)
 
 
 def text_files(paths: Sequence[str]) -> list[Path]:
@@ -47,21 +52,23 @@ def _expand(path: str) -> list[Path]:
     return files
 
 
-def read_file(file: Path, field: str) -> Iterator[RawDocument | Skip]:
+def read_file(file: Path, field: str, join_rows_to_characters: int | None = None) -> Iterator[RawDocument | Skip]:
     """Yield the documents of one file; see `file_documents`."""
     try:
-        if file.suffix.lower() == ".txt":
-            yield _read_txt(file)
-        elif file.suffix.lower() == ".jsonl":
-            yield from _read_jsonl(file, field)
-        else:
-            yield from _read_parquet(file, field)
+        yield from _read(file, field, join_rows_to_characters)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"{file} cannot be read: it is damaged, incomplete or protected",
             " ".join(str(error).split()),
             "fetch it again, or take it out of `paths` in corpus.sources",
         ) from error
+
+
+def _read(file: Path, field: str, characters: int | None) -> Iterator[RawDocument | Skip]:
+    if file.suffix.lower() == ".txt":
+        return iter([_read_txt(file)])
+    rows = _read_jsonl(file, field) if file.suffix.lower() == ".jsonl" else _read_parquet(file, field)
+    return rows if characters is None else join_rows(rows, characters)
 
 
 def _read_txt(file: Path) -> RawDocument | Skip:

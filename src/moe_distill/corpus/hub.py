@@ -3,16 +3,22 @@
 from collections.abc import Iterator
 
 from moe_distill.config import Hub
+from moe_distill.corpus.join import join_rows
 from moe_distill.corpus.raw import RawDocument, Skip, from_value
 from moe_distill.errors import DataError
 
 
 def hub_documents(source: Hub) -> Iterator[RawDocument | Skip]:
-    """Yield the rows of a dataset at its pinned revision, in its own order.
+    """Yield the documents of a dataset at its pinned revision, in its own order: rows, joined where the source says so.
 
     Raises:
         DataError: the dataset cannot be reached, does not exist, or lacks the column.
     """
+    rows = _rows(source)
+    return rows if source.join_rows_to_characters is None else join_rows(rows, source.join_rows_to_characters)
+
+
+def _rows(source: Hub) -> Iterator[RawDocument | Skip]:
     import datasets  # here, since it takes a second or more to import and only this source needs it
 
     try:

@@ -36,5 +36,5 @@ def _open(source: Source) -> Iterator[RawDocument | Skip]:
     if isinstance(source, PythonDocs):
         return python_documents(Path(sysconfig.get_path("stdlib")))
     if isinstance(source, Files):
-        return file_documents(source.paths, source.field)
+        return file_documents(source.paths, source.field, source.join_rows_to_characters)
     return hub_documents(source)

@@ -9,12 +9,15 @@ from moe_distill.teacher.capture import capture_fields, run_of
 
 def shard_bytes(windows: WindowStore, params: Capture, anatomy: Anatomy) -> int:
     """Bytes of the columns of one split: the positions are counted and the runs of states drawn as in the capture."""
-    runs = sum(
-        run_of(window, count, params, params.seed) is not None
-        for window, count in enumerate(windows.token_counts.tolist())
-    )
-    rows = {"positions": int(windows.token_counts.sum()), "hidden": runs * params.hidden_run}
+    rows = {"positions": int(windows.token_counts.sum()), "hidden": stated_positions(windows, params)}
     return store_bytes(capture_fields(params, anatomy), rows)
+
+
+def stated_positions(windows: WindowStore, params: Capture) -> int:
+    """Positions of one split whose states will be kept."""
+    counts = enumerate(windows.token_counts.tolist())
+    runs = sum(run_of(window, count, params, params.seed) is not None for window, count in counts)
+    return runs * params.hidden_run
 
 
 def head_bytes(anatomy: Anatomy) -> int:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moe_distill.config import Capture
+from moe_distill.config import Capture, require_router_positions
 from moe_distill.disk import require_space
 from moe_distill.pretrained import load_causal_lm, load_tokenizer, text_token_mask
 from moe_distill.progress import say
@@ -12,7 +12,7 @@ from moe_distill.shards.provenance import check_tokenizer, windows_fingerprint
 from moe_distill.shards.windows import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.anatomy import dissect
 from moe_distill.teacher.capture import Captured, capture
-from moe_distill.teacher.estimate import head_bytes, shard_bytes
+from moe_distill.teacher.estimate import head_bytes, shard_bytes, stated_positions
 from moe_distill.teacher.export_head import export_head
 from moe_distill.workspace import fingerprint, folder_fingerprint
 
@@ -28,8 +28,15 @@ def capture_key(params: Capture, windows: Path, teacher: Path) -> str:
     )
 
 
-def run_teacher(params: Capture, windows: Path, teacher: Path, output: Path) -> dict[str, float]:
-    """Write `shards/{train,validation}` and `head` below `output`; returns the figures of metrics/teacher.json."""
+def run_teacher(
+    params: Capture, windows: Path, teacher: Path, output: Path, step_windows: int | None = None
+) -> dict[str, float]:
+    """Write `shards/{train,validation}` and `head` below `output`; returns the figures of metrics/teacher.json.
+
+    Args:
+        step_windows: windows of a step of train_router, which is then refused before the teacher runs if too few of
+            their positions would have states; None: no router will be trained.
+    """
     seed_everything(params.seed)
     stores = {split: WindowStore(windows / split, TEACHER_WINDOWS) for split in SPLITS}
     for store in stores.values():
@@ -40,6 +47,10 @@ def run_teacher(params: Capture, windows: Path, teacher: Path, output: Path) -> 
     rows = model.get_output_embeddings().weight.shape[0]
     text_ids_V = text_token_mask(load_tokenizer(teacher), rows)
     anatomy = dissect(model)
+    if step_windows is not None and anatomy.moe is not None:
+        # A student's window lies inside one of the teacher's: its steps see no more states than this, and mostly fewer.
+        seen = stated_positions(stores["train"], params) / len(stores["train"])
+        require_router_positions(seen * step_windows)
     needed = sum(shard_bytes(store, params, anatomy) for store in stores.values()) + head_bytes(anatomy)
     output.mkdir(parents=True, exist_ok=True)
     finished = sum(path.stat().st_size for path in output.rglob("*.safetensors"))

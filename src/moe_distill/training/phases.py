@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params, Study
+from moe_distill.config import Params, Study, require_router_positions
 from moe_distill.disk import require_space
-from moe_distill.errors import ConfigError
 from moe_distill.losses.continuations import count_continuations
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
 from moe_distill.losses.vocabulary import continuation_map
@@ -143,6 +142,7 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
     validation_split = open_split(inputs.windows / "validation", _below(inputs.targets, "validation"))
     splits, vocabulary_map = [train_split, validation_split], inputs.windows / "vocabulary_map"
     check_inputs(splits, params.profile.teacher, inputs.student, vocabulary_map, inputs.teacher_head)
+    _check_states(train_split, train.batch_windows)
     student = _student(params, phase, inputs, train_split, runtime)
     trainer = make_trainer(student, train, runtime, first_step)
     if inputs.optimizer is not None:
@@ -186,24 +186,21 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     pairs = layer_pairs(teacher_layers, depth, model.config.num_hidden_layers)
     teacher_size = split.targets.index.fields["hidden"].shape[-1]
     heads = make_heads(pairs, model.config.hidden_size, teacher_size, phase.num_experts, params.study.seed)
-    teacher_head = _teacher_head(params, phase, inputs, split, runtime)
+    teacher_head = _teacher_head(phase, inputs, runtime)
     return Student(model, heads.to(runtime.device), teacher_head, vocabulary_map, places)
 
 
-def _teacher_head(
-    params: Params, phase: Phase, inputs: TrainingInputs, split: Split, runtime: Runtime
-) -> TeacherHead | None:
-    if not phase.num_experts or inputs.teacher_head is None or split.targets is None:
+def _teacher_head(phase: Phase, inputs: TrainingInputs, runtime: Runtime) -> TeacherHead | None:
+    if not phase.num_experts or inputs.teacher_head is None:
         return None
-    head = load_teacher_head(inputs.teacher_head, runtime.device)
-    share = split.targets.rows("hidden") / split.targets.rows("positions")
-    positions = stated_positions(split.windows, share) * params.profile.train.batch_windows
-    if positions < MINIMUM_ROUTER_POSITIONS:
-        raise ConfigError(
-            f"a step sees {positions:.0f} positions with teacher states, the router needs {MINIMUM_ROUTER_POSITIONS}",
-            fix="raise `teacher.hidden_fraction` or `train.batch_windows`",
-        )
-    return head
+    return load_teacher_head(inputs.teacher_head, runtime.device)
+
+
+def _check_states(split: Split, batch_windows: int) -> None:
+    """Refuse in the first phase what the second could not use: too few positions with states for the router."""
+    if split.targets is not None and "router_logits" in split.targets.index.fields:
+        share = split.targets.rows("hidden") / split.targets.rows("positions")
+        require_router_positions(stated_positions(split.windows, share) * batch_windows)
 
 
 def _num_experts(targets: Path) -> int:

@@ -1,0 +1,30 @@
+"""Join rows that are single lines, as WikiText's are, into documents long enough to fill windows."""
+
+from collections.abc import Iterator
+from io import StringIO
+
+from moe_distill.corpus.raw import RawDocument, Skip, examine
+
+
+def join_rows(rows: Iterator[RawDocument | Skip], characters: int) -> Iterator[RawDocument | Skip]:
+    """Join consecutive rows of one file, each on a line of its own, until they have `characters`, or the file ends.
+
+    An empty row is a blank line, but for those that a document would begin with. A row that cannot be used is yielded
+    as a skip, before the document that lacks it. A document stands under the line of its first row.
+    """
+    first: RawDocument | None = None
+    text = StringIO()
+    for row in rows:
+        checked = examine(row) if isinstance(row, RawDocument) else row
+        if isinstance(checked, RawDocument):
+            first = first or checked
+            text.write(checked.text if checked.text.endswith("\n") else f"{checked.text}\n")
+        elif checked.reason != "empty":
+            yield checked
+        elif first:
+            text.write("\n")
+        if first and text.tell() >= characters:
+            yield RawDocument(text.getvalue(), first.file, first.line)
+            first, text = None, StringIO()
+    if first:
+        yield RawDocument(text.getvalue(), first.file, first.line)
