@@ -23,7 +23,7 @@ CHANGES = {
         "student": {"hidden_size": 16, "intermediate_size": 32, "tokenizer": {"vocabulary_size": 300}},
     },
     "windows": {"train_fraction": 1.0, "max_train_windows": 60, "max_validation_windows": 12, "shard_tokens": 1500},
-    "teacher": {"k": 8, "tail_samples": 4, "shard_positions": 1000},
+    "teacher": {"k": 8, "tail_samples": 4, "shard_positions": 1000, "hidden_fraction": 1.0},
     "train": {"max_steps": 20, "checkpoint_every": 2, "validate_every": 10, "validation_windows": 4},
 }
 
