@@ -47,9 +47,17 @@ def copy_model_folder(source: Path, name: str, output: Path) -> None:
     """Copy the files of a model from the top of `source` to `output`; see `check_model_folder`."""
     check_model_folder(source, name)
     output.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in FILE_PATTERNS):
-            shutil.copyfile(path, output / path.name)
+    for path in model_files(source):
+        shutil.copyfile(path, output / path.name)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model at the top of its folder, sorted by name."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in FILE_PATTERNS)
+    ]
 
 
 def count_parameters(folder: Path) -> int:
