@@ -271,6 +271,8 @@ def test_index_says_what_the_windows_are(tmp_path):
         "max_length": 12,
         "tokenizer": "S",
         "teacher_windows": "key t",
+        "source_names": '["test"]',
+        "source_starts": [0],
     }
 
 
