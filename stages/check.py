@@ -1,16 +1,22 @@
-"""check: refuse a wrong params.yaml or profile before anything runs. Needs no torch; takes well under a second."""
+"""check: refuse a wrong params.yaml or profile before anything runs, and record the content of local texts and models.
+
+Needs no torch; takes well under a second, reading local files aside.
+"""
 
 from pathlib import Path
 
 from moe_distill.config import Params
+from moe_distill.local_inputs import OUTPUT as LOCAL_INPUTS
+from moe_distill.local_inputs import local_inputs
 from moe_distill.stage import run
 from moe_distill.workspace import write_json
 
 OUTPUT = Path("data/checked.json")
 
 
-def main(_params: Params) -> None:
+def main(params: Params) -> None:
     write_json(OUTPUT, {"parameters": "valid"})  # a constant: no later stage changes because of it
+    write_json(LOCAL_INPUTS, local_inputs(params.profile))
 
 
 if __name__ == "__main__":

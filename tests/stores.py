@@ -118,7 +118,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
         targets.append(columns, cursor=number + 1)
         logits.append(logits_NV)
         logprobs.append(record["target_logprob"])
-    student.finish(STUDENT_WINDOWS, "f", {"prefix_id": PREFIX})
+    sources = {"source_names": '["a", "lost", "b"]', "source_starts": [0, 2, 3]}
+    student.finish(STUDENT_WINDOWS, "f", {"prefix_id": PREFIX} | sources)
     teacher.finish(TEACHER_WINDOWS, "f", {"prefix_id": 0})
     targets.finish(TEACHER_TARGETS, "f", {"output_rows": TEACHER_VOCABULARY})
     student_ids = torch.randint(-1, STUDENT_VOCABULARY - 5, (TEACHER_VOCABULARY,), generator=generator)

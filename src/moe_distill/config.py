@@ -169,7 +169,7 @@ class Windows(Section):
     teacher_max_length: Annotated[int, Field(ge=8)]  # tokens of a teacher window, prefix token included
     student_max_length: Annotated[int, Field(ge=8)]
     train_fraction: Annotated[float, Field(gt=0.0, le=1.0)]  # share of training documents distilled on
-    max_train_windows: Positive | None
+    max_train_windows: Positive | None  # of the teacher; documents are left out by their hash, evenly over the sources
     max_validation_windows: Positive | None
     shard_tokens: Positive  # tokens a windows file holds
 
@@ -202,7 +202,7 @@ class Train(Section):
     chunk_tokens: Positive  # positions whose logits are held at once
     log_every: Positive
     validate_every: Positive
-    validation_windows: Positive  # student windows of an in-training validation
+    validation_windows: Positive  # student windows of an in-training validation, evenly spread
     checkpoint_every: Positive
     max_consecutive_nonfinite: Positive
 

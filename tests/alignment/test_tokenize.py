@@ -272,6 +272,8 @@ def test_index_says_what_the_windows_are(tmp_path):
         "max_length": 12,
         "tokenizer": "S",
         "teacher_windows": windows_fingerprint(teacher_index),
+        "source_names": '["test"]',
+        "source_starts": [0],
     }
 
 

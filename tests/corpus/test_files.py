@@ -154,6 +154,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+DEEP = ["deep/c.txt", "deep/folder.txt/d.txt", "deep/l.jsonl"]
+
+
 def files_of(*paths: str) -> list[str]:
     return [item.file.removeprefix("texts/") for item in read(*paths)]
 
@@ -171,6 +174,15 @@ def test_paths_may_be_files_folders_and_globs() -> None:
 
 def test_absolute_paths_and_globs_are_reported_as_given(tree: Path) -> None:
     assert files_of(f"{tree}/*.txt") == [f"{tree}/b.txt", f"{tree}/e[1].txt"]
+
+
+@pytest.mark.usefixtures("tree")
+def test_relative_paths_are_below_the_main_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a workspace of `dvc exp run --temp`, which holds tracked files alone; the names stay the user's."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "temporary")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert files_of("texts/*.txt", "texts/deep") == ["b.txt", "e[1].txt", *DEEP]
 
 
 @pytest.mark.usefixtures("tree")

@@ -7,6 +7,7 @@ import torch
 
 from moe_distill.evaluation import measure as module
 from moe_distill.evaluation.agreement import agreement
+from moe_distill.evaluation.evaluate import source_figures
 from moe_distill.evaluation.measure import Measured, measure, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.losses.target import sparse_target
@@ -31,7 +32,7 @@ def measured(stores: Stores, dtype: torch.dtype = torch.float32, batch_windows: 
 
 @dataclass
 class Plain:
-    nll: float
+    nll_of_windows: list[float]
     confidence: list[float]
     correct: list[bool]
     positions: int
@@ -39,18 +40,23 @@ class Plain:
     top5: float
     kl: float
 
+    @property
+    def nll(self) -> float:
+        return sum(self.nll_of_windows)
+
 
 @pytest.fixture(scope="module")
 def plain(stores: Stores) -> Plain:
     """No padding, no batches, no chunks."""
-    model, result = make_model(), Plain(0.0, [], [], 0, 0.0, 0.0, 0.0)
+    model, result = make_model(), Plain([], [], [], 0, 0.0, 0.0, 0.0)
     vocabulary_map = rule_map(stores.student_ids)
     for ids, rows in zip(stores.token_ids, stores.teacher_rows, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([[PREFIX, *ids[:-1]]])).logits[0]
         probs = logits.double().softmax(-1)
+        result.nll_of_windows.append(0.0)
         for position, label in enumerate(ids):
-            result.nll -= float(probs[position, label].log())
+            result.nll_of_windows[-1] -= float(probs[position, label].log())
             result.confidence.append(float(probs[position].max()))
             result.correct.append(int(probs[position].argmax()) == label)
             if rows[position] >= 0:
@@ -111,3 +117,17 @@ def test_r19_the_teachers_nll_is_of_the_same_documents(stores: Stores) -> None:
 
 def test_of_no_documents_nothing(stores: Stores) -> None:
     assert teacher_nll(stores.teacher, stores.targets, set()) == (0.0, 0)
+
+
+def test_r29_bits_per_byte_of_each_source_that_has_windows(stores: Stores, plain: Plain) -> None:
+    """Documents 0 and 1 are of source `a`, document 3 of `b`; of source `lost` the student can spell none."""
+    of_a, of_b = (slice(0, 3), slice(3, 5))
+    assert source_figures(measured(stores), stores.student) == {
+        "bits_per_byte_a": pytest.approx(bits_per_byte(sum(plain.nll_of_windows[of_a]), sum(BYTES[of_a])), rel=1e-5),
+        "bits_per_byte_b": pytest.approx(bits_per_byte(sum(plain.nll_of_windows[of_b]), sum(BYTES[of_b])), rel=1e-5),
+    }
+
+
+def test_r29_one_source_has_no_figure_of_its_own(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores.student, "sources", lambda: (["a"], torch.zeros(len(TOKENS), dtype=torch.int64)))
+    assert source_figures(measured(stores), stores.student) == {}

@@ -13,8 +13,8 @@ from moe_distill.workspace import canonical_json
 
 
 def figures(nll_per_token: float) -> dict[str, float]:
-    certain = torch.ones(4)
-    return student_figures(Measured(4 * nll_per_token, 4, 9, NO_AGREEMENT, certain, certain.bool(), 1.0))
+    certain, nll_W = torch.ones(4), torch.tensor([4 * nll_per_token], dtype=torch.float64)
+    return student_figures(Measured(nll_W, 4, 9, NO_AGREEMENT, certain, certain.bool(), 1.0))
 
 
 def refuse(constant: str) -> None:

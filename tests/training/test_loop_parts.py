@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from moe_distill.config import EarlyStopping, Study, Train
 from moe_distill.errors import DivergenceError
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, ROUTER_TERMS, LossTerm
 from moe_distill.runtime import Runtime
+from moe_distill.training import loop
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales
 from moe_distill.training.batch import Counts
 from moe_distill.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from moe_distill.training.curves import Curve
 from moe_distill.training.early_stopping import Watch, observe, should_stop
 from moe_distill.training.logging import console_line, curve_columns, expert_values, step_row, warn_of_collapse
-from moe_distill.training.loop import Phase, _account
+from moe_distill.training.loop import Phase, _account, _validation_parts
 from moe_distill.training.objective import Student
 from moe_distill.training.order import batches_from, epoch_batches
 from moe_distill.training.routing import ExpertUse
@@ -64,6 +66,21 @@ def test_r03_phases_meet_where_the_first_ramp_opens(study: Study, train: Train) 
     assert not any(objective_at(last, study, train, {}).weights.values())
     assert any(objective_at(last + 1, study, train, {}).weights.values())
     assert objective_at(80, study, train, {}).weights == dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.1)
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(103, 4), (10, 4), (4, 4), (3, 4)])
+def test_r10_validation_windows_are_spread_evenly_over_the_split(
+    train: Train, monkeypatch: pytest.MonkeyPatch, total: int, wanted: int
+) -> None:
+    """The split lists one source after the other; the first windows would be of the first source alone."""
+    monkeypatch.setattr(loop, "read_parts", lambda _split, numbers, *_: numbers)
+    split = SimpleNamespace(windows=range(total))
+    setting = SimpleNamespace(train=train.model_copy(update={"validation_windows": wanted}), validation_split=split)
+    numbers = _validation_parts(setting, phase())  # type: ignore[arg-type]
+    assert len(set(numbers)) == len(numbers) == min(total, wanted)
+    gaps = [after - before for before, after in itertools.pairwise([*numbers, total])]
+    assert numbers[0] == 0
+    assert max(gaps) - min(gaps) <= 1
 
 
 def test_r10_early_stopping_begins_after_the_last_ramp(study: Study, train: Train) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moe_distill.alignment.encode import Encoder, make_encoder
 from moe_distill.alignment.estimate import windows_bytes
+from moe_distill.alignment.limit import PURPOSE, limited_fraction
 from moe_distill.alignment.map_store import write_vocabulary_map
 from moe_distill.alignment.tally import Tally, WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
@@ -58,7 +59,7 @@ def estimated_bytes(split: str, params: Windows, corpus: Path, encoders: tuple[E
 
 def _drawn(path: Path, fraction: float) -> Iterator[Document]:
     for group in read_documents(path):
-        yield from (document for document in group if draw(document.document_id, "distil") < fraction)
+        yield from (document for document in group if draw(document.document_id, PURPOSE) < fraction)
 
 
 def open_encoder(folder: Path, name: str) -> Encoder:
@@ -78,6 +79,9 @@ def _write_split(
     path = corpus / f"{split}.parquet"
     fraction = params.train_fraction if split == "train" else 1.0
     max_windows = params.max_train_windows if split == "train" else params.max_validation_windows
+    limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens, max_windows)
+    if max_windows is not None:
+        fraction = limited_fraction(path, fraction, max_windows, encoders[0], limits)
     tokenizers = tokenizer_fingerprint(teacher), tokenizer_fingerprint(student)
     teacher_key = fingerprint(
         {
@@ -96,10 +100,9 @@ def _write_split(
         }
     )
     documents = (
-        [document for document in group if draw(document.document_id, "distil") < fraction]
+        [document for document in group if draw(document.document_id, PURPOSE) < fraction]
         for group in read_documents(path)
     )
-    limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens, max_windows)
     outputs = output / "teacher" / split, output / "student" / split
     return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key, tokenizers)
 

@@ -1,5 +1,6 @@
 """From documents to the windows of one split, batch by batch, vectorised over all tokens of a batch."""
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def tokenize_split(
     teacher_writer = ShardWriter(teacher_output, TEACHER_FIELDS, "tokens", limits.shard_tokens)
     student_writer = ShardWriter(student_output, STUDENT_FIELDS, "tokens", limits.shard_tokens)
     tally = Tally()
-    for first_document, batch in _batches(documents):
+    sources: dict[str, int] = {}  # name -> number of its first document; a source's documents are consecutive
+    for first_document, batch in batches(documents):
+        for number, document in enumerate(batch, start=first_document):
+            sources.setdefault(document.source, number)
         windows = teacher_windows(batch, first_document, teacher, limits, tally)
         if limits.max_windows is not None:
             windows = first_windows(windows, limits.max_windows - tally.windows)
@@ -69,6 +73,8 @@ def tokenize_split(
             "max_length": limits.student_max_length,
             "tokenizer": tokenizers[1],
             "teacher_windows": windows_fingerprint(teacher_index),
+            "source_names": json.dumps(list(sources), ensure_ascii=False),
+            "source_starts": list(sources.values()),
         },
     )
     return tally
@@ -80,7 +86,7 @@ def _vocabulary(encoder: Encoder, writer: ShardWriter) -> dict[str, torch.Tensor
     return {"token_bytes": torch.from_numpy(lengths).int()}
 
 
-def _batches(documents: Iterable[list[Document]]) -> Iterator[tuple[int, list[Document]]]:
+def batches(documents: Iterable[list[Document]]) -> Iterator[tuple[int, list[Document]]]:
     """Regroup documents to about BATCH_BYTES a batch; gives the number of the first one with each."""
     batch: list[Document] = []
     size, number = 0, 0

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_distill.config import Corpus, Files, Hub, PythonDocs, Source
-from moe_distill.corpus.files import SUFFIXES, read_file, text_files
+from moe_distill.corpus.files import read_file
+from moe_distill.corpus.local import SUFFIXES, LocalFile, local_files
 from moe_distill.corpus.python_docs import library_modules, topic_documents
 from moe_distill.corpus.raw import RawDocument, Skip, examine
 from moe_distill.corpus.split import document_id
@@ -66,26 +67,27 @@ def _python_docs_bytes(library: Path) -> float:
 
 def _files_bytes(source: Files) -> float:
     """Each kind of file by a sample of its own: JSON and text are larger than what is written, parquet is not."""
-    files = text_files(source.paths)
+    files = local_files(source.paths)
     documents = total = 0.0
     for suffix in SUFFIXES:
-        kind = [file for file in files if file.suffix.lower() == suffix]
+        kind = [file for file in files if file.path.suffix.lower() == suffix]
         sample = _sampled(kind, source.field)
         if sample.texts:
-            scale = sum(file.stat().st_size for file in kind) / sample.input_bytes
-            documents += scale * len(sample.texts)
+            scale = sum(file.path.stat().st_size for file in kind) / sample.input_bytes
+            joined = source.join_rows_to_characters
+            documents += scale * (sum(map(len, sample.texts)) / joined if joined else len(sample.texts))
             total += scale * written_bytes(sample.texts)
     return total if source.max_documents is None else total * min(1.0, source.max_documents / max(documents, 1.0))
 
 
-def _sampled(files: Iterable[Path], field: str) -> _Sample:
+def _sampled(files: Iterable[LocalFile], field: str) -> _Sample:
     """Documents from the beginnings of files, in an order that has nothing to do with their names."""
     sample = _Sample()
-    for file in sorted(files, key=lambda file: hashlib.sha256(str(file).encode()).digest()):
+    for file in sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest()):
         if sample.input_bytes >= SAMPLE_BYTES:
             break
         line = size = 0
-        for item in read_file(file, field):
+        for item in read_file(file, field, None):
             line = item.line or 0
             checked = examine(item) if isinstance(item, RawDocument) else item
             if not isinstance(checked, Skip):
@@ -93,7 +95,7 @@ def _sampled(files: Iterable[Path], field: str) -> _Sample:
                 size += len(checked.text)
             if size >= SAMPLE_BYTES // FILE_SHARE:
                 break
-        sample.input_bytes += _read_bytes(file, line)
+        sample.input_bytes += _read_bytes(file.path, line)
     return sample
 
 

@@ -81,7 +81,19 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     }
     kept = retention(bpb["student_init"], bpb["student"], bpb["teacher"])
     figures |= {"retention_undefined": 1.0} if kept is None else {"retention": kept}
-    return figures | student_figures(measured["student"])
+    return figures | student_figures(measured["student"]) | source_figures(measured["student"], windows)
+
+
+def source_figures(student: Measured, windows: WindowStore) -> dict[str, float]:
+    """`bits_per_byte_<source>` of the final student, where the text has more than one source."""
+    names, sources_W = windows.sources()
+    found = [(name, sources_W == number) for number, name in enumerate(names) if (sources_W == number).any()]
+    if len(found) < 2:
+        return {}
+    return {
+        f"bits_per_byte_{name}": bits_per_byte(float(student.nll_W[of_it].sum()), int(windows.byte_counts[of_it].sum()))
+        for name, of_it in found
+    }
 
 
 def student_figures(student: Measured) -> dict[str, float]:

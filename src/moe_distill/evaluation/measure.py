@@ -26,15 +26,20 @@ CHUNK_POSITIONS = 2048
 
 @dataclass(frozen=True)
 class Measured:
-    """Sums over a split, and per-position values for calibration."""
+    """Sums over a split, and values of each window and position."""
 
-    nll: float  # nats
+    nll_W: Tensor  # nats of each window, fp64
     tokens: int
     n_bytes: int
     agreement: Agreement
     confidence_N: Tensor
     correct_N: Tensor
     seconds: float
+
+    @property
+    def nll(self) -> float:
+        """Nats of the whole split."""
+        return float(self.nll_W.sum())
 
 
 @torch.inference_mode()
@@ -48,8 +53,8 @@ def measure(
     """Negative log-likelihood, agreement with the teacher and confidence over all windows of a split."""
     device = next(model.parameters()).device
     weight_VD = model.get_output_embeddings().weight.float()
-    nll, seconds, agreed = 0.0, 0.0, NO_AGREEMENT
-    confidence, correct = [], []
+    seconds, agreed = 0.0, NO_AGREEMENT
+    nll, confidence, correct = [], [], []
     for numbers in _groups(len(windows), batch_windows):
         inputs, labels, rows = _read(windows, numbers)
         began = time.perf_counter()
@@ -59,11 +64,11 @@ def measure(
         labels_N, rows_N = torch.cat(labels).to(device), torch.cat(rows)
         aligned = rows_N >= 0
         cached = read_rows(targets, rows)
-        done = 0
+        nll_N, done = [], 0
         for start in range(0, len(hidden_ND), CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
             logits_NV = hidden_ND[chunk] @ weight_VD.T
-            nll += float(lm_nll(logits_NV, labels_N[chunk]).double().sum())
+            nll_N.append(lm_nll(logits_NV, labels_N[chunk]).double().cpu())
             top, chosen = logits_NV.softmax(-1).max(-1)
             confidence.append(top.cpu())
             correct.append((chosen == labels_N[chunk]).cpu())
@@ -74,8 +79,9 @@ def measure(
             if n_inside:
                 target = sparse_target(part, vocabulary_map, 1.0, "temper_then_map", "residual")
                 agreed += agreement(logits_NV[inside.to(device)], target)
+        nll += [part.sum() for part in torch.cat(nll_N).split([len(ids) for ids in labels])]
     return Measured(
-        nll=nll,
+        nll_W=torch.stack(nll),
         tokens=int(windows.token_counts.sum()),
         n_bytes=int(windows.byte_counts.sum()),
         agreement=agreed,

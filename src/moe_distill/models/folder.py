@@ -53,14 +53,19 @@ def copy_model_folder(source: Path, name: str, output: Path) -> None:
     """
     check_model_folder(source, name)
     output.mkdir(parents=True, exist_ok=True)
-    files = [
-        path
-        for path in sorted(source.iterdir())
-        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in FILE_PATTERNS)
-    ]
+    files = model_files(source)
     require_space(output, sum(path.stat().st_size for path in files), name, SMALLER)
     for path in files:
         shutil.copyfile(path, output / path.name)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model at the top of its folder, sorted by name."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in FILE_PATTERNS)
+    ]
 
 
 def count_parameters(folder: Path) -> int:

@@ -5,6 +5,7 @@ tokens has n positions: position 0 has consumed the prefix token only and predic
 numbered over all windows of a split, in order; row r belongs to token r of the store.
 """
 
+import json
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -88,6 +89,14 @@ class WindowStore:
     def span(self, window: int) -> WindowSpan:
         stop = int(self._stops[window])
         return WindowSpan(stop - int(self.token_counts[window]), stop, int(self.byte_counts[window]))
+
+    def sources(self) -> tuple[list[str], Tensor]:
+        """Names of the sources, and the number of each window's source, int64 [windows]; of student windows alone."""
+        names, starts = (self.reader.index.metadata[name] for name in ("source_names", "source_starts"))
+        assert isinstance(names, str)
+        assert isinstance(starts, list)
+        documents = torch.cat(list(self.reader.columns("documents"))).long()
+        return json.loads(names), torch.bucketize(documents, torch.tensor(starts), right=True) - 1
 
     def _check(self, file_number: int) -> None:
         """Does every window's span of bytes hold its tokens, no more and no less?"""

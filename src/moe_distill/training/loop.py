@@ -133,8 +133,10 @@ def _advance(
 
 
 def _validation_parts(setting: Setting, phase: Phase) -> list[Batch]:
-    n_windows = min(setting.train.validation_windows, len(setting.validation_split.windows))
-    numbers = list(range(n_windows))
+    """The same windows at every validation, evenly spread over the split: its sources lie one after the other."""
+    total = len(setting.validation_split.windows)
+    n_windows = min(setting.train.validation_windows, total)
+    numbers = [number * total // n_windows for number in range(n_windows)]
     return read_parts(setting.validation_split, numbers, setting.train.micro_batch_windows, phase.wanted)
 
 
