@@ -17,7 +17,7 @@ from moe_distill.training.batch import Counts
 from moe_distill.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from moe_distill.training.curves import Curve
 from moe_distill.training.early_stopping import Watch, observe, should_stop
-from moe_distill.training.logging import console_line, curve_columns, curve_row, expert_values, warn_of_collapse
+from moe_distill.training.logging import console_line, curve_columns, expert_values, step_row, warn_of_collapse
 from moe_distill.training.loop import Phase, _account
 from moe_distill.training.objective import Student
 from moe_distill.training.order import batches_from, epoch_batches
@@ -115,8 +115,8 @@ def _study_of(_student: Student) -> Study:
 
 def test_r22_a_good_step_ends_the_run_of_bad_ones(student: Student, train: Train) -> None:
     trainer = make_trainer(student, train, FP32, 0)
-    _account(trainer, Update(outcome(lm=math.nan), math.nan, False), phase(), train, 0.1, [0])
-    _account(trainer, Update(outcome(lm=1.0), 1.0, True), phase(), train, 0.1, [1])
+    _account(trainer, Update(outcome(lm=math.nan), math.nan, False, 1.0), phase(), train, 0.1, [0])
+    _account(trainer, Update(outcome(lm=1.0), 1.0, True, 1.0), phase(), train, 0.1, [1])
     assert (trainer.counters.consecutive_nonfinite, trainer.counters.skipped_steps) == (0, 1)
 
 
@@ -234,4 +234,4 @@ def test_every_value_of_a_row_has_a_column() -> None:
         ExpertUse(torch.full((3,), 1 / 3), 0.0),
         0.0,
     )
-    assert set(curve_row(full, 1e-3, 2.0, Counters())) == set(curve_columns(ALL_TERMS, 3))
+    assert set(step_row(Update(full, 2.0, True, 1.0), 1e-3, Counters())) == set(curve_columns(ALL_TERMS, 3))

@@ -1,10 +1,12 @@
 """A training that is ended and continued is the unbroken one: stopping, losses, weights, scaler."""
 
 import copy
+import csv
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,12 @@ from moe_distill.runtime import Runtime
 from moe_distill.shards.windows import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
+from moe_distill.training.curves import CURVE_NAME
 from moe_distill.training.data import Split
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
 from moe_distill.training.objective import Student
+from moe_distill.training.recorder import Recorder as CurveRecorder
+from moe_distill.training.recorder import RecorderSettings
 from moe_distill.training.schedule import lm_only, objective_at
 from moe_distill.training.step import optimizer_step
 from moe_distill.training.trainer import Trainer, make_trainer, restore, to_checkpoint
@@ -93,10 +98,12 @@ def setting(tmp_path: Path, train: Train) -> Setting:
 
 
 def train_lm(
-    student: Student, setting: Setting, work: Path, recorder: Recorder
+    student: Student, setting: Setting, work: Path, recorder: Recorder | CurveRecorder
 ) -> tuple[Result, dict[str, torch.Tensor]]:
     """A phase that begins at the student's weights, or where `work` says; how it ended, and the weights."""
-    trainer = make_trainer(replace(student, model=copy.deepcopy(student.model), heads=None), setting.train, FP32, 0)
+    trainer = make_trainer(
+        replace(student, model=copy.deepcopy(student.model), heads=None), setting.train, setting.runtime, 0
+    )
     phase = Phase(
         "control", LAST_STEP, ("lm",), 0, False, False, lambda *_: lm_only(16), lambda step: step >= WATCHED_FROM
     )
@@ -201,3 +208,37 @@ def test_r21_losses_after_a_resume_in_fp16_with_a_scaler_that_backed_off(
     restore(resumed, checkpoint)
     assert [step(resumed) for _ in range(20)] == expected
     assert resumed.scaler.get_scale() == trainer.scaler.get_scale()
+
+
+def test_r21_the_curve_shows_the_scale_that_the_scaler_has_and_a_resumed_run_the_same(
+    tmp_path: Path, student: Student, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**24))
+    half = replace(
+        setting, runtime=FP16, train=setting.train.model_copy(update={"max_consecutive_nonfinite": LAST_STEP})
+    )
+
+    def train_into(work: Path, killed: int) -> None:
+        def on_validation() -> None:
+            if (work / CURVE_NAME).read_text().splitlines()[-1].startswith(f"{killed}\t"):
+                raise KilledError
+
+        train_lm(
+            student,
+            half,
+            work,
+            CurveRecorder(RecorderSettings("control", LAST_STEP, ("lm",), 0, work, work, on_validation)),
+        )
+
+    (tmp_path / "whole").mkdir()
+    train_into(tmp_path / "whole", -1)
+    with (tmp_path / "whole" / CURVE_NAME).open(newline="") as file:
+        rows = [(float(row["loss_scale"]), int(row["skipped_steps"])) for row in csv.DictReader(file, delimiter="\t")]
+    assert rows[-1][1] > 2  # it backed off
+    assert [scale for scale, _ in rows] == [2.0**24] + [2.0 ** (24 - skipped) for _, skipped in rows[:-1]]
+    killed = next(step for step, (_, skipped) in enumerate(rows, start=1) if skipped > 2 and step % 4 == 2)
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(KilledError):
+        train_into(tmp_path / "broken", killed)
+    train_into(tmp_path / "broken", -1)
+    assert (tmp_path / "broken" / CURVE_NAME).read_bytes() == (tmp_path / "whole" / CURVE_NAME).read_bytes()

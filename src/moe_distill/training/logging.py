@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from moe_distill.losses.router import expert_entropy
 from moe_distill.progress import say
-from moe_distill.training.step import Outcome
+from moe_distill.training.step import Outcome, Update
 from moe_distill.training.trainer import Counters
 
 COLLAPSED_SHARE = 0.95
@@ -20,17 +20,19 @@ def curve_columns(term_names: tuple[str, ...], num_experts: int) -> list[str]:
     return ["total", "bits_per_byte", *terms, *experts, *counters]
 
 
-def curve_row(
-    outcome: Outcome, learning_rate: float | None, gradient_norm: float | None, counters: Counters
-) -> dict[str, float]:
-    """The values of a step; a validation has no learning rate and no gradient."""
+def curve_row(outcome: Outcome, counters: Counters) -> dict[str, float]:
+    """The values that a validation has, and a step too."""
     row = {"total": outcome.total, "bits_per_byte": outcome.bits_per_byte, "padding_share": outcome.padding_share}
-    row |= term_values(outcome) | expert_values(outcome)
-    row["skipped_steps"] = float(counters.skipped_steps)
-    if learning_rate is not None and gradient_norm is not None:
-        row |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm}
-        row["loss_scale"] = counters.scaler.get("scale", 1.0)
-    return row
+    return row | term_values(outcome) | expert_values(outcome) | {"skipped_steps": float(counters.skipped_steps)}
+
+
+def step_row(update: Update, learning_rate: float, counters: Counters) -> dict[str, float]:
+    """The values of a step."""
+    return curve_row(update.outcome, counters) | {
+        "learning_rate": learning_rate,
+        "gradient_norm": update.gradient_norm,
+        "loss_scale": update.loss_scale,
+    }
 
 
 def term_values(outcome: Outcome) -> dict[str, float]:

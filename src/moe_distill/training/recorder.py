@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moe_distill.progress import say
 from moe_distill.training.curves import CURVE_NAME, VALIDATION_CURVE_NAME, Curve
-from moe_distill.training.logging import console_line, curve_columns, curve_row, warn_of_collapse
+from moe_distill.training.logging import console_line, curve_columns, curve_row, step_row, warn_of_collapse
 from moe_distill.training.step import Outcome, Update
 from moe_distill.training.trainer import Counters
 
@@ -37,13 +37,13 @@ class Recorder:
 
     def record_step(self, step: int, update: Update, learning_rate: float, counters: Counters) -> None:
         settings = self._settings
-        self._curve.append(step, curve_row(update.outcome, learning_rate, update.gradient_norm, counters))
+        self._curve.append(step, step_row(update, learning_rate, counters))
         say(console_line(settings.stage, step, settings.last_step, update.outcome, learning_rate, counters))
         warn_of_collapse(settings.stage, update.outcome)
 
     def record_validation(self, step: int, outcome: Outcome, counters: Counters) -> None:
         settings = self._settings
-        self._validation_curve.append(step, curve_row(outcome, None, None, counters))
+        self._validation_curve.append(step, curve_row(outcome, counters))
         say(f"{settings.stage}  step {step}: validation {outcome.bits_per_byte:.4f} bits per byte")
         self._curve.publish(settings.curves / f"{settings.stage}.tsv")
         self._validation_curve.publish(settings.curves / f"{settings.stage}_validation.tsv")

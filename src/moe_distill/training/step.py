@@ -41,6 +41,7 @@ class Update:
     outcome: Outcome
     gradient_norm: float
     applied: bool  # False: a loss or gradient was not finite, and the weights are as before
+    loss_scale: float  # under which the gradient was computed; 1 without a scaler
 
 
 def read_parts(split: Split, numbers: list[int], part_windows: int, wanted: Wanted) -> list[Batch]:
@@ -61,6 +62,7 @@ def optimizer_step(
     """Accumulate the gradient over the parts, clip it, and step unless something is not finite (R22)."""
     counts = sum((part.counts for part in parts), NO_COUNTS)
     optimizer.zero_grad(set_to_none=True)
+    loss_scale = scaler.get_scale()
     evaluated = []
     for part in parts:
         moved = to_device(part, runtime.device)
@@ -80,7 +82,7 @@ def optimizer_step(
     scaler.update()
     if scaler.get_scale() < MINIMUM_LOSS_SCALE:
         scaler.update(MINIMUM_LOSS_SCALE)
-    return Update(outcome, norm, applied)
+    return Update(outcome, norm, applied, loss_scale)
 
 
 @torch.no_grad()
