@@ -62,6 +62,13 @@ MISTAKES = {  # file, what stands there, what somebody writes, key named, said o
     "no such choice": ("params.yaml", r"kd_order: \w+", "kd_order: both", "kd_order", "not 'both'"),
     "profile, misspelt": ("profiles/tiny.yaml", r"max_steps:", "max_stps:", "train.max_stps", "is not a known key"),
     "profile, ill-typed": ("profiles/tiny.yaml", r"k: \d+", "k: many", "teacher.k", "not 'many'"),
+    "profile, empty": (
+        "profiles/tiny.yaml",
+        r"hidden_layers: \[2, 3, 4\]",
+        "hidden_layers: []",
+        "teacher.hidden_layers",
+        "at least 1 item",
+    ),
     "profile, fraction": ("profiles/tiny.yaml", r"max_steps: \d+", "max_steps: 1.5", "train.max_steps", "not 1.5"),
 }
 
@@ -152,6 +159,9 @@ MISFITS = {  # pattern, what somebody writes, what is said; the first match in p
     "groups": (r"key_value_heads: \d+", "key_value_heads: 3", "heads must be a multiple of key_value_heads"),
     "experts": (r"experts_per_token: \d+", "experts_per_token: 5", "experts_per_token must not exceed num_experts"),
     "depth": (r"hidden_layers: \[2, 3, 4\]", "hidden_layers: [2, 5]", "beyond models.teacher.layers, 4"),
+    "order": (r"hidden_layers: \[2, 3, 4\]", "hidden_layers: [4, 2]", "`teacher`: hidden_layers must ascend"),
+    "twice": (r"hidden_layers: \[2, 3, 4\]", "hidden_layers: [2, 2, 4]", "each named once"),
+    "run": (r"teacher_max_length: \d+", "teacher_max_length: 64", "teacher.hidden_run must be below"),
     "k": (r"k: \d+", "k: 2560", "teacher.k must be below models.teacher.tokenizer.vocabulary_size"),
     "teacher windows": (r"teacher_max_length: \d+", "teacher_max_length: 129", "not exceed models.teacher.max_length"),
     "student windows": (r"student_max_length: \d+", "student_max_length: 193", "not exceed models.student.max_length"),

@@ -7,8 +7,11 @@ import grimp
 import pytest
 import yaml
 
+from moe_distill.training.logging import curve_columns
+
 ROOT = Path(__file__).parents[1]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = PIPELINE["stages"]
 # They parse, refuse, tell or record; they cannot change a result.
 WITHOUT_EFFECT = {
     "moe_distill",
@@ -78,6 +81,16 @@ def test_r16_no_training_stage_depends_on_the_teacher() -> None:
         assert not [
             each for each in definition(stage)["deps"] if each.startswith("models/teacher/") or each == "models/teacher"
         ]
+
+
+def test_plots_show_columns_that_every_curve_has() -> None:
+    """DVC fails over a column that is missing, and a dense teacher has no experts, another one three or eight."""
+    always = {"step", *curve_columns(("lm",), num_experts=0)}
+    plots = [plot for each in PIPELINE["plots"] for plot in each.values()]
+    assert plots
+    for plot in plots:
+        assert {plot["x"], *plot["y"].values()} <= always
+        assert set(plot["y"]) <= {output for stage in STAGES for output in definition(stage).get("outs", [])}
 
 
 @pytest.mark.parametrize("stage", list(STAGES))

@@ -7,6 +7,7 @@ every change; an option that may be left out is off then. Unknown keys are refus
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -180,13 +181,19 @@ class Capture(Section):
     seed: int  # of the tail samples and of the choice of runs
     k: Positive  # logits kept per position
     tail_samples: Annotated[int, Field(ge=0)]  # samples of the distribution outside the top-k
-    hidden_layers: list[Annotated[int, Field(ge=0)]]  # residual states kept; 0 = embeddings
+    hidden_layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # residual states kept; 0 = embeddings
     hidden_fraction: Share  # share of the windows that keep a run of hidden states
     hidden_run: Annotated[int, Field(ge=64, le=128)]  # consecutive positions of such a run: InfoNCE starts near its log
     precision: Precision
     batch_windows: Positive
     chunk_positions: Positive  # rows of the output-matrix product held at once
     shard_positions: Positive  # positions a shard file holds
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> Self:
+        if any(layer >= after for layer, after in pairwise(self.hidden_layers)):
+            raise ValueError("hidden_layers must ascend, each named once")
+        return self
 
 
 class Train(Section):
@@ -230,8 +237,10 @@ class Profile(Section):
     @model_validator(mode="after")
     def _models_take_windows(self) -> Self:
         teacher, student, capture = self.models.teacher, self.models.student, self.teacher
+        if capture.hidden_run >= self.windows.teacher_max_length:  # which counts the prefix token
+            raise ValueError("teacher.hidden_run must be below windows.teacher_max_length: a run lies in one window")
         if isinstance(teacher, TinyTeacher):
-            if max(capture.hidden_layers, default=0) > teacher.layers:
+            if capture.hidden_layers[-1] > teacher.layers:
                 raise ValueError(f"teacher.hidden_layers names a layer beyond models.teacher.layers, {teacher.layers}")
             if capture.k >= teacher.tokenizer.vocabulary_size:
                 raise ValueError("teacher.k must be below models.teacher.tokenizer.vocabulary_size: there is a tail")

@@ -9,9 +9,19 @@ from safetensors import SafetensorError
 
 from moe_distill.config import Params, load_params
 from moe_distill.disk import disk_full
-from moe_distill.errors import MoeDistillError
+from moe_distill.errors import MoeDistillError, ResourceError
 from moe_distill.interruption import Terminated, raise_at_once
 from moe_distill.work import hold_workspace
+
+TRAINING_KEYS = "`train.micro_batch_windows` or `train.chunk_tokens`"
+MEMORY_KEYS = {  # what bounds the memory of a stage that computes on the GPU
+    "models@teacher": "`models.teacher.batch_windows`",
+    "teacher": "`teacher.batch_windows` or `teacher.chunk_positions`",
+    "train_kd": TRAINING_KEYS,
+    "train_router": TRAINING_KEYS,
+    "control": TRAINING_KEYS,
+    "evaluate": "`evaluate.batch_windows`",
+}
 
 
 def run(stage: str, main: Callable[[Params], None]) -> None:
@@ -23,8 +33,8 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
     try:
         with hold_workspace(stage):
             main(load_params())
-    except (MoeDistillError, OSError, SafetensorError) as error:
-        known = error if isinstance(error, MoeDistillError) else disk_full(error)
+    except (MoeDistillError, OSError, SafetensorError, RuntimeError) as error:
+        known = error if isinstance(error, MoeDistillError) else disk_full(error) or _out_of_memory(stage, error)
         if known is None:
             raise
         if "--debug" in sys.argv[1:]:
@@ -37,3 +47,13 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
     except Terminated:
         print(f"{stage}: terminated; the same command continues", file=sys.stderr)
         sys.exit(143)
+
+
+def _out_of_memory(stage: str, error: Exception) -> ResourceError | None:
+    """The error to show where the GPU's memory did not suffice; else None."""
+    from torch import OutOfMemoryError  # seconds that `check` need not wait for
+
+    if not isinstance(error, OutOfMemoryError):
+        return None
+    why = " ".join(str(error).split())
+    return ResourceError(f"{stage} needs more memory than the GPU has", why, f"lower {MEMORY_KEYS[stage]}")
