@@ -1,5 +1,7 @@
 """The whole measurement, against one window at a time through the plain forward pass."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -131,3 +133,35 @@ def test_r29_bits_per_byte_of_each_source_that_has_windows(stores: Stores, plain
 def test_r29_one_source_has_no_figure_of_its_own(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores.student, "sources", lambda: (["a"], torch.zeros(len(TOKENS), dtype=torch.int64)))
     assert source_figures(measured(stores), stores.student) == {}
+
+
+def test_r27_speed_is_of_layers_output_matrix_and_likelihood(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the named parts of the work advance."""
+    now = [0.0]
+
+    def taking(seconds: float, function: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object, **keys: object) -> object:
+            now[0] += seconds
+            return function(*arguments, **keys)
+
+        return run
+
+    model = make_model()
+    monkeypatch.setattr(module, "_clock", lambda _device: now[0])
+    monkeypatch.setattr(module, "CHUNK_POSITIONS", 7)
+    monkeypatch.setattr(model.get_decoder(), "forward", taking(1.0, model.get_decoder().forward))
+    monkeypatch.setattr(module, "lm_nll", taking(100.0, module.lm_nll))
+    for name in ("_read", "read_rows", "sparse_target", "agreement"):  # what is only measured
+        monkeypatch.setattr(module, name, taking(1e6, getattr(module, name)))
+    batches = [TOKENS[start : start + 2] for start in range(0, len(TOKENS), 2)]
+    found = measure(model, stores.student, stores.targets, rule_map(stores.student_ids), 2)
+    assert found.seconds == len(batches) + 100.0 * sum(math.ceil(sum(batch) / 7) for batch in batches)
+
+
+def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    module._clock(torch.device("cpu"))
+    assert not waited
+    module._clock(torch.device("cuda"))
+    assert waited == [torch.device("cuda")]

@@ -34,7 +34,7 @@ CONTRACT = {
     "evaluate": "teacher_bits_per_byte student_init_bits_per_byte student_bits_per_byte student_kd_bits_per_byte "
     "lm_only_bits_per_byte gain_over_lm_only retention student_nll_per_token student_perplexity top1_agreement "
     "top5_overlap kl_teacher_student expected_calibration_error teacher_parameters student_parameters "
-    "compression_ratio student_tokens_per_second teacher_tokens_per_second",
+    "compression_ratio teacher_bytes student_bytes bytes_ratio student_tokens_per_second teacher_tokens_per_second",
 }
 
 
@@ -209,6 +209,7 @@ def test_r27_size_and_speed_of_both_models(checkout: Checkout) -> None:
     assert figures["teacher_parameters"] == counts["teacher"]
     assert figures["student_parameters"] == counts["student"]
     assert figures["compression_ratio"] == pytest.approx(counts["teacher"] / counts["student"])
+    assert (figures["teacher_bytes"], figures["student_bytes"]) == (4 * counts["teacher"], 4 * counts["student"])
     assert figures["teacher_tokens_per_second"] == metrics(checkout, "teacher")["positions_per_second"]
 
 

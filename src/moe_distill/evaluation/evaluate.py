@@ -51,7 +51,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     vocabulary_map = continuation_map(rule_ids, count_continuations(train_windows)).to(device)
 
     measured: dict[str, Measured] = {}
-    parameters = 0
+    parameters, n_bytes = 0, 0
     for name, folder in (
         ("student_init", inputs.student_init),
         ("student_kd", inputs.student_kd),
@@ -60,7 +60,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     ):
         model = load_causal_lm(folder, torch.float32, device)
         measured[name] = measure(model, windows, targets, vocabulary_map, params.batch_windows)
-        parameters = model.num_parameters()
+        parameters, n_bytes = model.num_parameters(), model.get_memory_footprint(return_buffers=False)
     documents = {int(number) for column in windows.reader.columns("documents") for number in column}
     teacher_sum, teacher_bytes = teacher_nll(teacher_windows, targets, documents)
     if teacher_bytes != measured["student"].n_bytes:
@@ -70,14 +70,19 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
         )
     bpb = {name: bits_per_byte(each.nll, each.n_bytes) for name, each in measured.items()}
     bpb["teacher"] = bits_per_byte(teacher_sum, teacher_bytes)
-    teacher_parameters = targets.index.metadata["teacher_parameters"]
+    sizes = targets.index.metadata
+    teacher_parameters, teacher_weights = sizes["teacher_parameters"], sizes["teacher_bytes"]
     assert isinstance(teacher_parameters, int)
+    assert isinstance(teacher_weights, int)
     figures = {f"{name}_bits_per_byte": value for name, value in bpb.items()}
     figures |= {
         "gain_over_lm_only": bpb["lm_only"] - bpb["student"],
         "teacher_parameters": float(teacher_parameters),
         "student_parameters": float(parameters),
         "compression_ratio": teacher_parameters / parameters,
+        "teacher_bytes": float(teacher_weights),  # in the precision of the capture
+        "student_bytes": float(n_bytes),  # in fp32, as exported
+        "bytes_ratio": teacher_weights / n_bytes,
     }
     kept = retention(bpb["student_init"], bpb["student"], bpb["teacher"])
     figures |= {"retention_undefined": 1.0} if kept is None else {"retention": kept}

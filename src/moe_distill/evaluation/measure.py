@@ -34,7 +34,7 @@ class Measured:
     agreement: Agreement
     confidence_N: Tensor
     correct_N: Tensor
-    seconds: float
+    seconds: float  # of the layers, the output matrix and the NLL: of what scoring a text takes
 
     @property
     def nll(self) -> float:
@@ -57,18 +57,20 @@ def measure(
     nll, confidence, correct = [], [], []
     for numbers in _groups(len(windows), batch_windows):
         inputs, labels, rows = _read(windows, numbers)
-        began = time.perf_counter()
+        began = _clock(device)
         hidden_BLD = model.get_decoder()(input_ids=inputs.to(device), use_cache=False).last_hidden_state
         hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
-        seconds += time.perf_counter() - began
+        seconds += _clock(device) - began
         labels_N, rows_N = torch.cat(labels).to(device), torch.cat(rows)
         aligned = rows_N >= 0
         cached = read_rows(targets, rows)
         nll_N, done = [], 0
         for start in range(0, len(hidden_ND), CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
+            began = _clock(device)
             logits_NV = hidden_ND[chunk] @ weight_VD.T
             nll_N.append(lm_nll(logits_NV, labels_N[chunk]).double().cpu())
+            seconds += _clock(device) - began
             top, chosen = logits_NV.softmax(-1).max(-1)
             confidence.append(top.cpu())
             correct.append((chosen == labels_N[chunk]).cpu())
@@ -89,6 +91,13 @@ def measure(
         correct_N=torch.cat(correct),
         seconds=seconds,
     )
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, read when the device has done what it was asked: a CUDA kernel runs after its launch returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def teacher_nll(teacher_windows: WindowStore, targets: ShardReader, documents: set[int]) -> tuple[float, int]:
