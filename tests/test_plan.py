@@ -4,13 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moe_distill import cli
-from moe_distill.config import Params
+from moe_distill.config import Params, Profile, load_params
 from moe_distill.plan import describe
 from moe_distill.training.data import Wanted, open_split, read_batch
+from moe_distill.training.early_stopping import Watch, observe, should_stop
+from moe_distill.training.schedule import ramps_are_complete
 from tests.replay.teachers import make_teacher
-from tests.training.folders import CAPTURE, WINDOWS, Folders, make_folders, make_params
+from tests.training.folders import CAPTURE, ROOT, WINDOWS, Folders, make_folders, make_params
 
 
 def with_capture(**changes: object) -> Params:
@@ -55,7 +58,41 @@ def test_before_anything_is_made(workspace: Path) -> None:
         f"teacher: {8 * 6 + 4 * 6 + 5 * 4 + 4} bytes a row, {8 + 3 * (2 * 32 + 4) + 4 * 2} more with states",
         "router: a step sees at most 192 positions with states, 256 are needed: "
         "too few: raise `teacher.hidden_fraction`",
+        "early stopping: 2 validations follow the last ramp; it cannot end the training: that would need a lower "
+        "`early_stopping.patience`, `early_stopping.warmup_steps` or `train.validate_every`",
     ]
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("max_steps", [40, 43])
+@pytest.mark.parametrize("validate_every", [1, 3, 50])
+@pytest.mark.parametrize("patience", [1, 2, 6, 7, 8])
+@pytest.mark.parametrize("warmup_steps", [0, 36, 1000])
+def test_r10_early_stopping_is_said_to_end_the_training_where_it_first_can(
+    max_steps: int, validate_every: int, patience: int, warmup_steps: int
+) -> None:
+    stopping = {"patience": patience, "min_delta": 0.0, "warmup_steps": warmup_steps}
+    params = make_params(max_steps=max_steps, validate_every=validate_every, early_stopping=stopping)
+    watch, ended, seen = Watch(), None, 0
+    for step in range(1, max_steps + 1):  # a student that learns nothing any more
+        if step == max_steps or step % validate_every == 0:
+            if ramps_are_complete(step, params.study, params.profile.train):
+                watch, seen = observe(watch, step, 1.0, params.study.early_stopping), seen + 1
+            if should_stop(watch, params.study.early_stopping) and ended is None and step < max_steps:
+                ended = step
+    line = list(describe(params))[-1]
+    assert f"early stopping: {seen} validations follow the last ramp" in line
+    assert line.endswith(
+        "`train.validate_every`" if ended is None else f" it can end the training from step {ended} on"
+    )
+
+
+@pytest.mark.usefixtures("workspace")
+def test_r10_the_real_run_can_end_early() -> None:
+    params = load_params(ROOT)
+    profile = Profile.model_validate(yaml.safe_load((ROOT / "profiles/p100.yaml").read_text()))
+    line = list(describe(Params(study=params.study, profile=profile)))[-1]
+    assert line == "early stopping: 26 validations follow the last ramp; it can end the training from step 24,000 on"
 
 
 def test_estimates_from_the_windows_hold_for_the_shards(workspace: Path, folders: Folders) -> None:

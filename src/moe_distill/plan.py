@@ -13,6 +13,7 @@ from moe_distill.shards.format import INDEX_NAME, row_bytes
 from moe_distill.shards.targets import open_targets, target_fields
 from moe_distill.shards.windows import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 from moe_distill.training.data import stated_positions
+from moe_distill.training.schedule import ramps_are_complete
 
 WINDOWS, TARGETS, TEACHER = Path("data/windows"), Path("data/teacher_shards"), Path("models/teacher")
 
@@ -27,6 +28,7 @@ def describe(params: Params) -> Iterator[str]:
     yield _steps(params, len(student["train"]) if student else None)
     yield _rows(params, teacher)
     yield _router(params, student, teacher)
+    yield _stopping(params)
 
 
 def _stores(side: str, store_format: str) -> dict[str, WindowStore]:
@@ -98,3 +100,16 @@ def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, 
     return (
         f"router: a step sees {word}{seen:,.0f} positions with states, {MINIMUM_ROUTER_POSITIONS} are needed: {verdict}"
     )
+
+
+def _stopping(params: Params) -> str:
+    """Whether early stopping has the validations that it needs: the first is what the others are compared with."""
+    study, train = params.study, params.profile.train
+    steps = [*range(train.validate_every, train.max_steps, train.validate_every), train.max_steps]
+    watched = [step for step in steps if ramps_are_complete(step, study, train)]
+    counted = [step for step in watched[1:-1] if step >= study.early_stopping.warmup_steps]
+    line = f"early stopping: {len(watched)} validations follow the last ramp; it "
+    if len(counted) >= study.early_stopping.patience:
+        return f"{line}can end the training from step {counted[study.early_stopping.patience - 1]:,} on"
+    keys = "`early_stopping.patience`, `early_stopping.warmup_steps` or `train.validate_every`"
+    return f"{line}cannot end the training: that would need a lower {keys}"
