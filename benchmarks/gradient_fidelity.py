@@ -9,6 +9,7 @@ After `dvc repro` (profile tiny):
 """
 
 import math
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -28,7 +29,18 @@ from moe_distill.training.data import TEXT_ALONE, Split, read_batch
 CPU = torch.device("cpu")
 
 
-def main(students: list[Path], windows: int = 16, k: int = 32, samples: str = "0,16,64,256") -> None:
+class Order(StrEnum):
+    TEMPER_THEN_MAP = "temper_then_map"
+    MAP_THEN_TEMPER = "map_then_temper"
+
+
+def main(
+    students: list[Path],
+    windows: int = 16,
+    k: int = 32,
+    samples: str = "0,16,64,256",
+    order: Order = Order.TEMPER_THEN_MAP,
+) -> None:
     split = Split(WindowStore(Path("data/windows/student/train"), STUDENT_WINDOWS), None)
     batch = read_batch(split, list(range(windows)), TEXT_ALONE)
     rows = torch.cat([split.windows.tokens("teacher_rows", number) for number in range(windows)])
@@ -43,9 +55,9 @@ def main(students: list[Path], windows: int = 16, k: int = 32, samples: str = "0
         hidden = model.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
         student_AV = hidden.flatten(0, 1)[batch.places_N][batch.aligned_A] @ model.get_output_embeddings().weight.T
         for temperature in (1.0, 2.0, 3.0, 4.0):
-            full = gradient(model, full_kl(student_AV, logits_AV, vocabulary_map, text, temperature))
+            full = gradient(model, full_kl(student_AV, logits_AV, vocabulary_map, text, temperature, order))
             for m, cached in records.items():
-                target = sparse_target(cached, vocabulary_map, temperature, "temper_then_map", "sampled", text)
+                target = sparse_target(cached, vocabulary_map, temperature, order.value, "sampled", text)
                 sparse = gradient(model, forward_kl(student_AV, target, temperature).sum())
                 cosine = float(torch.cosine_similarity(full, sparse, dim=0).clamp(-1, 1))
                 degrees, ratio = math.degrees(math.acos(cosine)), float(sparse.norm() / full.norm())
@@ -74,15 +86,25 @@ def teacher_logits(rows: Tensor) -> Tensor:
 
 
 def full_kl(
-    student_AV: Tensor, logits_AV: Tensor, vocabulary_map: VocabularyMap, text: NextTokens, temperature: float
+    student_AV: Tensor,
+    logits_AV: Tensor,
+    vocabulary_map: VocabularyMap,
+    text: NextTokens,
+    temperature: float,
+    order: Order,
 ) -> Tensor:
     """Cross-entropy against the whole distribution, summed over positions; mass without a place exerts no force."""
-    probs_AV = (logits_AV / temperature).softmax(-1)
+    tempers_first = order is Order.TEMPER_THEN_MAP
+    probs_AV = (logits_AV / temperature if tempers_first else logits_AV).softmax(-1)
     next_A1 = probs_AV.gather(-1, text.teacher_ids[:, None])
     probs_AV = probs_AV.scatter(-1, text.teacher_ids[:, None], 0.0)
     target = torch.zeros_like(student_AV.detach()).scatter_add(-1, text.student_ids[:, None], next_A1)
     for student_ids, log_shares in zip(vocabulary_map.student_ids.T, vocabulary_map.log_shares.T, strict=True):
         target.index_add_(1, student_ids, probs_AV * log_shares.exp())
+    if not tempers_first:
+        unmapped_AR = probs_AV * (vocabulary_map.likeliest < 0)
+        target = target ** (1 / temperature)
+        target /= target.sum(-1, keepdim=True) + (unmapped_AR ** (1 / temperature)).sum(-1, keepdim=True)
     return -(target * (student_AV / temperature).log_softmax(-1)).sum()
 
 

@@ -151,7 +151,7 @@ def test_r27_speed_is_of_layers_output_matrix_and_likelihood(stores: Stores, mon
     monkeypatch.setattr(module, "CHUNK_POSITIONS", 7)
     monkeypatch.setattr(model.get_decoder(), "forward", taking(1.0, model.get_decoder().forward))
     monkeypatch.setattr(module, "lm_nll", taking(100.0, module.lm_nll))
-    for name in ("_read", "read_rows", "sparse_target", "agreement"):  # what is only measured
+    for name in ("model_inputs", "read_rows", "sparse_target", "agreement"):  # what is only measured
         monkeypatch.setattr(module, name, taking(1e6, getattr(module, name)))
     batches = [TOKENS[start : start + 2] for start in range(0, len(TOKENS), 2)]
     found = measure(model, stores.student, stores.targets, rule_map(stores.student_ids), 2)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, agreement
@@ -19,7 +18,7 @@ from moe_distill.losses.target import sparse_target
 from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import read_rows
-from moe_distill.shards.windows import WindowStore
+from moe_distill.shards.windows import WindowStore, model_inputs
 
 CHUNK_POSITIONS = 2048
 
@@ -56,7 +55,8 @@ def measure(
     seconds, agreed = 0.0, NO_AGREEMENT
     nll, confidence, correct = [], [], []
     for numbers in _groups(len(windows), batch_windows):
-        inputs, labels, rows = _read(windows, numbers)
+        inputs, labels = model_inputs(windows, numbers)
+        rows = [windows.tokens("teacher_rows", number) for number in numbers]
         began = _clock(device)
         hidden_BLD = model.get_decoder()(input_ids=inputs.to(device), use_cache=False).last_hidden_state
         hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
@@ -111,13 +111,3 @@ def teacher_nll(teacher_windows: WindowStore, targets: ShardReader, documents: s
 
 def _groups(n_windows: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, n_windows)) for start in range(0, n_windows, size))
-
-
-def _read(windows: WindowStore, numbers: range) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Input ids [B, L] padded to the right, and the labels and teacher rows of each window."""
-    prefix = windows.reader.index.metadata["prefix_id"]
-    assert isinstance(prefix, int)
-    labels = [windows.tokens("token_ids", number).long() for number in numbers]
-    rows = [windows.tokens("teacher_rows", number) for number in numbers]
-    padded = pad_sequence(labels, batch_first=True, padding_value=prefix)
-    return torch.cat([torch.full((len(labels), 1), prefix), padded[:, :-1]], dim=1), labels, rows

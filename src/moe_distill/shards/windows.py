@@ -6,12 +6,14 @@ numbered over all windows of a split, in order; row r belongs to token r of the 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from moe_distill.errors import DataError
 from moe_distill.shards.checks import check_range
@@ -125,6 +127,20 @@ class WindowStore:
         """A field of the `tokens` table for one window, [tokens of the window]."""
         span = self.span(window)
         return self.reader.slice(field, span.start, span.stop)
+
+
+def model_inputs(windows: WindowStore, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """What a model is given of some windows, and what it is to predict.
+
+    Returns:
+        Input ids, int64 [B, L]: prefix token, then all tokens but the last, padded to the right with the prefix token;
+        and the tokens of each window, int64.
+    """
+    prefix = windows.reader.index.metadata["prefix_id"]
+    assert isinstance(prefix, int)
+    tokens = [windows.tokens("token_ids", number).long() for number in numbers]
+    padded = pad_sequence(tokens, batch_first=True, padding_value=prefix)
+    return torch.cat([torch.full((len(tokens), 1), prefix), padded[:, :-1]], dim=1), tokens
 
 
 def open_vocabulary_map(folder: Path) -> ShardReader:

@@ -22,7 +22,7 @@ from moe_distill.shards.targets import (
     TEACHER_TARGETS,
     target_fields,
 )
-from moe_distill.shards.windows import WindowStore
+from moe_distill.shards.windows import WindowStore, model_inputs
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.anatomy import Anatomy, dissect
 from moe_distill.teacher.forward import States, forward
@@ -48,8 +48,11 @@ class _Batch:
 
     numbers: range
     input_ids_BL: Tensor  # prefix token, then all tokens but the last
-    targets_BL: Tensor
-    lengths: list[int]
+    tokens: list[Tensor]  # of each window
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.tokens]
 
     def rows(self, values: Tensor) -> Tensor:
         """[B, L, ...] -> [positions, ...] without padding, in window order."""
@@ -87,7 +90,8 @@ def capture(
     starts = range(writer.cursor, len(windows), params.batch_windows)
     for start in bar(starts, len(starts), "teacher"):
         began = time.perf_counter()
-        batch = _read_batch(windows, range(start, min(start + params.batch_windows, len(windows))))
+        numbers = range(start, min(start + params.batch_windows, len(windows)))
+        batch = _Batch(numbers, *model_inputs(windows, numbers))
         states, in_fp32 = forward(model, anatomy, batch.input_ids_BL.to(device), params.hidden_layers)
         if not states.finite():
             what = f"the teacher gives non-finite values in windows {_span(batch.numbers)}"
@@ -137,16 +141,6 @@ def _check(params: Capture, anatomy: Anatomy) -> None:
         raise ConfigError(f"`teacher.k` is {params.k}; the teacher has {vocabulary} logits and needs a tail")
 
 
-def _read_batch(windows: WindowStore, numbers: range) -> _Batch:
-    prefix = windows.reader.index.metadata["prefix_id"]
-    assert isinstance(prefix, int)
-    tokens = [windows.tokens("token_ids", number).long() for number in numbers]
-    lengths = [len(ids) for ids in tokens]
-    targets = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=prefix)
-    inputs = torch.cat([torch.full((len(tokens), 1), prefix), targets[:, :-1]], dim=1)
-    return _Batch(numbers, inputs, targets, lengths)
-
-
 def _position_columns(
     batch: _Batch, states: States, output_VD: Tensor, text_ids_V: Tensor, params: Capture, seed: int
 ) -> tuple[dict[str, Tensor], float]:
@@ -156,7 +150,7 @@ def _position_columns(
         DataError: a logit is not finite.
     """
     final_ND = batch.rows(states.final_BLD)
-    targets_N = batch.rows(batch.targets_BL).to(final_ND.device)
+    targets_N = torch.cat(batch.tokens).to(final_ND.device)
     generator = torch.Generator().manual_seed(_stable_hash(seed, batch.numbers.start))
     uniforms_N = torch.rand(len(final_ND), generator=generator).to(final_ND.device)
     records, text_mass = [], 0.0

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from moe_distill.shards.provenance import check_same_windows
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import open_targets, read_rows
-from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore
+from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore, model_inputs
 from moe_distill.training.batch import Batch, Chunks, HiddenRuns
 from moe_distill.training.inside import read_inside
 
@@ -63,11 +63,7 @@ def stated_positions(windows: WindowStore, share: float) -> float:
 
 def read_batch(split: Split, numbers: list[int], wanted: Wanted) -> Batch:
     """Read windows by number, their targets where the split has any, and what else is wanted of these."""
-    prefix = split.windows.reader.index.metadata["prefix_id"]
-    assert isinstance(prefix, int)
-    tokens = [split.windows.tokens("token_ids", number).long() for number in numbers]
-    padded = pad_sequence(tokens, batch_first=True, padding_value=prefix)
-    inputs = torch.cat([torch.full((len(tokens), 1), prefix), padded[:, :-1]], dim=1)
+    inputs, tokens = model_inputs(split.windows, numbers)
     length = inputs.shape[1]
     places = torch.cat([torch.arange(len(ids)) + number * length for number, ids in enumerate(tokens)])
     rows = [split.windows.tokens("teacher_rows", number) for number in numbers]
