@@ -1,10 +1,19 @@
-# make run | make test | make check | make test-slow | make ui
-# Each target installs what it needs into .venv from the locked requirements first.
+# make run | make test | make check | make test-slow | make ui | make clean-venv
+# Each target installs what it needs into .venv from the locked requirements first; clean-venv removes it, so that the
+# next one installs anew: make clean-venv; make run TORCH_INDEX=...
 
 PYTHON ?= python3
+# Another torch than the locked one, such as torch==2.6.0, and the index address it comes from, which
+# pytorch.org/get-started names for each CUDA version. Either is enough.
+TORCH ?=
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
+
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED_TORCH := $(shell grep '^torch==' requirements.txt)
+OTHER_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 
 .PHONY: run test test-slow check format ui clean-venv
 
@@ -30,10 +39,14 @@ format: $(VENV)/installed
 ui: $(VENV)/installed
 	moe-distill ui
 
+clean-venv:
+	rm -rf $(VENV)
+
 $(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "moe-distill needs Python 3.11 or newer; choose one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(if $(OTHER_TORCH),$(INSTALL) $(TORCH_INDEX:%=--index-url %) '$(or $(strip $(TORCH)),$(LOCKED_TORCH))')
+	$(if $(OTHER_TORCH),grep -v '^torch==' requirements.txt | $(INSTALL) -r /dev/stdin,$(INSTALL) -r requirements.txt)
+	$(INSTALL) --no-deps --editable .
 	@touch $@

@@ -6,6 +6,7 @@ steps). No key has a default here: what a run uses is what stands in the two fil
 every change; an option that may be left out is off then. Unknown keys are refused.
 """
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -339,6 +340,17 @@ def _validate(section: type[Section], path: Path) -> Section:
         what = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(first["type"])
         message = what or first["msg"][0].lower() + first["msg"][1:] + given
         raise ConfigError(f"{path}: `{key}` {message}", fix=f"change `{key}` in {path}") from error
+
+
+def unpinned_revisions(profile: Profile) -> list[str]:
+    """The keys of hub revisions that are no commits: what a branch or a tag names can change between two runs."""
+    named = {f"corpus.sources[{number}]": source for number, source in enumerate(profile.corpus.sources)}
+    every = named | {"models.teacher": profile.models.teacher, "models.student": profile.models.student}
+    return [
+        f"{key}.revision"
+        for key, each in every.items()
+        if isinstance(each, Hub | HubModel) and not re.fullmatch(r"[0-9a-f]{40}", each.revision)
+    ]
 
 
 def load_params(root: Path = Path()) -> Params:

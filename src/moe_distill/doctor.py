@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
-from moe_distill.config import Params
+from moe_distill.config import Params, Precision
 from moe_distill.dvc_state import killed_experiment, live_program, stale_rwlock_pids
 from moe_distill.errors import MoeDistillError
+from moe_distill.plan import bytes_to_come
 from moe_distill.runtime import make_runtime
 from moe_distill.work import unheld_folders, workspace_holder
 from moe_distill.workspace import project_root
 
-SPARE_BYTES = 2 << 30
+SPARE_BYTES = 2 << 30  # on top of what is known to come
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ def examine(params: Params) -> Iterator[Finding]:
     """Parameters (already parsed by the caller), device and precision, disk, traces of killed processes."""
     yield Finding("parameters", f"profile {params.study.profile}, temperature {params.study.temperature}")
     yield Finding("torch", torch.__version__)
-    yield _runtime(params)
-    yield _disk()
+    yield _runtime("device", params.study.precision)
+    yield _runtime("teacher", params.profile.teacher.precision)
+    yield _disk(params)
     holder = workspace_holder()
     if holder is not None:
         yield Finding("stage", f"{holder[0]} runs here as process {holder[1]}")
@@ -37,16 +39,19 @@ def examine(params: Params) -> Iterator[Finding]:
     yield from _unfinished_work()
 
 
-def _runtime(params: Params) -> Finding:
+def _runtime(subject: str, precision: Precision) -> Finding:
     try:
-        return Finding("device", make_runtime(params.study.precision).describe())
+        return Finding(subject, make_runtime(precision).describe())
     except MoeDistillError as error:
-        return Finding("device", str(error), ok=False)
+        return Finding(subject, str(error), ok=False)
 
 
-def _disk() -> Finding:
+def _disk(params: Params) -> Finding:
     free = shutil.disk_usage(project_root() if project_root().exists() else Path()).free
-    return Finding("disk", f"{free / 2**30:.0f} GiB free", ok=free > SPARE_BYTES)
+    needs = bytes_to_come(params)
+    parts = [f"{n_bytes / 2**30:.1f} GiB of {name}" for name, n_bytes in needs.items()]
+    text = f"{free / 2**30:.0f} GiB free; to come: {', '.join(parts) or 'not known before: dvc repro tokenize'}"
+    return Finding("disk", text, ok=free > SPARE_BYTES + sum(needs.values()))
 
 
 def _killed_dvc() -> Iterator[Finding]:

@@ -4,8 +4,11 @@ What is on disk already is counted; what is not is estimated from the parameters
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import safe_open
 
 from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params, TinyTeacher
 from moe_distill.curriculum import phase1_steps
@@ -14,8 +17,10 @@ from moe_distill.shards.targets import open_targets, target_fields
 from moe_distill.shards.windows import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 from moe_distill.training.data import stated_positions
 from moe_distill.training.schedule import ramps_are_complete
+from moe_distill.training.trainer import phase_bytes
 
-WINDOWS, TARGETS, TEACHER = Path("data/windows"), Path("data/teacher_shards"), Path("models/teacher")
+WINDOWS, TARGETS = Path("data/windows"), Path("data/teacher_shards")
+TEACHER, STUDENT = Path("models/teacher"), Path("models/student_init")
 
 
 def describe(params: Params) -> Iterator[str]:
@@ -57,17 +62,54 @@ def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
         positions, states = (sum(index.rows(table) for index in indexes) for table in ("positions", "hidden"))
         n_bytes = sum(entry.bytes for index in indexes for entry in index.files)
         return f"teacher: {positions:,} rows, {states:,} with states, {n_bytes / 1e9:.2f} GB of shards"
-    sizes, capture = _teacher_sizes(params), params.profile.teacher
-    if sizes is None:
+    each = _row_bytes(params)
+    if each is None:
         return "teacher: bytes of a row are not known before: dvc repro models"
-    fields = target_fields(capture.k, capture.tail_samples, len(capture.hidden_layers), sizes[0], 1, sizes[1])
-    each = row_bytes(fields)
     if not teacher:
         return f"teacher: {each['positions']:,} bytes a row, {each['hidden']:,} more with states"
-    positions = sum(int(store.token_counts.sum()) for store in teacher.values())
-    stated = sum(_expected_states(params, store) for store in teacher.values())
-    gigabytes = (positions * each["positions"] + stated * each["hidden"]) / 1e9
-    return f"teacher: {positions:,} rows, about {stated:,.0f} with states, about {gigabytes:.2f} GB of shards"
+    rows = _expected_rows(params, teacher)
+    gigabytes = sum(rows[table] * each[table] for table in rows) / 1e9
+    return (
+        f"teacher: {rows['positions']:,} rows, about {rows['hidden']:,.0f} with states, "
+        f"about {gigabytes:.2f} GB of shards"
+    )
+
+
+def bytes_to_come(params: Params) -> dict[str, float]:
+    """What the stages will write that the disk must have room for, by name, as far as it is known by now."""
+    found = {}
+    teacher, each = _stores("teacher", TEACHER_WINDOWS), _row_bytes(params)
+    if teacher and each is not None and not (TARGETS / "validation" / INDEX_NAME).is_file():
+        rows = _expected_rows(params, teacher)
+        found["shards"] = sum(rows[table] * each[table] for table in rows)
+    weights = 4 * sum(_values(path) for path in STUDENT.glob("*.safetensors"))  # trained in fp32
+    if weights:
+        found["checkpoints"] = float(phase_bytes(weights, weights))  # the heads are small
+    return found
+
+
+def _values(path: Path) -> int:
+    """Numbers in a safetensors file, from its header."""
+    with safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # not iterable
+
+
+def _row_bytes(params: Params) -> dict[str, int] | None:
+    """Bytes of a row of each table of the shards, as soon as the teacher's sizes are known."""
+    sizes, capture = _teacher_sizes(params), params.profile.teacher
+    if sizes is None:
+        return None
+    size, experts = sizes
+    layers = len(capture.hidden_layers)
+    return row_bytes(target_fields(capture.k, capture.tail_samples, layers, size, int(experts > 0), experts))
+
+
+def _expected_rows(params: Params, teacher: dict[str, WindowStore]) -> dict[str, float]:
+    """Rows of each table of the shards, both splits together."""
+    return {
+        "positions": sum(int(store.token_counts.sum()) for store in teacher.values()),
+        "hidden": sum(_expected_states(params, store) for store in teacher.values()),
+    }
 
 
 def _teacher_sizes(params: Params) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from moe_distill.documents import read_documents
 from moe_distill.errors import DivergenceError
 from moe_distill.models import tiny_teacher
-from moe_distill.models.tiny_teacher import learning_rate_factor, load_balancing_loss, output_rows, train_tiny_teacher
+from moe_distill.models.tiny_teacher import learning_rate_factor, output_rows, router_auxiliary_loss, train_tiny_teacher
 from moe_distill.models.token_windows import packed_tokens
 from moe_distill.pretrained import load_tokenizer
 
@@ -123,12 +123,12 @@ def test_balancing_term_spreads_the_tokens_of_each_layer(corpus: Path, tmp_path:
 
 def test_balancing_loss_sees_layers_whose_imbalances_cancel() -> None:
     one, other = torch.tensor([[9.0, 9.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 9.0, 9.0]])
-    assert load_balancing_loss([one, other], 2) == pytest.approx(4.0, rel=1e-3)
-    assert load_balancing_loss([torch.cat([one, other])], 2) == pytest.approx(2.0, rel=1e-3)
+    assert router_auxiliary_loss([one, other], 2) == pytest.approx(4.0, rel=1e-3)
+    assert router_auxiliary_loss([torch.cat([one, other])], 2) == pytest.approx(2.0, rel=1e-3)
     pooled = load_balancing_loss_func((one, other), num_experts=4, top_k=2)
     assert pooled == pytest.approx(2.0, rel=1e-3)  # what transformers would train with
     logits_TE = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    assert load_balancing_loss([logits_TE], 3) == pytest.approx(
+    assert router_auxiliary_loss([logits_TE], 3) == pytest.approx(
         float(load_balancing_loss_func((logits_TE,), num_experts=4, top_k=3))
     )
 

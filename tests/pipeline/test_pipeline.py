@@ -24,8 +24,7 @@ ALL |= {"control", "evaluate"}
 CONTRACT = {
     "tokenize": "windows train_tokens_student train_tokens_teacher aligned_position_coverage one_to_one_coverage "
     "exact_vocabulary_share",
-    "teacher": "positions bytes_per_position logit_bytes_per_position positions_per_second nonfinite_batches "
-    "mapped_mass_coverage",
+    "teacher": "positions bytes_per_position logit_bytes_per_position positions_per_second nonfinite_batches text_mass",
     "train_kd": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_lm_weighted "
     "validation_kd_raw validation_kd_weighted",
     "train_router": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_kd_raw "

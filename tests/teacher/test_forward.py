@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moe_distill.teacher.anatomy import dissect
-from moe_distill.teacher.forward import States, forward
+from moe_distill.teacher.forward import States, _recorder, forward
 from tests.teacher.conftest import FAMILIES, VOCABULARY, make_teacher
 
 LOUD_ID = VOCABULARY - 1
@@ -41,3 +41,20 @@ def test_batch_after_an_overflow_is_that_of_a_fresh_teacher(family: str) -> None
     fresh, _ = run(loud_teacher(family), ids)
     for name, expected in vars(fresh).items():
         torch.testing.assert_close(getattr(after, name), expected, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("wanted", [[0], [2], [1, 3], [0, 1, 2]])
+def test_states_are_the_wanted_layers_and_no_others_are_held(family: str, wanted: list[int]) -> None:
+    ids = torch.randint(1, LOUD_ID, (2, 12), generator=torch.Generator().manual_seed(0))
+    model = make_teacher(family)
+    anatomy = dissect(model)
+    with _recorder(anatomy, wanted) as seen, torch.inference_mode():
+        model(input_ids=ids)
+    assert {name for name in seen if name.startswith("layer")} == {f"layer {number}" for number in wanted}
+    with torch.inference_mode():
+        every = model(input_ids=ids, output_hidden_states=True).hidden_states  # the last one is after the norm
+    states, _ = forward(model, anatomy, ids, wanted)
+    for place, number in enumerate(wanted):
+        if number < 3:
+            torch.testing.assert_close(states.hidden_BLSD[:, :, place], every[number])

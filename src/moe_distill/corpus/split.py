@@ -2,7 +2,7 @@
 
 import hashlib
 
-HALF = 2**64
+DRAWS = 2**64  # values of 64 bits
 
 
 def document_id(text: str) -> str:
@@ -12,7 +12,7 @@ def document_id(text: str) -> str:
 
 def is_validation(document_id: str, fraction: float) -> bool:
     """Whether the document is held out: true for `fraction` of all hashes, by their top 64 bits."""
-    return int(document_id[:16], 16) < fraction * HALF
+    return int(document_id[:16], 16) < fraction * DRAWS
 
 
 def is_kept(document_id: str, weight: float) -> bool:
@@ -21,4 +21,4 @@ def is_kept(document_id: str, weight: float) -> bool:
     Other bits than the split's, else a low weight would keep nothing but validation documents. Raising the
     weight only adds documents.
     """
-    return int(document_id[16:32], 16) < weight * HALF
+    return int(document_id[16:32], 16) < weight * DRAWS

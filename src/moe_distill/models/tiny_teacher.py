@@ -74,7 +74,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def load_balancing_loss(router_logits: Sequence[torch.Tensor], experts_per_token: int) -> torch.Tensor:
+def router_auxiliary_loss(router_logits: Sequence[torch.Tensor], experts_per_token: int) -> torch.Tensor:
     """Mean over the layers of E * sum over the experts of f * P; `experts_per_token` where use is even.
 
     Here f is the share of tokens that choose an expert and P its mean probability. transformers' own loss pools
@@ -139,7 +139,7 @@ def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]
     ):
         output = model(input_ids=inputs_BL.to(model.device), output_router_logits=True, use_cache=False)
         loss = F.cross_entropy(output.logits.flatten(0, 1), targets_BL.to(model.device).flatten())
-        balance = load_balancing_loss(output.router_logits, params.experts_per_token)
+        balance = router_auxiliary_loss(output.router_logits, params.experts_per_token)
         (loss + params.router_auxiliary_weight * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
         optimizer.step()

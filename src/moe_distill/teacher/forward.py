@@ -56,7 +56,7 @@ def _convert_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _run(anatomy: Anatomy, input_ids_BL: Tensor, hidden_layers: list[int]) -> States:
-    with _recorder(anatomy) as seen:
+    with _recorder(anatomy, hidden_layers) as seen:
         final_BLD = anatomy.body(input_ids=input_ids_BL, use_cache=False).last_hidden_state
     shape = final_BLD.shape[:2]
     hidden = [seen[f"layer {number}"].float() for number in hidden_layers]
@@ -71,8 +71,8 @@ def _run(anatomy: Anatomy, input_ids_BL: Tensor, hidden_layers: list[int]) -> St
 
 
 @contextmanager
-def _recorder(anatomy: Anatomy) -> Iterator[dict[str, Tensor]]:
-    """Record residual states, the MoE block's input and its router logits while the block runs."""
+def _recorder(anatomy: Anatomy, hidden_layers: list[int]) -> Iterator[dict[str, Tensor]]:
+    """Record the wanted residual states, the MoE block's input and its router logits while the block runs."""
     seen: dict[str, Tensor] = {}
 
     def before_first(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -81,8 +81,12 @@ def _recorder(anatomy: Anatomy) -> Iterator[dict[str, Tensor]]:
     def after(number: int, output: Tensor | tuple[Tensor, ...]) -> None:
         seen[f"layer {number}"] = output if isinstance(output, Tensor) else output[0]
 
-    handles = [anatomy.layers[0].register_forward_pre_hook(before_first)]
-    for number, layer in enumerate(anatomy.layers, start=1):
+    handles = []
+    for number in hidden_layers:
+        if number == 0:
+            handles.append(anatomy.layers[0].register_forward_pre_hook(before_first))
+            continue
+        layer = anatomy.layers[number - 1]
         handles.append(layer.register_forward_hook(lambda _m, _a, output, number=number: after(number, output)))
     if anatomy.moe is not None:
         handles.append(

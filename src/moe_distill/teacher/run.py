@@ -88,5 +88,5 @@ def _figures(captured: list[Captured]) -> dict[str, float]:
         "logit_bytes_per_position": float(logit_bytes),
         "positions_per_second": positions / sum(each.seconds for each in captured),
         "nonfinite_batches": float(sum(each.nonfinite_batches for each in captured)),
-        "mapped_mass_coverage": sum(each.text_mass * each.index.rows("positions") for each in captured) / positions,
+        "text_mass": sum(each.text_mass * each.index.rows("positions") for each in captured) / positions,
     }

@@ -77,12 +77,21 @@ def to_checkpoint(trainer: Trainer) -> Checkpoint:
 
 
 def work_bytes(trainer: Trainer) -> int:
+    """`phase_bytes` of this phase."""
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in trainer.names)
+    student = sum(weight.numel() * weight.element_size() for weight in trainer.student.model.parameters())
+    return phase_bytes(trained, student)
+
+
+def phase_bytes(trained: int, student: int) -> int:
     """The most bytes that a phase has in its work folder at once: its checkpoints, one being written, the export.
 
     A checkpoint holds every weight and its two moments; beside them the student's best weights, once there are any.
+
+    Args:
+        trained: bytes of all trained weights, the heads' among them.
+        student: bytes of the student's.
     """
-    trained = sum(parameter.numel() * parameter.element_size() for parameter in trainer.names)
-    student = sum(weight.numel() * weight.element_size() for weight in trainer.student.model.parameters())
     return (KEPT + 1) * (3 * trained + student) + student
 
 
