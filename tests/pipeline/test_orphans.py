@@ -58,6 +58,7 @@ def test_r21_a_stage_outlives_its_dvc_and_no_second_one_starts(
         dvc.send_signal(number)
         dvc.wait()
         pid = int((checkout.folder / ".work/workspace.owner").read_text().split()[1])
+        os.kill(pid, signal.SIGSTOP)  # so that it is not done before it has been asked about
         output = checkout.run("dvc", "repro", "train_kd", code=None)
         assert f"train_kd already runs in this workspace as process {pid}; wait for it" in output
         assert ran(output) == {"check"}  # it was refused there, before anything was removed
@@ -65,6 +66,7 @@ def test_r21_a_stage_outlives_its_dvc_and_no_second_one_starts(
         assert f"train_kd runs here as process {pid}" in checkout.run("moe-distill", "doctor", code=None)
         checkout.run("python", "-m", "stages.check", code=4, PYTHONPATH="src")
 
+        os.kill(pid, signal.SIGCONT)
         os.kill(pid, signal.SIGTERM)
         wait_for(log, r"train_kd: terminated; the same command continues")
         last = max(int(step) for step in re.findall(r"  step (\d+)/", log.read_text()))
