@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from moe_distill.alignment.encode import make_encoder
 from moe_distill.alignment.token_bytes import token_bytes
-from moe_distill.config import Train, load_params
+from moe_distill.config import load_params
 from moe_distill.losses.chunk import chunk_kl
 from moe_distill.losses.continuations import count_continuations
 from moe_distill.losses.inside import InsidePlaces, inside_target
@@ -25,6 +25,7 @@ from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.target import NextTokens, Order, sparse_target
 from moe_distill.losses.vocabulary import VocabularyMap, continuation_map, rule_map
 from moe_distill.pretrained import load_causal_lm, load_tokenizer
+from moe_distill.profile import Train
 from moe_distill.runtime import seed_everything
 from moe_distill.shards.windows import read_vocabulary_map
 from moe_distill.training.batch import Batch

@@ -9,10 +9,11 @@ from pydoc_data.topics import topics
 import yaml
 
 from moe_distill.alignment.corpus_windows import write_windows
-from moe_distill.config import Params, Profile, load_params
+from moe_distill.config import Params, load_params
 from moe_distill.corpus.writer import open_writer
 from moe_distill.documents import Document
 from moe_distill.models.provide import provide_student, provide_teacher
+from moe_distill.profile import Profile
 from moe_distill.teacher.run import run_teacher
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from moe_distill import cli
-from moe_distill.config import Profile, Study, load_params
+from moe_distill.config import Study, load_params
 from moe_distill.errors import ConfigError
+from moe_distill.profile import Profile
 from stages import check
 
 PROJECT = Path(__file__).parent.parent

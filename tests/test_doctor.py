@@ -90,3 +90,15 @@ def test_r25_doctor_asks_for_the_disk_that_shards_and_checkpoints_take(
 def test_r25_doctor_finds_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "SPARE_BYTES", 1 << 60)
     assert not findings(load_params(ROOT))["disk"].ok
+
+
+def test_r25_doctor_tells_of_broken_data_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folders(tmp_path / "made", make_teacher("olmoe", 1))
+    (tmp_path / "data/windows").mkdir(parents=True)
+    (tmp_path / "made/teacher_windows").rename(tmp_path / "data/windows/teacher")
+    (tmp_path / "data/windows/teacher/train/index.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    found = findings(load_params(ROOT))
+    assert not found["data"].ok
+    assert "data/windows/teacher/train/index.json" in found["data"].text
+    assert found["device"].ok

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_distill.config import Files, FolderModel, Profile
 from moe_distill.local_inputs import STAGES, local_inputs
+from moe_distill.profile import Files, FolderModel, Profile
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,6 +20,7 @@ WITHOUT_EFFECT = {
     "moe_distill.disk",
     "moe_distill.errors",
     "moe_distill.interruption",
+    "moe_distill.profile",
     "moe_distill.progress",
     "moe_distill.seal",
     "moe_distill.stage",

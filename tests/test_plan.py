@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from moe_distill import cli
-from moe_distill.config import Params, Profile, load_params
+from moe_distill.config import Params, load_params
 from moe_distill.plan import describe
+from moe_distill.profile import Profile
 from moe_distill.training.data import Wanted, open_split, read_batch
 from moe_distill.training.early_stopping import Watch, observe, should_stop
 from moe_distill.training.schedule import ramps_are_complete

@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from moe_distill import tracking
-from moe_distill.config import Capture, Curriculum, Params, Profile, Study, Train
+from moe_distill.config import Curriculum, Params, Study
+from moe_distill.profile import Capture, Profile, Train
 from moe_distill.tracking import experiment_key, track
 
 TESTS = Path(__file__).parent

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from moe_distill.config import Params, Precision
+from moe_distill.config import Params
 from moe_distill.dvc_state import killed_experiment, live_program, stale_rwlock_pids
-from moe_distill.errors import MoeDistillError
+from moe_distill.errors import DataError, MoeDistillError
 from moe_distill.plan import bytes_to_come
+from moe_distill.profile import Precision
 from moe_distill.runtime import make_runtime
 from moe_distill.work import unheld_folders, workspace_holder
 from moe_distill.workspace import project_root
@@ -48,7 +49,12 @@ def _runtime(subject: str, precision: Precision) -> Finding:
 
 def _disk(params: Params) -> Finding:
     free = shutil.disk_usage(project_root() if project_root().exists() else Path()).free
-    needs = bytes_to_come(params)
+    try:
+        needs = bytes_to_come(params)
+    except (
+        DataError
+    ) as error:  # of files that other code wrote, or that are broken: `moe-distill verify` finds them all
+        return Finding("data", str(error), ok=False)
     parts = [f"{n_bytes / 2**30:.1f} GiB of {name}" for name, n_bytes in needs.items()]
     text = f"{free / 2**30:.0f} GiB free; to come: {', '.join(parts) or 'not known before: dvc repro tokenize'}"
     return Finding("disk", text, ok=free > SPARE_BYTES + sum(needs.values()))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from moe_distill.config import Corpus, Files, FolderModel, HubModel, Profile, TinyStudent, TinyTeacher
 from moe_distill.corpus.local import local_files
 from moe_distill.errors import DataError
 from moe_distill.models.folder import model_files
+from moe_distill.profile import Corpus, Files, FolderModel, HubModel, Profile, TinyStudent, TinyTeacher
 from moe_distill.progress import say
 from moe_distill.workspace import fingerprint, project_root, sha256_file
 

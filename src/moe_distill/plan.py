@@ -10,8 +10,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Params, TinyTeacher
+from moe_distill.config import Params
 from moe_distill.curriculum import phase1_steps
+from moe_distill.profile import MINIMUM_ROUTER_POSITIONS, TinyTeacher
 from moe_distill.shards.format import INDEX_NAME, row_bytes
 from moe_distill.shards.targets import open_targets, target_fields
 from moe_distill.shards.windows import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_distill.config import Corpus
 from moe_distill.documents import Document, read_documents
+from moe_distill.profile import Corpus
 
 MakeCorpus = Callable[..., Corpus]
 

@@ -10,10 +10,10 @@ from typing import Any
 import datasets
 import pytest
 
-from moe_distill.config import Hub
 from moe_distill.corpus.hub import hub_documents
 from moe_distill.corpus.raw import RawDocument, Skip
 from moe_distill.errors import DataError
+from moe_distill.profile import Hub
 
 SOURCE = Hub(
     kind="hub",

@@ -12,9 +12,9 @@ from huggingface_hub import DryRunFileInfo, constants
 from huggingface_hub.errors import DryRunError, HFValidationError, LocalEntryNotFoundError
 
 from moe_distill import disk
-from moe_distill.config import HubModel
 from moe_distill.errors import DataError, ResourceError
 from moe_distill.models import hub
+from moe_distill.profile import HubModel
 
 from .conftest import files
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from moe_distill.config import Capture
 from moe_distill.errors import ConfigError, DataError
+from moe_distill.profile import Capture
 from moe_distill.replay.block import (
     block_input,
     expert_outputs,

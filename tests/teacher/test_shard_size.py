@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_distill.config import MINIMUM_ROUTER_POSITIONS, Hub, Profile
 from moe_distill.corpus.join import join_rows
 from moe_distill.corpus.raw import RawDocument
+from moe_distill.profile import MINIMUM_ROUTER_POSITIONS, Hub, Profile
 from moe_distill.shards.format import row_bytes
 from moe_distill.shards.targets import target_fields
 from tests.assets import real_text, real_tokenizer

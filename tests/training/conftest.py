@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moe_distill.config import Study, Train
+from moe_distill.config import Study
 from moe_distill.losses.inside import InsidePlaces, InsideText
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.vocabulary import rule_map
+from moe_distill.profile import Train
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
 from moe_distill.shards.targets import TeacherRows, teacher_rows

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from moe_distill.config import Capture, Params, load_params
+from moe_distill.config import Params, load_params
+from moe_distill.profile import Capture
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.windows import (
     MAP_FIELDS,

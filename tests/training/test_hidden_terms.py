@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from moe_distill.config import Study, Train
+from moe_distill.config import Study
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.vocabulary import rule_map
+from moe_distill.profile import Train
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
 from moe_distill.runtime import Runtime

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moe_distill.config import EarlyStopping, Study, Train
+from moe_distill.config import EarlyStopping, Study
 from moe_distill.errors import DivergenceError
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, ROUTER_TERMS, LossTerm
+from moe_distill.profile import Train
 from moe_distill.runtime import Runtime
 from moe_distill.training import loop
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_distill.config import Train
 from moe_distill.errors import DivergenceError
+from moe_distill.profile import Train
 from moe_distill.runtime import Runtime
 from moe_distill.training import loop
 from moe_distill.training.checkpoint import newest_checkpoint

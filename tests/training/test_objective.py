@@ -7,8 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from moe_distill.config import Study, Train
+from moe_distill.config import Study
 from moe_distill.losses.registry import ALL_TERMS, total_of
+from moe_distill.profile import Train
 from moe_distill.runtime import Runtime
 from moe_distill.training import objective as objective_module
 from moe_distill.training import routing as routing_module

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_distill.config import EarlyStopping, Study, Train
+from moe_distill.config import EarlyStopping, Study
 from moe_distill.interruption import Terminated
+from moe_distill.profile import Train
 from moe_distill.runtime import Runtime
 from moe_distill.shards.windows import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter

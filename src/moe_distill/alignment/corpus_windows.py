@@ -10,10 +10,10 @@ from moe_distill.alignment.map_store import write_vocabulary_map
 from moe_distill.alignment.tally import Tally, WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import exact_vocabulary_share
-from moe_distill.config import Windows
 from moe_distill.disk import require_space
 from moe_distill.documents import Document, draw, read_documents
 from moe_distill.pretrained import load_tokenizer, prefix_token_id
+from moe_distill.profile import Windows
 from moe_distill.progress import say
 from moe_distill.shards.provenance import tokenizer_fingerprint
 from moe_distill.shards.windows import SPLITS

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_distill.config import Corpus, Source
 from moe_distill.corpus.divide import MAX_CHARACTERS, divide
 from moe_distill.corpus.estimate import corpus_bytes
 from moe_distill.corpus.raw import Skip
@@ -19,6 +18,7 @@ from moe_distill.corpus.writer import DocumentWriter, open_writer
 from moe_distill.disk import require_space
 from moe_distill.documents import Document
 from moe_distill.errors import ConfigError, DataError
+from moe_distill.profile import Corpus, Source
 from moe_distill.progress import say
 from moe_distill.workspace import write_json
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_distill.config import Corpus, Files, Hub, PythonDocs, Source
 from moe_distill.corpus.files import read_file
 from moe_distill.corpus.local import SUFFIXES, LocalFile, local_files
 from moe_distill.corpus.python_docs import library_modules, topic_documents
@@ -20,6 +19,7 @@ from moe_distill.corpus.raw import RawDocument, Skip, examine
 from moe_distill.corpus.split import document_id
 from moe_distill.corpus.writer import COMPRESSION, DocumentWriter
 from moe_distill.documents import SCHEMA, Document
+from moe_distill.profile import Corpus, Files, Hub, PythonDocs, Source
 
 SAMPLE_BYTES = 2**21  # of a source's files of one kind
 FILE_SHARE = 4  # at most this part of the sample comes from one file of many documents

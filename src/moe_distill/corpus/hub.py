@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from moe_distill.config import Hub
 from moe_distill.corpus.join import join_rows
 from moe_distill.corpus.raw import RawDocument, Skip, from_value
 from moe_distill.errors import DataError
+from moe_distill.profile import Hub
 
 
 def hub_documents(source: Hub) -> Iterator[RawDocument | Skip]:

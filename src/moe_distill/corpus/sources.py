@@ -4,11 +4,11 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_distill.config import Files, PythonDocs, Source
 from moe_distill.corpus.files import file_documents
 from moe_distill.corpus.hub import hub_documents
 from moe_distill.corpus.python_docs import python_documents
 from moe_distill.corpus.raw import RawDocument, Skip, examine
+from moe_distill.profile import Files, PythonDocs, Source
 
 
 def source_name(source: Source) -> str:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from moe_distill.config import Evaluate
 from moe_distill.errors import DataError
 from moe_distill.evaluation.measure import Measured, measure, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
 from moe_distill.losses.continuations import count_continuations
 from moe_distill.losses.vocabulary import continuation_map
 from moe_distill.pretrained import load_causal_lm
+from moe_distill.profile import Evaluate
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
 from moe_distill.shards.targets import open_targets
 from moe_distill.shards.windows import (

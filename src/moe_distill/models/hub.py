@@ -5,10 +5,10 @@ from pathlib import Path
 from huggingface_hub import DryRunFileInfo, constants, snapshot_download
 from huggingface_hub.errors import DryRunError
 
-from moe_distill.config import HubModel
 from moe_distill.disk import require_space
 from moe_distill.errors import DataError
 from moe_distill.models.folder import FILE_PATTERNS, SMALLER, copy_model_folder
+from moe_distill.profile import HubModel
 
 IGNORED = ["*/*"]  # exports to other formats lie in sub-folders
 

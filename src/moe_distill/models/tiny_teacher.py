@@ -15,12 +15,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.utils import logging
 
-from moe_distill.config import TinyTeacher
 from moe_distill.documents import read_documents
 from moe_distill.errors import DivergenceError
 from moe_distill.models.estimate import require_model_space
 from moe_distill.models.token_windows import Batch, document_batches, packed_tokens, training_batches
 from moe_distill.models.tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
+from moe_distill.profile import TinyTeacher
 from moe_distill.progress import bar, say
 from moe_distill.runtime import make_runtime
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from moe_distill.config import TinyTokenizer
 from moe_distill.documents import draw, read_documents
 from moe_distill.errors import DataError
+from moe_distill.profile import TinyTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 # Not special, as in Qwen3: such a token is found in ordinary text and carries the bytes of its name.

@@ -5,8 +5,8 @@ Every function raises DataError, naming both fingerprints and the command that m
 
 from pathlib import Path
 
-from moe_distill.config import Capture
 from moe_distill.errors import DataError
+from moe_distill.profile import Capture
 from moe_distill.shards.format import Index
 from moe_distill.shards.reader import ShardReader
 from moe_distill.workspace import fingerprint, sha256_file

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe_distill.config import Capture
 from moe_distill.errors import ConfigError, DataError
+from moe_distill.profile import Capture
 from moe_distill.progress import bar
 from moe_distill.shards.format import FieldSpec, Index
 from moe_distill.shards.provenance import capture_fingerprint, windows_fingerprint

@@ -1,6 +1,6 @@
 """What the teacher stage will write, before it writes it."""
 
-from moe_distill.config import Capture
+from moe_distill.profile import Capture
 from moe_distill.shards.format import store_bytes
 from moe_distill.shards.windows import WindowStore
 from moe_distill.teacher.anatomy import Anatomy

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from moe_distill.config import Capture, require_router_positions
 from moe_distill.disk import require_space
 from moe_distill.pretrained import load_causal_lm, load_tokenizer, text_token_mask
+from moe_distill.profile import Capture, require_router_positions
 from moe_distill.progress import say
 from moe_distill.runtime import make_runtime, seed_everything
 from moe_distill.shards.format import read_index

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_distill.config import EarlyStopping, Train
+from moe_distill.config import EarlyStopping
 from moe_distill.errors import DataError, DivergenceError
 from moe_distill.interruption import postponed_signals
+from moe_distill.profile import Train
 from moe_distill.progress import say
 from moe_distill.runtime import Runtime
 from moe_distill.training.balance import updated_scales

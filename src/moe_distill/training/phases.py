@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_distill.config import Params, Study, require_router_positions
+from moe_distill.config import Params, Study
 from moe_distill.disk import require_space
 from moe_distill.losses.continuations import count_continuations
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
 from moe_distill.losses.vocabulary import continuation_map
 from moe_distill.pretrained import load_causal_lm, save_causal_lm
+from moe_distill.profile import require_router_positions
 from moe_distill.progress import say
 from moe_distill.replay.block import TeacherHead, load_teacher_head
 from moe_distill.runtime import Runtime, make_runtime, seed_everything

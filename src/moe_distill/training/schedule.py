@@ -2,9 +2,10 @@
 
 import math
 
-from moe_distill.config import Study, Train
+from moe_distill.config import Study
 from moe_distill.curriculum import linear, phase1_steps, phase2_progress, progress_at, ramp
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
+from moe_distill.profile import Train
 from moe_distill.training.objective import Objective
 from moe_distill.training.routing import RouterSettings
 from moe_distill.training.text_terms import KdSettings

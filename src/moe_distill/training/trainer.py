@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from moe_distill.config import Train
+from moe_distill.profile import Train
 from moe_distill.runtime import Runtime
 from moe_distill.training.checkpoint import KEPT, Checkpoint
 from moe_distill.training.early_stopping import Watch
