@@ -51,9 +51,7 @@ def _disk(params: Params) -> Finding:
     free = shutil.disk_usage(project_root() if project_root().exists() else Path()).free
     try:
         needs = bytes_to_come(params)
-    except (
-        DataError
-    ) as error:  # of files that other code wrote, or that are broken: `moe-distill verify` finds them all
+    except DataError as error:  # `moe-distill verify` finds all that is broken
         return Finding("data", str(error), ok=False)
     parts = [f"{n_bytes / 2**30:.1f} GiB of {name}" for name, n_bytes in needs.items()]
     text = f"{free / 2**30:.0f} GiB free; to come: {', '.join(parts) or 'not known before: dvc repro tokenize'}"
