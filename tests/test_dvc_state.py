@@ -93,15 +93,21 @@ KILLED_AT = """
 import os, signal, sys
 from importlib import import_module
 module, owner, name = sys.argv[1].split(":")
-setattr(getattr(import_module(module), owner), name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+owner, calls = getattr(import_module(module), owner), [int(sys.argv[2])]
+function = getattr(owner, name)
+def killed(*arguments, **keys):
+    calls[0] -= 1
+    return function(*arguments, **keys) if calls[0] else os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, name, killed)
 from dvc.cli import main
 main(["exp", "run", "-S", "temperature=3.0"])
 """
 
 
-def killed_at(step: str) -> None:
-    """Run `dvc exp run`, killed as it enters a function of DVC's, named module:class:function."""
-    done = subprocess.run([sys.executable, "-c", KILLED_AT, step], env=environment(), capture_output=True)
+def killed_at(step: str, call: int = 1) -> None:
+    """Run `dvc exp run`, killed as it enters a function of DVC's, named module:class:function, for the nth time."""
+    command = [sys.executable, "-c", KILLED_AT, step, str(call)]
+    done = subprocess.run(command, env=environment(), capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -179,6 +185,29 @@ def test_r21_killed_while_dvc_still_prepares_the_experiment(step: str) -> None:
     assert git("stash", "list")
     list(mend(Path()))
     assert "before moe-distill recover" in git("stash", "list", "-1") or not git("stash", "list")
+    the_users_edits_stand()
+    everything_is_in_place()
+
+
+@pytest.mark.usefixtures("project")
+def test_r21_killed_while_dvc_writes_its_stash() -> None:
+    """It names HEAD as its stash before there is one."""
+    killed_at("dvc.repo.experiments.queue.base:BaseStashQueue:_pack_args")
+    git("update-ref", "refs/exps/stash", "HEAD")
+    assert "temperature: 3.0" in Path("params.yaml").read_text()
+    list(mend(Path()))
+    the_users_edits_stand()
+    everything_is_in_place()
+
+
+@pytest.mark.usefixtures("project")
+def test_r21_killed_before_the_experiment_is_unpacked() -> None:
+    """The files have been reset, and the edits are in no stash any more."""
+    killed_at("scmrepo.git.stash:Stash:apply", call=3)
+    assert git("for-each-ref", "refs/exps/exec/EXEC_MERGE")
+    assert Path("params.yaml").read_text() == PARAMS
+    assert git("stash", "list") == ""
+    list(mend(Path()))
     the_users_edits_stand()
     everything_is_in_place()
 

@@ -5,7 +5,8 @@ into the workspace. At its end it attaches HEAD again and resets the index; kill
 
 Where the user's own edits are: DVC first stashes them (U), then puts them back, changes params.yaml and stashes
 the sum (EXEC_MERGE), which it unpacks to run. It drops U, but git keeps the commit for weeks. So what differs between U
-and EXEC_MERGE is DVC's, and all else in the workspace is the user's or a result.
+and EXEC_MERGE is DVC's, and all else in the workspace is the user's or a result. Before it unpacks the sum it resets
+the files: one that the user had edited and that is as in HEAD has not been unpacked yet.
 """
 
 import json
@@ -76,8 +77,11 @@ def killed_experiment() -> KilledExperiment | None:
         edits = _stash_before(MERGE) or f"{EXEC_REFS}/EXEC_HEAD"
         written = _git("diff", "--name-only", "--diff-filter=M", edits, MERGE).splitlines()
         touched_since = _differing(MERGE)
-        return KilledExperiment(branch, edits, tuple(each for each in written if each not in touched_since), refs)
-    if MERGE not in refs and _is_stash_of_dvc(QUEUED in refs):
+        overwritten = {each for each in written if each not in touched_since}
+        overwritten |= set(_git("diff", "--name-only", "HEAD", edits).splitlines()) - set(_differing("HEAD"))
+        return KilledExperiment(branch, edits, tuple(sorted(overwritten)), refs)
+    is_queued = QUEUED in refs and _git("rev-parse", QUEUED) != _git("rev-parse", "HEAD")  # DVC sets it to HEAD first
+    if MERGE not in refs and _is_stash_of_dvc(is_queued):
         edits = _git("rev-parse", STASH)
         return KilledExperiment(branch, edits, _differing(edits), refs)
     return KilledExperiment(branch, "HEAD", (), refs)
