@@ -213,6 +213,17 @@ def test_r21_killed_before_the_experiment_is_unpacked() -> None:
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("half", ["", "temperature: 3.0 # of t"])
+def test_r21_killed_while_a_file_of_the_experiment_is_written(half: str) -> None:
+    killed_at("scmrepo.git.stash:Stash:apply", call=3)
+    Path("params.yaml").write_text(half)
+    Path("notes.md").write_text("first\nof the us")
+    list(mend(Path()))
+    the_users_edits_stand()
+    everything_is_in_place()
+
+
+@pytest.mark.usefixtures("project")
 def test_r21_killed_after_head_is_back_and_before_the_edits_are() -> None:
     killed_at("scmrepo.git.stash:Stash:pop")
     assert head().startswith("ref:")

@@ -78,7 +78,9 @@ def killed_experiment() -> KilledExperiment | None:
         written = _git("diff", "--name-only", "--diff-filter=M", edits, MERGE).splitlines()
         touched_since = _differing(MERGE)
         overwritten = {each for each in written if each not in touched_since}
-        overwritten |= set(_git("diff", "--name-only", "HEAD", edits).splitlines()) - set(_differing("HEAD"))
+        edited = _git("diff", "--name-only", "HEAD", edits).splitlines()
+        overwritten |= set(edited) - set(_differing("HEAD"))
+        overwritten |= {each for each in [*written, *edited] if _is_half_written(each, MERGE)}
         return KilledExperiment(branch, edits, tuple(sorted(overwritten)), refs)
     is_queued = QUEUED in refs and _git("rev-parse", QUEUED) != _git("rev-parse", "HEAD")  # DVC sets it to HEAD first
     if MERGE not in refs and _is_stash_of_dvc(is_queued):
@@ -143,6 +145,14 @@ def _differing(commit: str) -> tuple[str, ...]:
         index = {"GIT_INDEX_FILE": f"{folder}/index"}
         _git("read-tree", commit, **index)
         return tuple(_git("diff", "--name-only", **index).splitlines())
+
+
+def _is_half_written(name: str, commit: str) -> bool:
+    """Whether a file holds the beginning of what it is in a commit: git was killed while it wrote."""
+    if not Path(name).is_file():
+        return False
+    whole, found = _git("show", f"{commit}:{name}"), Path(name).read_text(encoding="utf-8", errors="replace")
+    return len(found.strip()) < len(whole) and whole.startswith(found.strip())
 
 
 def _branch_before_detachment() -> str | None:
