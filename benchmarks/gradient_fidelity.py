@@ -9,7 +9,6 @@ After `dvc repro` (profile tiny):
 """
 
 import math
-from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from moe_distill.losses.continuations import count_continuations
 from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import NextTokens, sparse_target
+from moe_distill.losses.target import NextTokens, Order, sparse_target
 from moe_distill.losses.vocabulary import VocabularyMap, continuation_map
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.targets import TeacherRows, teacher_rows
@@ -29,17 +28,12 @@ from moe_distill.training.data import TEXT_ALONE, Split, read_batch
 CPU = torch.device("cpu")
 
 
-class Order(StrEnum):
-    TEMPER_THEN_MAP = "temper_then_map"
-    MAP_THEN_TEMPER = "map_then_temper"
-
-
 def main(
     students: list[Path],
     windows: int = 16,
     k: int = 32,
     samples: str = "0,16,64,256",
-    order: Order = Order.TEMPER_THEN_MAP,
+    order: Order = "temper_then_map",
 ) -> None:
     split = Split(WindowStore(Path("data/windows/student/train"), STUDENT_WINDOWS), None)
     batch = read_batch(split, list(range(windows)), TEXT_ALONE)
@@ -57,7 +51,7 @@ def main(
         for temperature in (1.0, 2.0, 3.0, 4.0):
             full = gradient(model, full_kl(student_AV, logits_AV, vocabulary_map, text, temperature, order))
             for m, cached in records.items():
-                target = sparse_target(cached, vocabulary_map, temperature, order.value, "sampled", text)
+                target = sparse_target(cached, vocabulary_map, temperature, order, "sampled", text)
                 sparse = gradient(model, forward_kl(student_AV, target, temperature).sum())
                 cosine = float(torch.cosine_similarity(full, sparse, dim=0).clamp(-1, 1))
                 degrees, ratio = math.degrees(math.acos(cosine)), float(sparse.norm() / full.norm())
@@ -94,7 +88,7 @@ def full_kl(
     order: Order,
 ) -> Tensor:
     """Cross-entropy against the whole distribution, summed over positions; mass without a place exerts no force."""
-    tempers_first = order is Order.TEMPER_THEN_MAP
+    tempers_first = order == "temper_then_map"
     probs_AV = (logits_AV / temperature if tempers_first else logits_AV).softmax(-1)
     next_A1 = probs_AV.gather(-1, text.teacher_ids[:, None])
     probs_AV = probs_AV.scatter(-1, text.teacher_ids[:, None], 0.0)

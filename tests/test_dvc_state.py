@@ -34,7 +34,13 @@ def git(*arguments: str) -> str:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
-    files = {"params.yaml": PARAMS, "dvc.yaml": STAGES, "notes.md": "first\n", ".gitignore": "/begun\n/.work\n"}
+    files = {
+        "params.yaml": PARAMS,
+        "dvc.yaml": STAGES,
+        "notes.md": "first\n",
+        "old.md": "old\n",
+        ".gitignore": "/begun\n/.work\n",
+    }
     for name, content in files.items():
         (folder / name).write_text(content)
     commands = [
@@ -210,6 +216,25 @@ def test_r21_killed_before_the_experiment_is_unpacked() -> None:
     list(mend(Path()))
     the_users_edits_stand()
     everything_is_in_place()
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("call", [3, 4])
+def test_r21_files_that_the_user_removed_or_added_stop_nothing(call: int) -> None:
+    """The fourth call does not come: the experiment is unpacked, and killed in its stage."""
+    Path("old.md").unlink()
+    Path("new.md").write_text("new")
+    git("add", "new.md")
+    if call == 3:
+        killed_at("scmrepo.git.stash:Stash:apply", call=call)
+    else:
+        kill_when(stage_runs)
+        Path("new.md").write_text("newer")
+    list(mend(Path()))
+    the_users_edits_stand()
+    everything_is_in_place()
+    if call == 4:
+        assert Path("new.md").read_text() == "newer"
 
 
 @pytest.mark.usefixtures("project")

@@ -78,7 +78,7 @@ def killed_experiment() -> KilledExperiment | None:
         written = _git("diff", "--name-only", "--diff-filter=M", edits, MERGE).splitlines()
         touched_since = _differing(MERGE)
         overwritten = {each for each in written if each not in touched_since}
-        edited = _git("diff", "--name-only", "HEAD", edits).splitlines()
+        edited = _git("diff", "--name-only", "--diff-filter=M", "HEAD", edits).splitlines()
         overwritten |= set(edited) - set(_differing("HEAD"))
         overwritten |= {each for each in [*written, *edited] if _is_half_written(each, MERGE)}
         return KilledExperiment(branch, edits, tuple(sorted(overwritten)), refs)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_distill.losses.target import NEGATIVE_INFINITY, SparseTarget, merge, tail_logsumexp_at
+from moe_distill.losses.target import NEGATIVE_INFINITY, SparseTarget, merge, tail_logsumexp_at, without_next
 from moe_distill.shards.targets import TeacherRows
 
 MINIMUM_ODDS = 4.0  # of the kept tokens that begin so, against all tokens outside the top-k
@@ -62,9 +62,7 @@ def inside_target(
     begins_so_NK = is_longer_NK & (places.prefixes[places_NK] == places.prefixes[places_NK[:, -1:]])
     logprobs_NK = logprobs_NK.masked_fill(~begins_so_NK, NEGATIVE_INFINITY)
 
-    outside_N = tail_logsumexp_at(rows, 1.0)
-    without_next_N = outside_N + torch.log1p(-(rows.target_logprob - outside_N).exp().clamp_max(1.0 - 1e-6))
-    outside_N = torch.where(is_next_NK.any(-1), outside_N, without_next_N)
+    outside_N = without_next(tail_logsumexp_at(rows, 1.0), rows, text.teacher_ids, 1.0)
     is_known_N = is_longer_NK[:, -1] & (logprobs_NK.logsumexp(-1) >= outside_N + math.log(MINIMUM_ODDS))
 
     student_ids_NK = places.student_ids[places_NK]

@@ -92,6 +92,13 @@ def tail_logsumexp_at(rows: TeacherRows, temperature: float) -> Tensor:
     return (finite_NG * weights_G).sum(-1).masked_fill(is_empty, NEGATIVE_INFINITY)
 
 
+def without_next(tail_N: Tensor, rows: TeacherRows, next_ids_N: Tensor, temperature: float) -> Tensor:
+    """A tail's log-sum at `temperature` less the token that follows in the text, where that is not kept, [N]."""
+    is_kept_N = (rows.topk_ids == next_ids_N[:, None]).any(-1)
+    share_N = (rows.target_logprob / temperature - tail_N).exp().clamp_max(1.0 - 1e-6)  # fp16 may put it above 1
+    return torch.where(is_kept_N, tail_N, tail_N + torch.log1p(-share_N))
+
+
 def sparse_target(
     rows: TeacherRows,
     vocabulary_map: VocabularyMap,
@@ -109,12 +116,10 @@ def sparse_target(
     Args:
         text: the next tokens; None where the map alone decides.
     """
-    head, outside_N = _head(rows, vocabulary_map, text), tail_logsumexp_at(rows, temperature)
+    head = _head(rows, vocabulary_map, text)
+    outside_N = tail_logsumexp_at(rows, temperature)
     if text is not None:
-        in_head_N = (rows.topk_ids == text.teacher_ids[:, None]).any(-1)
-        next_N = rows.target_logprob / temperature
-        without_next_N = outside_N + torch.log1p(-(next_N - outside_N).exp().clamp_max(1.0 - 1e-6))
-        outside_N = torch.where(in_head_N, outside_N, without_next_N)
+        outside_N = without_next(outside_N, rows, text.teacher_ids, temperature)
     if order == "temper_then_map":
         ids, merged = merge(head.student_ids, head.logprobs / temperature + head.log_shares)
     else:
