@@ -32,11 +32,17 @@ def read_documents(path: Path, batch_documents: int = 256) -> Iterator[list[Docu
     if not path.is_file():
         raise DataError(f"{path} does not exist", fix="run: dvc repro corpus")
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES) as file:
+        with pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES, page_checksum_verification=True
+        ) as file:
             if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
                 raise DataError(f"{path} has no column {', '.join(sorted(missing))}", fix="run: dvc repro corpus")
+            missing_rows = file.metadata.num_rows
             for batch in file.iter_batches(batch_documents, columns=SCHEMA.names):
+                missing_rows -= batch.num_rows
                 yield [Document(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
+            if missing_rows:  # a damaged page header can hide its page
+                raise pa.ArrowInvalid(f"{missing_rows:,} of {file.metadata.num_rows:,} rows are missing")
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file", str(error), repair(path)) from error
 

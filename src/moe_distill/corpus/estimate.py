@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_distill.corpus.files import read_file
@@ -17,8 +16,8 @@ from moe_distill.corpus.local import SUFFIXES, LocalFile, local_files
 from moe_distill.corpus.python_docs import library_modules, topic_documents
 from moe_distill.corpus.raw import RawDocument, Skip, examine
 from moe_distill.corpus.split import document_id
-from moe_distill.corpus.writer import COMPRESSION, DocumentWriter
-from moe_distill.documents import SCHEMA, Document
+from moe_distill.corpus.writer import DocumentWriter, parquet_writer
+from moe_distill.documents import Document
 from moe_distill.profile import Corpus, Files, Hub, PythonDocs, Source
 
 SAMPLE_BYTES = 2**21  # of a source's files of one kind
@@ -112,7 +111,7 @@ def _read_bytes(file: Path, lines: int) -> int:
 def written_bytes(texts: Iterable[str]) -> int:
     """What documents of these texts take in a parquet file, which is made in memory."""
     buffer = io.BytesIO()
-    with pq.ParquetWriter(pa.PythonFile(buffer), SCHEMA, compression=COMPRESSION) as file:
+    with parquet_writer(buffer) as file:
         writer = DocumentWriter(file)
         for text in texts:
             writer.append(Document(document_id(text), "sample", text))

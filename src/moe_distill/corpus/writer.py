@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +12,12 @@ from moe_distill.documents import SCHEMA, Document
 from moe_distill.workspace import sync
 
 GROUP_DOCUMENTS = 512
-COMPRESSION = "zstd"
 GROUP_CHARACTERS = 8 * 2**20  # whichever is reached first: 512 books would not fit in memory
+
+
+def parquet_writer(where: Path | BinaryIO) -> pq.ParquetWriter:
+    """A file of documents; each of its pages has a CRC-32, which `read_documents` checks."""
+    return pq.ParquetWriter(where, SCHEMA, compression="zstd", write_page_checksum=True)
 
 
 @contextmanager
@@ -20,7 +25,7 @@ def open_writer(path: Path) -> Iterator["DocumentWriter"]:
     """Write `path` under a temporary name, which it loses when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.tmp")  # without a pid: a rerun overwrites what a killed run left
     try:
-        with pq.ParquetWriter(temporary, SCHEMA, compression=COMPRESSION) as file:
+        with parquet_writer(temporary) as file:
             writer = DocumentWriter(file)
             yield writer
             writer.flush()
