@@ -27,33 +27,32 @@ def forward_kl(logits_NV: Tensor, target: SparseTarget, temperature: float) -> T
     The value is the bucketed KL. Where the target has tail samples, the gradient is that of the cross-entropy against
     entries and samples.
     """
-    tempered_NV = logits_NV.float() / temperature
-    normalizer_N = tempered_NV.logsumexp(-1)
-    student_NS = tempered_NV.gather(-1, target.ids) - normalizer_N[:, None]
-    bucketed_N = _bucketed_kl(tempered_NV, normalizer_N, student_NS, target)
+    logprobs_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1)
     if not target.tail_ids.shape[1]:
-        return bucketed_N
-    student_NM = tempered_NV.gather(-1, target.tail_ids) - normalizer_N[:, None]
-    crossed_N = -(target.probs * student_NS).sum(-1) - (target.tail_probs * student_NM).sum(-1)
-    return bucketed_N.detach() + crossed_N - crossed_N.detach()
+        return _bucketed_kl(logprobs_NV, target)
+    entries_N = (target.probs * logprobs_NV.gather(-1, target.ids)).sum(-1)
+    samples_N = (target.tail_probs * logprobs_NV.gather(-1, target.tail_ids)).sum(-1)
+    crossed_N = -entries_N - samples_N
+    return _bucketed_kl(logprobs_NV.detach(), target) + crossed_N - crossed_N.detach()
 
 
-def _bucketed_kl(tempered_NV: Tensor, normalizer_N: Tensor, student_NS: Tensor, target: SparseTarget) -> Tensor:
+def _bucketed_kl(logprobs_NV: Tensor, target: SparseTarget) -> Tensor:
     """KL over the entries and one bucket for the rest, [N].
 
-    The log of the student's residual is a logsumexp over the logits with the entries masked out: one minus the
-    entries' sum would lose its gradient where the residual is small.
+    The log of the student's residual is a logsumexp with the entries masked out: one minus the entries' sum would lose
+    its gradient where the residual is small.
     """
     is_entry = target.logprobs > float("-inf")
+    student_NS = logprobs_NV.gather(-1, target.ids)
     entries_N = (target.probs * (target.logprobs - student_NS).masked_fill(~is_entry, 0.0)).sum(-1)
-    rest_N = _rest_logprob(tempered_NV, normalizer_N, target.ids, is_entry)
+    rest_N = _rest_logprob(logprobs_NV, target.ids, is_entry)
     has_rest = (target.residual > NO_RESIDUAL) & (rest_N > float("-inf"))
     residual_N = target.residual.masked_fill(~has_rest, 1.0)
     return entries_N + residual_N * (residual_N.log() - rest_N.masked_fill(~has_rest, 0.0)) * has_rest
 
 
-def _rest_logprob(tempered_NV: Tensor, normalizer_N: Tensor, ids_NS: Tensor, is_entry_NS: Tensor) -> Tensor:
+def _rest_logprob(logprobs_NV: Tensor, ids_NS: Tensor, is_entry_NS: Tensor) -> Tensor:
     """Log of the student's probability outside the entries, [N]; -inf where they cover the vocabulary."""
     marks_NS = is_entry_NS.to(torch.uint8)  # CUDA has no maximum of bools
-    taken_NV = torch.zeros_like(tempered_NV, dtype=torch.uint8).scatter_reduce(-1, ids_NS, marks_NS, "amax")
-    return tempered_NV.masked_fill(taken_NV.bool(), float("-inf")).logsumexp(-1) - normalizer_N
+    taken_NV = torch.zeros_like(logprobs_NV, dtype=torch.uint8).scatter_reduce(-1, ids_NS, marks_NS, "amax")
+    return logprobs_NV.masked_fill(taken_NV.bool(), float("-inf")).logsumexp(-1)

@@ -1,10 +1,12 @@
 """The terms of the text itself: `lm`, `kd`, `kd_inside` and `chunk`.
 
-Logits are made and dropped stretch by stretch, so that [positions, vocabulary] is never held whole.
+Logits are made stretch by stretch and dropped until the backward pass, so that [positions, vocabulary] is never held
+whole; a batch of one stretch keeps its own, for to make them twice would save nothing.
 Legend: see training/batch; I positions inside a teacher token.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -78,12 +80,13 @@ def text_terms(
         chunk_tokens: positions whose logits are held at once.
     """
     temperature = 1.0 if kd is None else kd.temperature
+    is_whole = len(hidden_ND) <= chunk_tokens
+    losses = _losses if is_whole else partial(checkpoint, _losses, use_reentrant=False)
     nll, kl = [], []
     for start in range(0, len(hidden_ND), chunk_tokens):
         stop = min(start + chunk_tokens, len(hidden_ND))
         parts = [placed.between(start, stop) for placed in targets.values()]
-        states_and_labels = hidden_ND[start:stop], weight_VD, batch.labels_N[start:stop]
-        nll_n, *kl_of_terms = checkpoint(_losses, *states_and_labels, parts, temperature, use_reentrant=False)
+        nll_n, *kl_of_terms = losses(hidden_ND[start:stop], weight_VD, batch.labels_N[start:stop], parts, temperature)
         nll.append(nll_n)
         kl.append(torch.stack(kl_of_terms) if kl_of_terms else nll_n[:0])
     nll_N, terms = torch.cat(nll), Terms()
