@@ -110,7 +110,7 @@ def _losses(
 ) -> tuple[Tensor, ...]:
     """Cross-entropy of each position [N], and for each kind of target its summed KL; the logits are fp32."""
     logits_NV = hidden_ND.float() @ weight_VD.float().T
-    kl = [forward_kl(logits_NV[each.positions], each.target, temperature).sum() for each in placed]
+    kl = [forward_kl(logits_NV.index_select(0, each.positions), each.target, temperature).sum() for each in placed]
     return lm_nll(logits_NV, labels_N), *kl
 
 
