@@ -8,12 +8,14 @@ profile tiny, from the project's folder:
     python benchmarks/objectives.py prepare            # windows, shards and students under .work/benchmarks
     python benchmarks/objectives.py search             # quarter, seed 0, half the steps, every learning rate and weight
     python benchmarks/objectives.py compare            # both regimes, three seeds, each objective's best pair
+    python benchmarks/objectives.py compare --steps 800 --rate 2e-3    # the profile's own schedule: less noise
     python benchmarks/objectives.py variants           # of ours: maps, temperature and order; quarter, three seeds
     python benchmarks/objectives.py table
 
 Every finished run is a line of .work/benchmarks/runs.tsv; an interrupted command continues there.
 """
 
+import math
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -69,15 +71,21 @@ def search(rates: str = "2e-3,4e-3", processes: int = 2) -> None:
 
 
 @app.command()
-def compare(regimes: str = "quarter,whole", objectives: str = ",".join(OBJECTIVES), processes: int = 2) -> None:
-    """Every objective with the best of its search, three seeds."""
+def compare(
+    regimes: str = "quarter,whole",
+    objectives: str = ",".join(OBJECTIVES),
+    steps: int = STEPS,
+    rate: float | None = None,
+    processes: int = 2,
+) -> None:
+    """Every objective with the best of its search, or at another rate and number of steps, three seeds."""
     best = searched()
     run_all(
         [
-            replace(best[objective], regime=regime, seed=seed)
+            replace(chosen, regime=regime, seed=seed, steps=steps, learning_rate=rate or chosen.learning_rate)
             for regime in regimes.split(",")
             for seed in SEEDS
-            for objective in objectives.split(",")
+            for chosen in map(best.__getitem__, objectives.split(","))
         ],
         processes,
     )
@@ -92,23 +100,30 @@ def variants(names: str = ",".join(OURS), seeds: str = "0,1,2", processes: int =
 
 @app.command()
 def table() -> None:
-    """Mean and spread over the seeds, gain over LM only, and share of the ceiling's gain."""
+    """Mean and spread over the seeds, gain over LM only, and share of the ceiling's gain, for equal steps and rates."""
     best = searched()
-    for regime in REGIMES:
-        values: dict[str, list[float]] = {}
-        for run, value in finished():
-            chosen = best[run.objective if run.objective in best else "ours"]
-            if replace(chosen, regime=regime, seed=run.seed, objective=run.objective) == run:
-                values.setdefault(run.objective, []).append(value)
-        means = {name: statistics.mean(found) for name, found in values.items()}
-        print(f"\n| {regime} | rate | weight | seeds | bits per byte | spread | gain | share of the ceiling's gain |")
-        print("|---|---|---|---|---|---|---|---|")
-        for name, mean in means.items():
-            gain = means["same_lm" if name.startswith("same") else "lm"] - mean
-            share, spread = gain / (means["same_lm"] - means["same_full"]), max(values[name]) - min(values[name])
-            chosen = best[name if name in best else "ours"]
-            settings = f"{chosen.learning_rate} | {chosen.weight} | {len(values[name])}"
-            print(f"| {name} | {settings} | {mean:.4f} | {spread:.4f} | {gain:.4f} | {share:.2f} |")
+    compared: dict[tuple[str, int, float], dict[str, list[float]]] = {}
+    for run, value in finished():
+        if run.steps > SEARCH_STEPS and run.weight == best[run.objective if run.objective in best else "ours"].weight:
+            of_kind = compared.setdefault((run.regime, run.steps, run.learning_rate), {})
+            of_kind.setdefault(run.objective, []).append(value)
+    for kind, values in compared.items():
+        print_table(*kind, values, {name: best[name if name in best else "ours"].weight for name in values})
+
+
+def print_table(
+    regime: str, steps: int, rate: float, values: dict[str, list[float]], weights: dict[str, float]
+) -> None:
+    means = {name: statistics.mean(found) for name, found in values.items()}
+    ceiling = means["same_lm"] - means["same_full"] if {"same_lm", "same_full"} <= means.keys() else math.nan
+    print(f"\n{regime}, {steps} steps, learning rate {rate}\n")
+    print("| objective | weight | seeds | bits per byte | spread | gain | share of the ceiling's gain |")
+    print("|---|---|---|---|---|---|---|")
+    for name, mean in means.items():
+        gain = means.get("same_lm" if name.startswith("same") else "lm", math.nan) - mean
+        spread = max(values[name]) - min(values[name])
+        row = f"| {name} | {weights[name]} | {len(values[name])} | {mean:.4f} | {spread:.4f}"
+        print(f"{row} | {gain:.4f} | {gain / ceiling:.2f} |")
 
 
 def searched() -> dict[str, Run]:
