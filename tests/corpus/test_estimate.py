@@ -67,10 +67,30 @@ def test_documentation_of_python_is_estimated_within_15_percent(tmp_path: Path, 
     assert corpus_bytes(params) == pytest.approx(written(tmp_path), rel=0.15)
 
 
-def test_a_dataset_of_the_hub_counts_as_nothing_and_is_not_asked(make_corpus: MakeCorpus) -> None:
-    hub = {"kind": "hub", "name": "wiki", "repository": "owner/name", "revision": "0123abc", "subset": None}
-    hub |= {"split": "train", "field": "text", "weight": 1.0, "max_documents": 10}
-    assert corpus_bytes(make_corpus(hub)) == 0
+CARD = """---
+dataset_info:
+  splits:
+  - {{name: train, num_bytes: {num_bytes}, num_examples: 1000}}
+---
+"""
+
+
+@pytest.mark.parametrize("keys", [{}, {"max_documents": 900}, {"join_rows_to_characters": 9000}], ids=str)
+@pytest.mark.parametrize("size", [100, 2500])
+def test_a_dataset_of_the_hub_is_estimated_within_15_percent_hub_not_contacted(
+    tmp_path: Path, make_corpus: MakeCorpus, keys: dict[str, int], size: int
+) -> None:
+    """By its first rows; a local folder is the repository. Where it has fewer than is asked for, its card says so."""
+    (tmp_path / "hub").mkdir()
+    random = Random(size)
+    rows = [text(random) for _ in range(size)]
+    (tmp_path / "hub/train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    (tmp_path / "hub/README.md").write_text(CARD.format(num_bytes=sum(len(row.encode()) for row in rows)))
+    hub = {"kind": "hub", "name": "wiki", "repository": str(tmp_path / "hub"), "revision": "0123abc", "subset": None}
+    hub |= {"split": "train", "field": "text", "weight": 1.0, "max_documents": 10**9} | keys
+    params = make_corpus(hub, validation_fraction=0.2)
+    build_corpus(params, tmp_path / "corpus")
+    assert corpus_bytes(params) == pytest.approx(written(tmp_path / "corpus"), rel=0.15)
 
 
 def test_a_corpus_that_cannot_fit_is_refused_before_it_is_written(

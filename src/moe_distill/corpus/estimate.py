@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import re
 import sysconfig
 from collections.abc import Iterable
@@ -12,15 +13,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from moe_distill.corpus.files import read_file
+from moe_distill.corpus.hub import split_bytes
 from moe_distill.corpus.local import SUFFIXES, LocalFile, local_files
 from moe_distill.corpus.python_docs import library_modules, topic_documents
 from moe_distill.corpus.raw import RawDocument, Skip, examine
+from moe_distill.corpus.sources import read_source
 from moe_distill.corpus.split import document_id
 from moe_distill.corpus.writer import DocumentWriter, parquet_writer
 from moe_distill.documents import Document
 from moe_distill.profile import Corpus, Files, Hub, PythonDocs, Source
 
-SAMPLE_BYTES = 2**21  # of a source's files of one kind
+SAMPLE_BYTES = 2**21  # of a source's files of one kind, or of a dataset's first documents
 FILE_SHARE = 4  # at most this part of the sample comes from one file of many documents
 TRIPLE_QUOTED = re.compile(rb'"""(.*?)"""', re.DOTALL)
 DOCUMENTED_SHARE = 0.86  # of the triple-quoted text of the standard library: docstrings, their signatures counted in
@@ -33,13 +36,10 @@ class _Sample:
 
 
 def corpus_bytes(params: Corpus) -> int:
-    """Bytes of both splits.
-
-    A dataset of the hub counts as nothing: it is streamed, and what a number of its rows takes is not known before
-    they have come. Duplicates are not known either, and count as if they were kept.
+    """Bytes of both splits. Duplicates are not known, and count as if they were kept.
 
     Raises:
-        DataError: a path matches nothing, or a file of the sample cannot be read.
+        DataError: a path matches nothing, a file of the sample cannot be read, or a dataset cannot be reached.
     """
     return round(sum(_source_bytes(each) * _kept_share(each, params.validation_fraction) for each in params.sources))
 
@@ -52,7 +52,7 @@ def _kept_share(source: Source, validation_fraction: float) -> float:
 def _source_bytes(source: Source) -> float:
     if isinstance(source, PythonDocs):
         return _python_docs_bytes(Path(sysconfig.get_path("stdlib")))
-    return 0.0 if isinstance(source, Hub) else _files_bytes(source)
+    return _hub_bytes(source) if isinstance(source, Hub) else _files_bytes(source)
 
 
 def _python_docs_bytes(library: Path) -> float:
@@ -62,6 +62,20 @@ def _python_docs_bytes(library: Path) -> float:
     quoted = (TRIPLE_QUOTED.findall(path.read_bytes()) for path in library_modules(library))
     docstring_bytes = DOCUMENTED_SHARE * sum(len(text) for texts in quoted for text in texts)
     return written_bytes(topics) * (1 + docstring_bytes / topic_bytes)
+
+
+def _hub_bytes(source: Hub) -> float:
+    """By the first documents of the stream: those after them are taken to be like them."""
+    texts: list[str] = []
+    size = 0
+    for item in read_source(source):
+        if isinstance(item, RawDocument):
+            texts.append(item.text)
+            size += len(item.text.encode())
+        if size >= SAMPLE_BYTES:
+            most = len(texts) * (split_bytes(source) or math.inf) / size
+            return written_bytes(texts) * min(source.max_documents, most) / len(texts)
+    return written_bytes(texts)
 
 
 def _files_bytes(source: Files) -> float:
