@@ -1,5 +1,6 @@
 """The bucketed KL and its gradient, against dense float64."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -72,6 +73,20 @@ def test_the_interpolated_tail_moves_the_kl_by_thousandths_of_a_nat(logit_scale:
             dense = dense_target(teacher[row], identity, k, temperature, "temper_then_map")
             expected = float(bucketed_kl(student[row].double(), dense, temperature))
             assert float(value[row]) == pytest.approx(expected, abs=nats)
+
+
+@pytest.mark.parametrize("logit_scale", [3.0, 8.0])
+def test_storage_in_fp16_moves_the_kl_by_a_thousandth_of_a_nat(logit_scale: float) -> None:
+    """At the recorded temperatures, so that nothing is interpolated."""
+    teacher, student = random_logits(64, 1500, seed=12, scale=logit_scale), random_logits(64, 1500, seed=13, scale=2.0)
+    teacher[:16, 5] = 9.0 * logit_scale  # certain of one token
+    exact, identity = teacher_rows(teacher, 64), identity_map(1500)
+    stored = replace(exact, topk_logprobs=exact.topk_logprobs.half().float())
+    for temperature in TAIL_TEMPERATURES:
+        value, gradient = value_and_gradient(student, exact, identity, temperature)
+        stored_value, stored_gradient = value_and_gradient(student, stored, identity, temperature)
+        torch.testing.assert_close(stored_value, value, atol=1e-3, rtol=0)
+        torch.testing.assert_close(stored_gradient, gradient, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
