@@ -57,6 +57,7 @@ OURS = {
     "ours_prefix": Ours("prefix"),
     "ours_t2": Ours("counts", temperature=2.0),
     "ours_t2_mapped_first": Ours("counts", temperature=2.0, order="map_then_temper"),
+    "same_cached": Ours("counts"),  # into the student with the teacher's tokenizer: what the cache alone costs
 }
 
 
@@ -101,11 +102,12 @@ def execute(run: Run) -> tuple[Run, float]:
 
 def load_world(run: Run) -> World:
     folder, same = HOME / run.regime, run.objective.startswith("same")
+    reads_shards = run.objective not in ("lm", "same_lm", "same_full")
     windows = folder / ("windows_same" if same else "windows") / "student"
     student_folder = SAME_STUDENT if same else STUDENT
     by_bytes = token_bytes(load_tokenizer(student_folder), "student").by_bytes()
     table = token_bytes(load_tokenizer(TEACHER), "teacher").table
-    train = open_split(windows / "train", None if run.objective == "lm" or same else folder / "shards/train")
+    train = open_split(windows / "train", folder / "shards/train" if reads_shards else None)
     return World(
         train=train,
         validation=open_split(windows / "validation", None),

@@ -104,11 +104,16 @@ def table() -> None:
     best = searched()
     compared: dict[tuple[str, int, float], dict[str, list[float]]] = {}
     for run, value in finished():
-        if run.steps > SEARCH_STEPS and run.weight == best[run.objective if run.objective in best else "ours"].weight:
+        if run.steps > SEARCH_STEPS and run.weight == weight_of(run.objective, best):
             of_kind = compared.setdefault((run.regime, run.steps, run.learning_rate), {})
             of_kind.setdefault(run.objective, []).append(value)
     for kind, values in compared.items():
-        print_table(*kind, values, {name: best[name if name in best else "ours"].weight for name in values})
+        print_table(*kind, values, {name: weight_of(name, best) for name in values})
+
+
+def weight_of(objective: str, best: dict[str, Run]) -> float:
+    """What its search chose; a variant of ours shares the weight of ours."""
+    return best.get(objective, best["ours"]).weight
 
 
 def print_table(

@@ -6,15 +6,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 
 from moe_distill.config import Study
-from moe_distill.losses.registry import ALL_TERMS, total_of
+from moe_distill.losses.registry import ALL_TERMS, Terms, total_of
 from moe_distill.profile import Train
 from moe_distill.runtime import Runtime
 from moe_distill.training import objective as objective_module
 from moe_distill.training import routing as routing_module
 from moe_distill.training import text_terms as text_terms_module
-from moe_distill.training.batch import Chunks, Inside
+from moe_distill.training.batch import Batch, Chunks, Inside
 from moe_distill.training.objective import Objective, Student, evaluate_objective
 from moe_distill.training.routing import RouterSettings, gate_terms
 from moe_distill.training.schedule import objective_at
@@ -141,10 +142,36 @@ def merged(parts: list) -> object:
 
 def test_chunks_of_positions_change_nothing(student: Student, full: Objective) -> None:
     batch = make_batch(1, [11, 12])
-    small = evaluate_objective(student, batch, full, batch.counts, None).terms
-    large = evaluate_objective(student, batch, dataclasses.replace(full, chunk_tokens=1000), batch.counts, None).terms
+    whole = dataclasses.replace(full, chunk_tokens=1000)
+    small, small_gradients = terms_and_gradients(student, batch, full)
+    large, large_gradients = terms_and_gradients(student, batch, whole)
     for name in small:
         torch.testing.assert_close(small[name].weighted, large[name].weighted, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(small_gradients, large_gradients, atol=1e-6, rtol=1e-5)
+
+
+def terms_and_gradients(student: Student, batch: Batch, objective: Objective) -> tuple[Terms, list[Tensor]]:
+    terms = evaluate_objective(student, batch, objective, batch.counts, None).terms
+    return terms, list(torch.autograd.grad(total_of(terms), list(student.model.parameters())))
+
+
+@pytest.mark.parametrize(("chunk_tokens", "keeps_logits"), [(7, False), (1000, True)])
+def test_logits_wait_for_the_backward_pass_only_in_a_batch_of_one_stretch(
+    student: Student, full: Objective, chunk_tokens: int, keeps_logits: bool
+) -> None:
+    batch = make_batch(1, [11, 12])
+    vocabulary, size = student.model.get_output_embeddings().weight.shape
+    kept: list[torch.Size] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    objective = dataclasses.replace(full, chunk_tokens=chunk_tokens, weights=dict.fromkeys(full.weights, 0.0))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        evaluate_objective(student, batch, objective, batch.counts, None)
+    logits = [shape for shape in kept if shape[-1:] == (vocabulary,) and shape != (size, vocabulary)]
+    assert bool(logits) == keeps_logits
 
 
 def test_r05_training_and_validation_compute_the_same(student: Student, full: Objective, train: Train) -> None:
