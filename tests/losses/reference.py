@@ -1,6 +1,6 @@
 """The slow, obvious versions: whole distributions in float64, one row and one id at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,17 @@ def random_map(unmapped: float = 0.15) -> VocabularyMap:
     student_ids = torch.randint(0, STUDENT_VOCABULARY - 10, (TEACHER_VOCABULARY,), generator=generator)
     student_ids[torch.rand(TEACHER_VOCABULARY, generator=generator) < unmapped] = -1
     return rule_map(student_ids)
+
+
+def knowing_the_tail(vocabulary_map: VocabularyMap, logits_V: Tensor, k: int) -> VocabularyMap:
+    """The same map with the frequencies that these logits have outside their top-k: what merges there is then known."""
+    kept = logits_V.topk(k).indices
+    frequencies = logits_V.softmax(-1).index_fill(0, kept, 0.0)
+    frequencies /= frequencies.sum()
+    handed = frequencies[:, None] * vocabulary_map.log_shares.exp()
+    student_frequencies = torch.zeros_like(vocabulary_map.student_frequencies)
+    student_frequencies.index_add_(0, vocabulary_map.student_ids.flatten(), handed.flatten())
+    return replace(vocabulary_map, frequencies=frequencies, student_frequencies=student_frequencies)
 
 
 def identity_map(vocabulary: int) -> VocabularyMap:
@@ -73,35 +84,45 @@ def dense_target(
     temperature: float,
     order: Order,
     text: tuple[int, int] | None = None,
+    merges_tail: bool = False,
 ) -> DenseTarget:
     """The definition in the head of losses/target.py, over the whole vocabulary of the teacher.
 
     Args:
         text: the teacher's and the student's next token.
+        merges_tail: with `map_then_temper`, ids outside the top-k merge before they are tempered, too.
     """
     logprobs = logits_V.double().log_softmax(-1)
     known = set(logits_V.topk(k).indices.tolist()) | ({text[0]} if text else set())
     powers = (logprobs / temperature).exp().tolist()  # not yet normalised
     mapped: dict[int, float] = {}
     tail: dict[int, float] = {}
-    unmapped = tail_mass = 0.0
+    tail_at_one: dict[int, float] = {}
+    unmapped = unmapped_tail = 0.0
     for teacher_id, power in enumerate(powers):
         places = _places(vocabulary_map, teacher_id)
         if text and teacher_id == text[0]:
             places = {text[1]: 1.0}
-        if teacher_id not in known:
-            tail_mass += power
-        elif not places:
-            unmapped += power
+        if not places:
+            unmapped += power * (teacher_id in known)
+            unmapped_tail += power * (teacher_id not in known)
         at_one = float(logprobs[teacher_id].exp())
         for student_id, share in places.items():
             if teacher_id not in known:
                 tail[student_id] = tail.get(student_id, 0.0) + share * power
+                tail_at_one[student_id] = tail_at_one.get(student_id, 0.0) + share * at_one
             else:
                 mass = power if order == "temper_then_map" else at_one
                 mapped[student_id] = mapped.get(student_id, 0.0) + share * mass
     if order == "map_then_temper":
+        if merges_tail:
+            tail = {
+                student_id: (mapped.get(student_id, 0.0) + mass) ** (1.0 / temperature)
+                - mapped.get(student_id, 0.0) ** (1.0 / temperature)
+                for student_id, mass in tail_at_one.items()
+            }
         mapped = {student_id: mass ** (1.0 / temperature) for student_id, mass in mapped.items()}
+    tail_mass = sum(tail.values()) + unmapped_tail
     total = sum(mapped.values()) + unmapped + tail_mass
     return DenseTarget(
         {student_id: mass / total for student_id, mass in mapped.items()},

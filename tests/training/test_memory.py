@@ -121,7 +121,12 @@ def test_replay_of_a_real_step_fits_in_one_and_a_half_gib_beyond_the_student(wit
         student_WRD = torch.empty(WINDOWS, LENGTH, STUDENT_SIZE, requires_grad=True)
         weight_VD = torch.empty(STUDENT_ROWS, STUDENT_SIZE, requires_grad=True)
         shape = (TEACHER_VOCABULARY, MOST_CONTINUATIONS)
-        vocabulary_map = VocabularyMap(torch.empty(shape, dtype=torch.int64), torch.empty(shape))
+        vocabulary_map = VocabularyMap(
+            torch.empty(shape, dtype=torch.int64),
+            torch.empty(shape),
+            torch.empty(TEACHER_VOCABULARY),
+            torch.empty(STUDENT_ROWS),
+        )
         with CountedMemory() as memory:
             head, (batch, runs) = real_head(), real_batch()
             heads = Heads([15, 30], STUDENT_SIZE, TEACHER_SIZE, EXPERTS).to("meta")

@@ -5,8 +5,8 @@ Legend: N positions, K kept logits, M tail samples, G temperature nodes, J stude
 Two orders exist, and they have different minimisers. *Temper then map*: q(s) is the sum of p_T(t) share(t, s); the
 student's tempered distribution is asked to equal the mapped tempered teacher. *Map then temper*: q(s) is proportional
 to (sum of p(t) share(t, s))^(1/T); the student is asked to equal the mapped teacher itself, seen at temperature T. They
-agree at T = 1 and wherever the map is one to one. Outside the kept ids both orders temper first: what merges there with
-what is not known, and so the mass of that part stays what the cache says.
+agree at T = 1 and wherever the map is one to one. Outside the kept ids the first order is exact on average; for the
+second, what merges with a sampled id is estimated (losses/merging). Without samples that part is tempered first.
 
 Where the text's own next tokens are given, the text says which student token the teacher's next token became: its
 probability goes there whole, whatever the map would say of it.
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_distill.losses.merging import merged_tail_ratio, merging_factors
 from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
 
@@ -116,33 +117,47 @@ def sparse_target(
     Args:
         text: the next tokens; None where the map alone decides.
     """
+    n_samples = rows.tail_ids.shape[1] if tail == "sampled" else 0
     head = _head(rows, vocabulary_map, text)
-    outside_N = tail_logsumexp_at(rows, temperature)
-    if text is not None:
-        outside_N = without_next(outside_N, rows, text.teacher_ids, temperature)
+    outside_N, factors_NMJ = _outside(rows, temperature, text), None
     if order == "temper_then_map":
         ids, merged = merge(head.student_ids, head.logprobs / temperature + head.log_shares)
     else:
         ids, at_one = merge(head.student_ids, head.logprobs + head.log_shares)
         merged = at_one / temperature
+        if n_samples and temperature > 1.0:
+            tail_mass_N = _outside(rows, 1.0, text).exp()
+            factors_NMJ = merging_factors(rows, vocabulary_map, temperature, (ids, at_one), tail_mass_N)
+            is_entry_NM = _is_next(rows.tail_ids, text)
+            outside_N = outside_N + merged_tail_ratio(rows, vocabulary_map, temperature, factors_NMJ, is_entry_NM).log()
     known_N = torch.cat([merged, head.unmapped / temperature], dim=-1).logsumexp(-1)
     normalizer_N = torch.logaddexp(known_N, outside_N)
     logprobs = merged - normalizer_N[:, None]
-    n_samples = rows.tail_ids.shape[1] if tail == "sampled" else 0
     return SparseTarget(
         ids,
         logprobs,
         (1.0 - logprobs.exp().sum(-1)).clamp_min(0.0),
-        *_tail_samples(rows, vocabulary_map, temperature, normalizer_N, n_samples, text),
+        *_tail_samples(rows, vocabulary_map, temperature, normalizer_N, n_samples, text, factors_NMJ),
     )
+
+
+def _outside(rows: TeacherRows, temperature: float, text: NextTokens | None) -> Tensor:
+    """Log-sum at `temperature` of all that is neither kept nor next in the text, [N]."""
+    tail_N = tail_logsumexp_at(rows, temperature)
+    return tail_N if text is None else without_next(tail_N, rows, text.teacher_ids, temperature)
+
+
+def _is_next(teacher_ids_NX: Tensor, text: NextTokens | None) -> Tensor:
+    if text is None:
+        return torch.zeros_like(teacher_ids_NX, dtype=torch.bool)
+    return teacher_ids_NX == text.teacher_ids[:, None]
 
 
 def _head(rows: TeacherRows, vocabulary_map: VocabularyMap, text: NextTokens | None) -> _Head:
     ids_NKJ = vocabulary_map.student_ids[rows.topk_ids]
     log_shares_NKJ = vocabulary_map.log_shares[rows.topk_ids]
-    logprobs_NK = rows.topk_logprobs
-    if text is not None:  # handed out below, by the text
-        logprobs_NK = logprobs_NK.masked_fill(rows.topk_ids == text.teacher_ids[:, None], NEGATIVE_INFINITY)
+    # the next token is handed out below, by the text
+    logprobs_NK = rows.topk_logprobs.masked_fill(_is_next(rows.topk_ids, text), NEGATIVE_INFINITY)
     is_mapped_NK = log_shares_NKJ[:, :, 0] > NEGATIVE_INFINITY
     unmapped_NK = logprobs_NK.masked_fill(is_mapped_NK, NEGATIVE_INFINITY)
     ids, log_shares = ids_NKJ.flatten(1), log_shares_NKJ.flatten(1)
@@ -161,14 +176,20 @@ def _tail_samples(
     normalizer_N: Tensor,
     n_samples: int,
     text: NextTokens | None,
+    factors_NMJ: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Student ids and importance-weighted probabilities of the tail samples, each [N, M * J]; 0 if unmapped."""
+    """Student ids and importance-weighted probabilities of the tail samples, each [N, M * J]; 0 if unmapped.
+
+    Args:
+        factors_NMJ: what merging makes of a sample that was tempered first; None: nothing.
+    """
     teacher_ids = rows.tail_ids[:, :n_samples]
     logprobs_NM = rows.tail_logprobs[:, :n_samples] / temperature - normalizer_N[:, None]
     probs_NM = (logprobs_NM - rows.tail_log_density[:, :n_samples]).exp() / max(n_samples, 1)
-    if text is not None:  # an entry, not a part of the tail
-        probs_NM = probs_NM.masked_fill(teacher_ids == text.teacher_ids[:, None], 0.0)
+    probs_NM = probs_NM.masked_fill(_is_next(teacher_ids, text), 0.0)  # an entry, not a part of the tail
     probs_NMJ = probs_NM[:, :, None] * vocabulary_map.log_shares[teacher_ids].exp()
+    if factors_NMJ is not None:
+        probs_NMJ = probs_NMJ * factors_NMJ
     return vocabulary_map.student_ids[teacher_ids].flatten(1), probs_NMJ.flatten(1)
 
 

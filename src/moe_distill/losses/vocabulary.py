@@ -7,10 +7,11 @@ how often the student's next token is s where the teacher's is t, both having re
 the rule as one more observation, are the shares by which t's probability is handed out. Each row of shares sums to 1,
 so mass is conserved; where text and rule agree, the share of the rule is 1.
 
-Legend: R rows of the teacher's output matrix, J student tokens of a teacher id, P pairs that were counted.
+Legend: R rows of the teacher's output matrix, V student vocabulary, J student tokens of a teacher id, P pairs that
+were counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -30,10 +31,12 @@ class Continuations:
 
 @dataclass(frozen=True)
 class VocabularyMap:
-    """Student ids and shares of each teacher id, largest share first."""
+    """Student ids and shares of each teacher id, largest share first, and how often each id is met."""
 
     student_ids: Tensor  # int64 [R, J]; 0 where there is none
     log_shares: Tensor  # fp32 [R, J]; -inf where there is none; a mapped row's shares sum to 1
+    frequencies: Tensor  # fp32 [R]: of the teacher ids that are mapped, as next tokens of the text; they sum to 1
+    student_frequencies: Tensor  # fp32 [V]: the same, handed out by the shares
 
     @property
     def likeliest(self) -> Tensor:
@@ -41,7 +44,7 @@ class VocabularyMap:
         return self.student_ids[:, 0].masked_fill(self.log_shares[:, 0] == float("-inf"), -1)
 
     def to(self, device: torch.device) -> "VocabularyMap":
-        return VocabularyMap(self.student_ids.to(device), self.log_shares.to(device))
+        return VocabularyMap(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def pair_keys(teacher_ids: Tensor, student_ids: Tensor) -> Tensor:
@@ -55,9 +58,10 @@ def pairs_of(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rule_map(rule_ids_R: Tensor) -> VocabularyMap:
-    """The rule alone: each teacher id goes whole to one student id; -1: to none."""
-    shares_R = torch.where(rule_ids_R < 0, float("-inf"), 0.0)
-    return VocabularyMap(rule_ids_R.clamp_min(0)[:, None], shares_R[:, None])
+    """The rule alone: each teacher id goes whole to one student id, -1: to none; all are met equally often."""
+    is_mapped_R = rule_ids_R >= 0
+    log_shares_R = torch.where(is_mapped_R, 0.0, float("-inf"))
+    return _with_frequencies(rule_ids_R.clamp_min(0)[:, None], log_shares_R[:, None], is_mapped_R.float())
 
 
 def continuation_map(rule_ids_R: Tensor, continuations: Continuations) -> VocabularyMap:
@@ -84,4 +88,13 @@ def _largest(teacher_ids_P: Tensor, student_ids_P: Tensor, counts_P: Tensor, n_r
     counts = torch.zeros(n_rows, MOST_CONTINUATIONS)
     student_ids[place] = student_ids_P[order[kept]]
     counts[place] = counts_P[order[kept]]
-    return VocabularyMap(student_ids, (counts / counts.sum(-1, keepdim=True).clamp_min(1e-30)).log())
+    log_shares = (counts / counts.sum(-1, keepdim=True).clamp_min(1e-30)).log()
+    return _with_frequencies(student_ids, log_shares, torch.zeros(n_rows).index_add(0, teacher_ids_P, counts_P))
+
+
+def _with_frequencies(student_ids_RJ: Tensor, log_shares_RJ: Tensor, counts_R: Tensor) -> VocabularyMap:
+    frequencies_R = counts_R / counts_R.sum().clamp_min(1.0)
+    handed_RJ = frequencies_R[:, None] * log_shares_RJ.exp()
+    n_student_ids = int(student_ids_RJ.max()) + 1
+    student_frequencies_V = torch.zeros(n_student_ids).index_add(0, student_ids_RJ.flatten(), handed_RJ.flatten())
+    return VocabularyMap(student_ids_RJ, log_shares_RJ, frequencies_R, student_frequencies_V)

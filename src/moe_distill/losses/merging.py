@@ -1,0 +1,82 @@
+"""Map, then temper, outside the kept ids: what merges with a sampled id there is not known, and is estimated.
+
+Let a student id s have the probability a from the kept ids and b from all others. Merged before tempering, it has the
+mass (a + b)^(1/T), of which the others add (a + b)^(1/T) - a^(1/T). Handed out to them by what they bring, a sampled id
+t stands for
+
+    p(t) share(t, s) * ((a + b)^(1/T) - a^(1/T)) / b
+
+where it would stand for p(t)^(1/T) share(t, s) if it were tempered first. Of b, the sample's own part
+p(t) share(t, s) is known; the rest is expected to be the tail's mass times the frequency, in the text, of what else
+becomes s.
+
+Legend: N positions, S entries, M tail samples, J student tokens of a teacher id.
+"""
+
+import torch
+from torch import Tensor
+
+from moe_distill.losses.vocabulary import VocabularyMap
+from moe_distill.shards.targets import TeacherRows
+
+LEAST_MASS = 1e-30  # of what becomes a student id, so that nothing is divided by 0
+
+
+def merging_factors(
+    rows: TeacherRows,
+    vocabulary_map: VocabularyMap,
+    temperature: float,
+    entries: tuple[Tensor, Tensor],
+    tail_mass_N: Tensor,
+) -> Tensor:
+    """What a sample stands for when merged first, over what it stands for when tempered first, [N, M, J].
+
+    Args:
+        entries: ids and log-probabilities at T = 1 of what the kept ids become, [N, S], each id once.
+        tail_mass_N: probability outside the kept ids at T = 1.
+    """
+    student_ids_NMJ = vocabulary_map.student_ids[rows.tail_ids]
+    shares_NMJ = vocabulary_map.log_shares[rows.tail_ids].exp()
+    probs_NM1 = rows.tail_logprobs.exp()[:, :, None]
+    own_frequency_NMJ = vocabulary_map.frequencies[rows.tail_ids][:, :, None] * shares_NMJ
+    others_NMJ = (vocabulary_map.student_frequencies[student_ids_NMJ] - own_frequency_NMJ).clamp_min(0.0)
+    brought_NMJ = (probs_NM1 * shares_NMJ + tail_mass_N[:, None, None] * others_NMJ).clamp_min(LEAST_MASS)
+    kept_NMJ = _probs_at(student_ids_NMJ, *entries)
+    slope_NMJ = _added(kept_NMJ, brought_NMJ, 1.0 / temperature) / brought_NMJ
+    return slope_NMJ * probs_NM1 ** (1.0 - 1.0 / temperature)
+
+
+def merged_tail_ratio(
+    rows: TeacherRows,
+    vocabulary_map: VocabularyMap,
+    temperature: float,
+    factors_NMJ: Tensor,
+    is_entry_NM: Tensor,
+) -> Tensor:
+    """The tail's mass when merged first over its mass when tempered first, [N], as the samples tell; 1 without any.
+
+    Args:
+        is_entry_NM: samples that are no part of the tail.
+    """
+    shares_NMJ = vocabulary_map.log_shares[rows.tail_ids].exp()
+    has_place_NM = shares_NMJ[:, :, 0] > 0.0
+    ratios_NM = torch.where(has_place_NM, (shares_NMJ * factors_NMJ).sum(-1), 1.0)
+    masses_NM = (rows.tail_logprobs / temperature - rows.tail_log_density).exp().masked_fill(is_entry_NM, 0.0)
+    total_N = masses_NM.sum(-1)
+    return torch.where(total_N > 0.0, (masses_NM * ratios_NM).sum(-1) / total_N.clamp_min(LEAST_MASS), 1.0)
+
+
+def _probs_at(wanted_NMJ: Tensor, ids_NS: Tensor, logprobs_NS: Tensor) -> Tensor:
+    """Probability of the wanted ids among a row's entries, in the shape of the wanted; 0 where there is no entry."""
+    last = torch.iinfo(torch.int64).max
+    sorted_NS, order = ids_NS.masked_fill(logprobs_NS == float("-inf"), last).sort(dim=-1)
+    wanted_NX = wanted_NMJ.flatten(1)
+    found_NX = torch.searchsorted(sorted_NS, wanted_NX).clamp_max(ids_NS.shape[1] - 1)
+    probs_NX = logprobs_NS.exp().gather(-1, order).gather(-1, found_NX)
+    return probs_NX.masked_fill(sorted_NS.gather(-1, found_NX) != wanted_NX, 0.0).view(wanted_NMJ.shape)
+
+
+def _added(kept: Tensor, brought: Tensor, power: float) -> Tensor:
+    """(kept + brought)^power - kept^power, without cancellation where little is brought to much."""
+    to_much = kept**power * torch.expm1(torch.log1p(brought / kept.clamp_min(LEAST_MASS)) * power)
+    return torch.where(kept > 0.0, to_much, brought**power)

@@ -1,0 +1,54 @@
+"""What merging makes of a tail sample, against the formula in float64, one sample at a time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moe_distill.losses.merging import merged_tail_ratio, merging_factors
+from moe_distill.losses.target import tail_logsumexp_at
+
+from .reference import TEACHER_VOCABULARY, knowing_the_tail, random_logits, random_map, teacher_rows
+
+K = 4
+
+
+@pytest.mark.parametrize("temperature", [1.5, 4.0])
+@pytest.mark.parametrize("kept", [0.9, 1e-3, 0.0])  # much more than what is added; less; nothing
+def test_the_factor_of_each_sample(temperature: float, kept: float) -> None:
+    logits = random_logits(1, TEACHER_VOCABULARY, seed=1)
+    rows, to_student = teacher_rows(logits, K, 16), knowing_the_tail(random_map(unmapped=0.0), logits[0], K)
+    met = to_student.student_ids[rows.tail_ids[0, 0], 0]
+    entries = torch.stack([met + 1, met])[None], torch.tensor([[0.05, kept]]).log()
+    tail_mass = tail_logsumexp_at(rows, 1.0).exp()
+    found = merging_factors(rows, to_student, temperature, entries, tail_mass)
+
+    probs, tail = logits[0].double().softmax(-1), set(range(TEACHER_VOCABULARY)) - set(rows.topk_ids[0].tolist())
+    becomes = to_student.student_ids[:, 0].tolist()
+    for sample, teacher_id in enumerate(rows.tail_ids[0].tolist()):
+        student_id = becomes[teacher_id]
+        a = {int(met): kept, int(met) + 1: 0.05}.get(student_id, 0.0)
+        b = float(sum(probs[each] for each in tail if becomes[each] == student_id))
+        merged = ((a + b) ** (1 / temperature) - a ** (1 / temperature)) / b * float(probs[teacher_id])
+        expected = merged / float(probs[teacher_id]) ** (1 / temperature)
+        assert float(found[0, sample, 0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_little_that_is_added_to_much_is_not_lost_in_rounding() -> None:
+    logits = random_logits(1, TEACHER_VOCABULARY, seed=2)
+    rows = teacher_rows(logits, K, 1)
+    to_student = random_map(unmapped=0.0)
+    alone = replace(to_student, student_frequencies=torch.zeros_like(to_student.student_frequencies))
+    rows = replace(rows, tail_logprobs=torch.full((1, 1), -25.0))  # 1e-11
+    entries = to_student.student_ids[rows.tail_ids[:, 0]], torch.zeros(1, 1)  # probability 1
+    found = merging_factors(rows, alone, 2.0, entries, torch.zeros(1))
+    assert float(found) == pytest.approx(0.5 * float(torch.tensor(-12.5).exp()), rel=1e-4)  # b / 2 over b^(1/2)
+
+
+def test_without_samples_the_tail_keeps_its_mass() -> None:
+    rows, to_student = teacher_rows(random_logits(3, TEACHER_VOCABULARY, seed=3), K, 8), random_map()
+    factors = torch.full((3, 8, 1), 0.3)
+    nothing = merged_tail_ratio(rows, to_student, 2.0, factors, torch.ones(3, 8, dtype=torch.bool))
+    assert nothing.tolist() == [1.0] * 3
+    unmapped = random_map(unmapped=1.0)
+    assert merged_tail_ratio(rows, unmapped, 2.0, factors, torch.zeros(3, 8, dtype=torch.bool)).tolist() == [1.0] * 3
