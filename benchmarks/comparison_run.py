@@ -57,6 +57,8 @@ OURS = {
     "ours_prefix": Ours("prefix"),
     "ours_t2": Ours("counts", temperature=2.0),
     "ours_t2_mapped_first": Ours("counts", temperature=2.0, order="map_then_temper"),
+    "ours_t3": Ours("counts", temperature=3.0),
+    "ours_t3_mapped_first": Ours("counts", temperature=3.0, order="map_then_temper"),
     "same_cached": Ours("counts"),  # into the student with the teacher's tokenizer: what the cache alone costs
 }
 
@@ -82,7 +84,7 @@ class World:
     vocabulary_map: VocabularyMap | None  # for a variant of ours
     rule_ids: Tensor  # int64 by teacher id: the map by the student's segmentation
     is_exact: Tensor  # bool by teacher id
-    places: InsidePlaces
+    places: InsidePlaces | None  # for targets inside a teacher token
 
 
 def execute(run: Run) -> tuple[Run, float]:
@@ -108,14 +110,18 @@ def load_world(run: Run) -> World:
     by_bytes = token_bytes(load_tokenizer(student_folder), "student").by_bytes()
     table = token_bytes(load_tokenizer(TEACHER), "teacher").table
     train = open_split(windows / "train", folder / "shards/train" if reads_shards else None)
+    vocabulary_map = map_of(OURS[run.objective], train, windows) if run.objective in OURS else None
+    with_inside = run.objective in OURS and OURS[run.objective].inside
     return World(
         train=train,
         validation=open_split(windows / "validation", None),
         student=load_causal_lm(student_folder, torch.float32, CPU),
         teacher=load_causal_lm(TEACHER, torch.float32, CPU) if run.objective == "same_full" else None,
-        vocabulary_map=map_of(OURS[run.objective], train, windows) if run.objective in OURS else None,
+        vocabulary_map=vocabulary_map,
         rule_ids=read_vocabulary_map(windows / "vocabulary_map"),
-        places=read_places(windows / "vocabulary_map"),
+        places=read_places(windows / "vocabulary_map", vocabulary_map.frequencies)
+        if vocabulary_map is not None and with_inside
+        else None,
         is_exact=torch.tensor([token is not None and token in by_bytes for token in table]),
     )
 
@@ -178,6 +184,7 @@ def with_inside_targets(
     world: World, batch: Batch, logits_NV: Tensor, loss_A: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     assert batch.inside is not None
+    assert world.places is not None
     target, is_known = inside_target(batch.inside.rows, batch.inside.text, world.places, temperature)
     positions = batch.inside.positions_I[is_known]
     loss_I = temperature**2 * forward_kl(logits_NV[positions], target.take(is_known), temperature)

@@ -80,22 +80,23 @@ def compare(
 ) -> None:
     """Every objective with the best of its search, or at another rate and number of steps, three seeds."""
     best = searched()
-    run_all(
-        [
-            replace(chosen, regime=regime, seed=seed, steps=steps, learning_rate=rate or chosen.learning_rate)
-            for regime in regimes.split(",")
-            for seed in SEEDS
-            for chosen in map(best.__getitem__, objectives.split(","))
-        ],
-        processes,
-    )
+    chosen = [best[name] for name in objectives.split(",")]
+    runs = [replace(run, regime=regime, seed=seed) for regime in regimes.split(",") for seed in SEEDS for run in chosen]
+    run_all([at(run, steps, rate) for run in runs], processes)
 
 
 @app.command()
-def variants(names: str = ",".join(OURS), seeds: str = "0,1,2", processes: int = 2) -> None:
-    """Variants of our objective at the rate and weight that `search` found for it."""
+def variants(
+    names: str = ",".join(OURS),
+    seeds: str = "0,1,2",
+    steps: int = STEPS,
+    rate: float | None = None,
+    processes: int = 2,
+) -> None:
+    """Variants of our objective with the weight, and unless told with the rate, that `search` found for it."""
     best, numbers = searched()["ours"], map(int, seeds.split(","))
-    run_all([replace(best, objective=name, seed=seed) for seed in numbers for name in names.split(",")], processes)
+    runs = [replace(best, objective=name, seed=seed) for seed in numbers for name in names.split(",")]
+    run_all([at(run, steps, rate) for run in runs], processes)
 
 
 @app.command()
@@ -109,6 +110,10 @@ def table() -> None:
             of_kind.setdefault(run.objective, []).append(value)
     for kind, values in compared.items():
         print_table(*kind, values, {name: weight_of(name, best) for name in values})
+
+
+def at(run: Run, steps: int, rate: float | None) -> Run:
+    return replace(run, steps=steps, learning_rate=rate or run.learning_rate)
 
 
 def weight_of(objective: str, best: dict[str, Run]) -> float:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moe_distill.losses.inside import MINIMUM_ODDS, InsidePlaces, InsideText, inside_target
+from moe_distill.losses.inside import MINIMUM_ODDS, InsidePlaces, InsideText, inside_places, inside_target
 from moe_distill.shards.targets import teacher_rows
 from moe_distill.teacher.sparsify import sparsify
 
@@ -25,6 +25,7 @@ TEACHER = [
     b"zoo",
 ]
 STUDENT = [b"r", b"e", b"t", b"urn", b"s", b"start", b"turn", b"a", b"et", b"se", b"m", b"ain"]
+FREQUENCIES = [0.04, 0.1, 0.06, 0.02, 0.08, 0.2, 0.05, 0.05, 0.1, 0.1, 0.05, 0.05, 0.1]  # in the text
 NOT_KEPT = 3  # of the teacher's tokens, in the shards' tail
 
 
@@ -36,10 +37,11 @@ def longest(rest: bytes) -> int:
 def all_places() -> InsidePlaces:
     numbers: dict[bytes, int] = {}
     places = [(token[:place], token[place:]) for token in TEACHER for place in range(len(token))]
-    return InsidePlaces(
-        starts=torch.tensor([0, *torch.tensor([len(token) for token in TEACHER]).cumsum(0).tolist()]),
-        prefixes=torch.tensor([numbers.setdefault(before, len(numbers)) for before, _ in places]),
-        student_ids=torch.tensor([longest(rest) for _, rest in places]),
+    return inside_places(
+        counts_R=torch.tensor([len(token) for token in TEACHER]),
+        prefixes_P=torch.tensor([numbers.setdefault(before, len(numbers)) for before, _ in places]),
+        student_ids_P=torch.tensor([longest(rest) for _, rest in places]),
+        frequencies_R=torch.tensor(FREQUENCIES),
     )
 
 
@@ -52,15 +54,19 @@ def conditioned(
     written = TEACHER[next_id][:offset]
     known = kept | {next_id}
     possible = [t for t in known if TEACHER[t].startswith(written) and len(TEACHER[t]) > offset]
-    rest = sum(prob for t, prob in enumerate(probs) if t not in known)
-    if sum(probs[t] for t in possible) < MINIMUM_ODDS * rest:
+    others = [t for t in range(len(TEACHER)) if t not in known]
+    alike = [t for t in others if TEACHER[t].startswith(written) and len(TEACHER[t]) > offset]
+    part = sum(FREQUENCIES[t] for t in alike) / sum(FREQUENCIES[t] for t in others)
+    if sum(probs[t] for t in possible) < MINIMUM_ODDS * part * sum(probs[t] for t in others):
         return None
     mass = {t: probs[t] ** (1 / temperature) for t in possible}
-    total, result = sum(mass.values()), dict.fromkeys(range(-1, len(STUDENT)), 0.0)
+    total = sum(mass.values()) + part * sum(probs[t] ** (1 / temperature) for t in others)
+    result = dict.fromkeys(range(len(STUDENT)), 0.0)
     for t in possible:
-        result[student_id if t == next_id else longest(TEACHER[t][offset:])] += mass[t] / total
-    residual = result.pop(-1)
-    return {s: p for s, p in result.items() if p}, residual
+        place = student_id if t == next_id else longest(TEACHER[t][offset:])
+        if place >= 0:
+            result[place] += mass[t] / total
+    return {s: p for s, p in result.items() if p}, 1.0 - sum(result.values())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.config import Study
-from moe_distill.losses.inside import InsidePlaces, InsideText
+from moe_distill.losses.inside import InsideText, inside_places
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.vocabulary import rule_map
 from moe_distill.profile import Train
@@ -117,10 +117,11 @@ def student(teacher_head: TeacherHead) -> Student:
     student_ids = torch.arange(TEACHER_VOCABULARY) % (STUDENT_VOCABULARY - 5)
     student_ids[-3:] = -1
     heads = make_heads([2, 3], 16, TEACHER_SIZE, EXPERTS, seed=0)
-    starts = 2 * torch.arange(TEACHER_VOCABULARY + 1)  # every token has two bytes, the first one that of its group
+    counts = torch.full((TEACHER_VOCABULARY,), 2)  # every token has two bytes, the first one that of its group
     prefixes = torch.stack([torch.zeros(TEACHER_VOCABULARY), 1 + torch.arange(TEACHER_VOCABULARY) // 10], dim=1)
-    places = InsidePlaces(starts, prefixes.long().flatten(), torch.arange(2 * TEACHER_VOCABULARY) % STUDENT_VOCABULARY)
-    return Student(model, heads, teacher_head, rule_map(student_ids), places)
+    next_ids, vocabulary_map = torch.arange(2 * TEACHER_VOCABULARY) % STUDENT_VOCABULARY, rule_map(student_ids)
+    places = inside_places(counts, prefixes.long().flatten(), next_ids, vocabulary_map.frequencies)
+    return Student(model, heads, teacher_head, vocabulary_map, places)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ them. The map is a function, so mass moves whole: q(s) = sum of p(t) over map(t)
 is known and kept apart. Ids are never compared, nor decoded strings.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,10 +33,18 @@ def vocabulary_map(teacher: Encoder, student: Encoder, output_rows: int) -> NDAr
             remaining.append((teacher_id, token))
         else:
             result[teacher_id] = exact
-    first = _first_of_segmentation(student, [token for _, token in remaining])
-    for (teacher_id, token), student_id in zip(remaining, first, strict=True):
-        result[teacher_id] = longest_prefix(by_bytes, token) if student_id is None else student_id
+    if remaining:
+        teacher_ids, tokens = zip(*remaining, strict=True)
+        result[list(teacher_ids)] = first_student_ids(student, tokens)
     return result
+
+
+def first_student_ids(student: Encoder, texts: Sequence[bytes]) -> NDArray[np.int32]:
+    """The first student token of each text: of its own segmentation, or the longest that fits; -1: none."""
+    by_bytes = student.token_bytes.by_bytes()
+    first = zip(texts, _first_of_segmentation(student, texts), strict=True)
+    found = [longest_prefix(by_bytes, text) if student_id is None else student_id for text, student_id in first]
+    return np.array(found, dtype=np.int32)
 
 
 def exact_vocabulary_share(teacher: Encoder, student: Encoder) -> float:
@@ -44,7 +54,7 @@ def exact_vocabulary_share(teacher: Encoder, student: Encoder) -> float:
     return shared / len(student.token_bytes.table)
 
 
-def _first_of_segmentation(student: Encoder, tokens: list[bytes]) -> list[int | None]:
+def _first_of_segmentation(student: Encoder, tokens: Sequence[bytes]) -> list[int | None]:
     """The student's first token of each text; None for bytes that are not text or that it cannot spell."""
     first: list[int | None] = [None] * len(tokens)
     of_text = [number for number, token in enumerate(tokens) if _is_text(token)]

@@ -2,22 +2,26 @@
 
 The teacher's distribution is the one of the common boundary before. Of its kept tokens only those whose bytes begin
 with the bytes written since then are still possible; their probabilities, made to sum to 1, go to the student's
-tokens that come next in each. A token outside the top-k may be possible too, so a position counts as known only
-where the kept part outweighs everything else that the teacher deems possible.
+tokens that come next in each. Tokens outside the top-k may be possible too: they are expected to have the part of the
+tail's mass that they have of its tokens in the text. That part stays in the residual, and a position counts as known
+only where the kept part outweighs it.
 
-Legend: N positions, K kept logits, R rows of the teacher's output matrix, P places (bytes) in all teacher tokens.
+Legend: N positions, K kept logits and the next token, R rows of the teacher's output matrix, P places (bytes) in all
+teacher tokens, B byte strings that teacher tokens begin with.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moe_distill.losses.target import NEGATIVE_INFINITY, SparseTarget, merge, tail_logsumexp_at, without_next
 from moe_distill.shards.targets import TeacherRows
 
-MINIMUM_ODDS = 4.0  # of the kept tokens that begin so, against all tokens outside the top-k
+MINIMUM_ODDS = 4.0  # of the kept tokens that begin so, against what is expected of the others
+LEAST_FREQUENCY = 1e-9  # of all that is not kept, so that nothing is divided by 0
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,23 @@ class InsidePlaces:
     starts: Tensor  # int64 [R + 1]: first place of each token
     prefixes: Tensor  # int64 [P]: number of the bytes before the place; equal bytes, equal numbers
     student_ids: Tensor  # int64 [P]: the student's token from there on; -1: none
+    frequencies: Tensor  # fp32 [R]: of each teacher id in the text; they sum to 1
+    prefix_frequencies: Tensor  # fp32 [B]: of all ids that go on after the bytes of that number
 
     def to(self, device: torch.device) -> "InsidePlaces":
-        return InsidePlaces(self.starts.to(device), self.prefixes.to(device), self.student_ids.to(device))
+        return InsidePlaces(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def inside_places(counts_R: Tensor, prefixes_P: Tensor, student_ids_P: Tensor, frequencies_R: Tensor) -> InsidePlaces:
+    """The places of a vocabulary map beside the text's frequencies.
+
+    Args:
+        counts_R: places of each token.
+    """
+    of_places_P = frequencies_R.repeat_interleave(counts_R)
+    prefix_frequencies_B = torch.zeros(int(prefixes_P.max()) + 1).index_add(0, prefixes_P, of_places_P)
+    starts = F.pad(counts_R.cumsum(0), (1, 0))
+    return InsidePlaces(starts, prefixes_P, student_ids_P, frequencies_R, prefix_frequencies_B)
 
 
 @dataclass(frozen=True)
@@ -62,13 +80,29 @@ def inside_target(
     begins_so_NK = is_longer_NK & (places.prefixes[places_NK] == places.prefixes[places_NK[:, -1:]])
     logprobs_NK = logprobs_NK.masked_fill(~begins_so_NK, NEGATIVE_INFINITY)
 
-    outside_N = without_next(tail_logsumexp_at(rows, 1.0), rows, text.teacher_ids, 1.0)
-    is_known_N = is_longer_NK[:, -1] & (logprobs_NK.logsumexp(-1) >= outside_N + math.log(MINIMUM_ODDS))
+    is_twice_NK = F.pad(is_next_NK, (0, 1))  # the next token stands at the end
+    log_part_N = _expected_part(places, ids_NK, places_NK[:, -1], begins_so_NK, is_twice_NK).log()
+    expected_N = log_part_N + without_next(tail_logsumexp_at(rows, 1.0), rows, text.teacher_ids, 1.0)
+    is_known_N = is_longer_NK[:, -1] & (logprobs_NK.logsumexp(-1) >= expected_N + math.log(MINIMUM_ODDS))
 
     student_ids_NK = places.student_ids[places_NK]
     student_ids_NK = torch.cat([student_ids_NK[:, :-1], text.student_ids[:, None]], dim=-1)
-    tempered_NK = (logprobs_NK / temperature).log_softmax(-1).masked_fill(student_ids_NK < 0, NEGATIVE_INFINITY)
+    tempered_NK = logprobs_NK / temperature
+    outside_N = log_part_N + without_next(tail_logsumexp_at(rows, temperature), rows, text.teacher_ids, temperature)
+    normalizer_N = torch.logaddexp(tempered_NK.logsumexp(-1), outside_N)
+    has_place_NK = student_ids_NK >= 0
+    tempered_NK = (tempered_NK - normalizer_N[:, None]).masked_fill(~has_place_NK, NEGATIVE_INFINITY)
     ids, logprobs = merge(student_ids_NK, tempered_NK)
     residual_N = (1.0 - logprobs.exp().sum(-1)).clamp_min(0.0)
     no_samples = ids[:, :0]
     return SparseTarget(ids, logprobs, residual_N, no_samples, no_samples.float()), is_known_N
+
+
+def _expected_part(
+    places: InsidePlaces, ids_NK: Tensor, place_N: Tensor, begins_so_NK: Tensor, is_twice_NK: Tensor
+) -> Tensor:
+    """Share of the tail's mass that is expected to begin so, [N]: what it has of the tail's tokens in the text."""
+    frequencies_NK = places.frequencies[ids_NK].masked_fill(is_twice_NK, 0.0)
+    begin_so_N = places.prefix_frequencies[places.prefixes[place_N]] - (frequencies_NK * begins_so_NK).sum(-1)
+    others_N = 1.0 - frequencies_NK.sum(-1)
+    return (begin_so_N.clamp_min(0.0) / others_N.clamp_min(LEAST_FREQUENCY)).clamp_max(1.0)

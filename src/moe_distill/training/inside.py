@@ -4,22 +4,25 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from moe_distill.losses.inside import InsidePlaces, InsideText
+from moe_distill.losses.inside import InsidePlaces, InsideText, inside_places
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import read_rows
 from moe_distill.shards.windows import WindowStore, open_vocabulary_map
 from moe_distill.training.batch import Inside
 
 
-def read_places(vocabulary_map: Path) -> InsidePlaces:
-    """All places inside the teacher's tokens, from data/windows/student/vocabulary_map."""
+def read_places(vocabulary_map: Path, frequencies_R: Tensor) -> InsidePlaces:
+    """All places inside the teacher's tokens, from data/windows/student/vocabulary_map.
+
+    Args:
+        frequencies_R: of each teacher id in the text.
+    """
     reader = open_vocabulary_map(vocabulary_map)
     counts, prefixes, student_ids = (
         torch.cat(list(reader.columns(name))).long() for name in ("place_counts", "place_prefixes", "place_student_ids")
     )
-    return InsidePlaces(F.pad(counts.cumsum(0), (1, 0)), prefixes, student_ids)
+    return inside_places(counts, prefixes, student_ids, frequencies_R)
 
 
 def read_inside(windows: WindowStore, targets: ShardReader, numbers: list[int]) -> Inside:

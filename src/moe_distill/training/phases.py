@@ -176,8 +176,11 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     if split.targets is None:
         return Student(model, heads=None, teacher_head=None, vocabulary_map=None, inside_places=None)
     rule_ids = read_vocabulary_map(inputs.windows / "vocabulary_map")
-    vocabulary_map = continuation_map(rule_ids, count_continuations(split.windows)).to(runtime.device)
-    places = read_places(inputs.windows / "vocabulary_map").to(runtime.device) if phase.wanted.inside else None
+    vocabulary_map = continuation_map(rule_ids, count_continuations(split.windows))
+    places = None
+    if phase.wanted.inside:
+        places = read_places(inputs.windows / "vocabulary_map", vocabulary_map.frequencies).to(runtime.device)
+    vocabulary_map = vocabulary_map.to(runtime.device)
     if not phase.wanted.runs:
         return Student(model, None, None, vocabulary_map, places)
     metadata = split.targets.index.metadata
