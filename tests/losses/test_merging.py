@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from moe_distill.losses.merging import merged_tail_ratio, merging_factors
-from moe_distill.losses.target import tail_logsumexp_at
 
-from .reference import TEACHER_VOCABULARY, knowing_the_tail, random_logits, random_map, teacher_rows
+from .reference import STUDENT_VOCABULARY, TEACHER_VOCABULARY, knowing_the_tail, random_logits, random_map, teacher_rows
 
 K = 4
 
@@ -20,8 +19,7 @@ def test_the_factor_of_each_sample(temperature: float, kept: float) -> None:
     rows, to_student = teacher_rows(logits, K, 16), knowing_the_tail(random_map(unmapped=0.0), logits[0], K)
     met = to_student.student_ids[rows.tail_ids[0, 0], 0]
     entries = torch.stack([met + 1, met])[None], torch.tensor([[0.05, kept]]).log()
-    tail_mass = tail_logsumexp_at(rows, 1.0).exp()
-    found = merging_factors(rows, to_student, temperature, entries, tail_mass)
+    found = merging_factors(rows, to_student, temperature, entries)
 
     probs, tail = logits[0].double().softmax(-1), set(range(TEACHER_VOCABULARY)) - set(rows.topk_ids[0].tolist())
     becomes = to_student.student_ids[:, 0].tolist()
@@ -38,10 +36,10 @@ def test_little_that_is_added_to_much_is_not_lost_in_rounding() -> None:
     logits = random_logits(1, TEACHER_VOCABULARY, seed=2)
     rows = teacher_rows(logits, K, 1)
     to_student = random_map(unmapped=0.0)
-    alone = replace(to_student, student_frequencies=torch.zeros_like(to_student.student_frequencies))
+    alone = replace(to_student, student_frequencies=to_student.frequencies.max().expand(STUDENT_VOCABULARY))
     rows = replace(rows, tail_logprobs=torch.full((1, 1), -25.0))  # 1e-11
     entries = to_student.student_ids[rows.tail_ids[:, 0]], torch.zeros(1, 1)  # probability 1
-    found = merging_factors(rows, alone, 2.0, entries, torch.zeros(1))
+    found = merging_factors(rows, alone, 2.0, entries)
     assert float(found) == pytest.approx(0.5 * float(torch.tensor(-12.5).exp()), rel=1e-4)  # b / 2 over b^(1/2)
 
 

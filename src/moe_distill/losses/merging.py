@@ -6,9 +6,9 @@ t stands for
 
     p(t) share(t, s) * ((a + b)^(1/T) - a^(1/T)) / b
 
-where it would stand for p(t)^(1/T) share(t, s) if it were tempered first. Of b, the sample's own part
-p(t) share(t, s) is known; the rest is expected to be the tail's mass times the frequency, in the text, of what else
-becomes s.
+where it would stand for p(t)^(1/T) share(t, s) if it were tempered first. What else becomes s is expected to have the
+proportion to t that it has in the text: b = p(t) F(s) / F(t), where F are the frequencies of the teacher's tokens there
+and of what they become.
 
 Legend: N positions, S entries, M tail samples, J student tokens of a teacher id.
 """
@@ -19,28 +19,22 @@ from torch import Tensor
 from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.targets import TeacherRows
 
-LEAST_MASS = 1e-30  # of what becomes a student id, so that nothing is divided by 0
+LEAST = 1e-30  # of what is divided by
 
 
 def merging_factors(
-    rows: TeacherRows,
-    vocabulary_map: VocabularyMap,
-    temperature: float,
-    entries: tuple[Tensor, Tensor],
-    tail_mass_N: Tensor,
+    rows: TeacherRows, vocabulary_map: VocabularyMap, temperature: float, entries: tuple[Tensor, Tensor]
 ) -> Tensor:
     """What a sample stands for when merged first, over what it stands for when tempered first, [N, M, J].
 
     Args:
         entries: ids and log-probabilities at T = 1 of what the kept ids become, [N, S], each id once.
-        tail_mass_N: probability outside the kept ids at T = 1.
     """
     student_ids_NMJ = vocabulary_map.student_ids[rows.tail_ids]
-    shares_NMJ = vocabulary_map.log_shares[rows.tail_ids].exp()
     probs_NM1 = rows.tail_logprobs.exp()[:, :, None]
-    own_frequency_NMJ = vocabulary_map.frequencies[rows.tail_ids][:, :, None] * shares_NMJ
-    others_NMJ = (vocabulary_map.student_frequencies[student_ids_NMJ] - own_frequency_NMJ).clamp_min(0.0)
-    brought_NMJ = (probs_NM1 * shares_NMJ + tail_mass_N[:, None, None] * others_NMJ).clamp_min(LEAST_MASS)
+    frequencies_NM1 = vocabulary_map.frequencies[rows.tail_ids][:, :, None]
+    proportion_NMJ = vocabulary_map.student_frequencies[student_ids_NMJ] / frequencies_NM1.clamp_min(LEAST)
+    brought_NMJ = (probs_NM1 * proportion_NMJ).clamp_min(LEAST)
     kept_NMJ = _probs_at(student_ids_NMJ, *entries)
     slope_NMJ = _added(kept_NMJ, brought_NMJ, 1.0 / temperature) / brought_NMJ
     return slope_NMJ * probs_NM1 ** (1.0 - 1.0 / temperature)
@@ -63,7 +57,7 @@ def merged_tail_ratio(
     ratios_NM = torch.where(has_place_NM, (shares_NMJ * factors_NMJ).sum(-1), 1.0)
     masses_NM = (rows.tail_logprobs / temperature - rows.tail_log_density).exp().masked_fill(is_entry_NM, 0.0)
     total_N = masses_NM.sum(-1)
-    return torch.where(total_N > 0.0, (masses_NM * ratios_NM).sum(-1) / total_N.clamp_min(LEAST_MASS), 1.0)
+    return torch.where(total_N > 0.0, (masses_NM * ratios_NM).sum(-1) / total_N.clamp_min(LEAST), 1.0)
 
 
 def _probs_at(wanted_NMJ: Tensor, ids_NS: Tensor, logprobs_NS: Tensor) -> Tensor:
@@ -78,5 +72,5 @@ def _probs_at(wanted_NMJ: Tensor, ids_NS: Tensor, logprobs_NS: Tensor) -> Tensor
 
 def _added(kept: Tensor, brought: Tensor, power: float) -> Tensor:
     """(kept + brought)^power - kept^power, without cancellation where little is brought to much."""
-    to_much = kept**power * torch.expm1(torch.log1p(brought / kept.clamp_min(LEAST_MASS)) * power)
+    to_much = kept**power * torch.expm1(torch.log1p(brought / kept.clamp_min(LEAST)) * power)
     return torch.where(kept > 0.0, to_much, brought**power)

@@ -126,8 +126,7 @@ def sparse_target(
         ids, at_one = merge(head.student_ids, head.logprobs + head.log_shares)
         merged = at_one / temperature
         if n_samples and temperature > 1.0:
-            tail_mass_N = _outside(rows, 1.0, text).exp()
-            factors_NMJ = merging_factors(rows, vocabulary_map, temperature, (ids, at_one), tail_mass_N)
+            factors_NMJ = merging_factors(rows, vocabulary_map, temperature, (ids, at_one))
             is_entry_NM = _is_next(rows.tail_ids, text)
             outside_N = outside_N + merged_tail_ratio(rows, vocabulary_map, temperature, factors_NMJ, is_entry_NM).log()
     known_N = torch.cat([merged, head.unmapped / temperature], dim=-1).logsumexp(-1)
