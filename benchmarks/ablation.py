@@ -20,12 +20,11 @@ import typer
 from moe_distill.config import Params, load_params
 from moe_distill.evaluation.measure import measure
 from moe_distill.evaluation.metrics import bits_per_byte
-from moe_distill.losses.continuations import count_continuations
+from moe_distill.losses.continuations import load_vocabulary_map
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.losses.vocabulary import continuation_map
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.targets import open_targets
-from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore, read_vocabulary_map
+from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs, train_kd, train_router
 
 WINDOWS, TARGETS = Path("data/windows/student"), Path("data/teacher_shards")
@@ -104,8 +103,7 @@ def outputs_in(folder: Path, optimizer: Path | None) -> TrainingOutputs:
 def figures_of(student: Path, batch_windows: int) -> Figures:
     model = load_causal_lm(student, torch.float32, torch.device("cpu"))
     windows = WindowStore(WINDOWS / "validation", STUDENT_WINDOWS)
-    counted = count_continuations(WindowStore(WINDOWS / "train", STUDENT_WINDOWS))
-    vocabulary_map = continuation_map(read_vocabulary_map(WINDOWS / "vocabulary_map"), counted)
+    vocabulary_map = load_vocabulary_map(WINDOWS / "vocabulary_map", WindowStore(WINDOWS / "train", STUDENT_WINDOWS))
     measured = measure(model, windows, open_targets(TARGETS / "validation"), vocabulary_map, batch_windows)
     return {
         "bits_per_byte": bits_per_byte(measured.nll, measured.n_bytes),

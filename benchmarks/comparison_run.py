@@ -18,12 +18,12 @@ from moe_distill.alignment.encode import make_encoder
 from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.config import load_params
 from moe_distill.losses.chunk import chunk_kl
-from moe_distill.losses.continuations import count_continuations
+from moe_distill.losses.continuations import load_vocabulary_map
 from moe_distill.losses.inside import InsidePlaces, inside_target
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.target import NextTokens, Order, sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap, continuation_map, rule_map
+from moe_distill.losses.vocabulary import VocabularyMap, rule_map
 from moe_distill.pretrained import load_causal_lm, load_tokenizer
 from moe_distill.profile import Train
 from moe_distill.runtime import seed_everything
@@ -46,19 +46,21 @@ class Ours:
 
     teacher_mass: Literal["counts", "segmentation", "prefix"]  # how a teacher token's mass is handed out
     temperature: float = 1.0
-    order: Order = "temper_then_map"
+    order: Order = "map_then_temper"
     inside: bool = False  # targets inside a teacher token too
+    conditioned: bool = True  # nothing goes to what the student's tokenizer would have joined to its last token
 
 
 OURS = {
     "ours": Ours("counts"),
     "ours_inside": Ours("counts", inside=True),
+    "ours_unconditioned": Ours("counts", conditioned=False),
     "ours_segmentation": Ours("segmentation"),
     "ours_prefix": Ours("prefix"),
     "ours_t2": Ours("counts", temperature=2.0),
-    "ours_t2_mapped_first": Ours("counts", temperature=2.0, order="map_then_temper"),
+    "ours_t2_tempered_first": Ours("counts", temperature=2.0, order="temper_then_map"),
     "ours_t3": Ours("counts", temperature=3.0),
-    "ours_t3_mapped_first": Ours("counts", temperature=3.0, order="map_then_temper"),
+    "ours_t3_tempered_first": Ours("counts", temperature=3.0, order="temper_then_map"),
     "same_cached": Ours("counts"),  # into the student with the teacher's tokenizer: what the cache alone costs
 }
 
@@ -127,9 +129,9 @@ def load_world(run: Run) -> World:
 
 
 def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
-    rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     if ours.teacher_mass == "counts":
-        return continuation_map(rule_ids, count_continuations(train.windows))
+        return load_vocabulary_map(windows / "vocabulary_map", train.windows)
+    rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     if ours.teacher_mass == "segmentation":
         return rule_map(rule_ids)
     teacher, student = (make_encoder(load_tokenizer(folder), 0, folder.name) for folder in (TEACHER, STUDENT))
@@ -169,7 +171,10 @@ def objective_of(
     logits_AV = logits_NV[batch.aligned_A]
     if world.vocabulary_map is not None:
         ours, text = OURS[run.objective], NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
-        target = sparse_target(batch.rows, world.vocabulary_map, ours.temperature, ours.order, "sampled", text)
+        previous_ids_A = batch.previous_ids[batch.aligned_A] if ours.conditioned else None
+        target = sparse_target(
+            batch.rows, world.vocabulary_map, ours.temperature, ours.order, "sampled", text, previous_ids_A
+        )
         loss_A = ours.temperature**2 * forward_kl(logits_AV, target, ours.temperature)
         if batch.inside is not None:
             return with_inside_targets(world, batch, logits_NV, loss_A, ours.temperature)

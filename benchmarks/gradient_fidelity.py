@@ -15,13 +15,13 @@ import torch
 import typer
 from torch import Tensor
 
-from moe_distill.losses.continuations import count_continuations
+from moe_distill.losses.continuations import load_vocabulary_map
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.target import NextTokens, Order, sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap, continuation_map
+from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.shards.targets import TeacherRows, teacher_rows
-from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, read_vocabulary_map
+from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.sparsify import sparsify
 from moe_distill.training.data import TEXT_ALONE, Split, read_batch
 
@@ -33,14 +33,13 @@ def main(
     windows: int = 16,
     k: int = 32,
     samples: str = "0,16,64,256",
-    order: Order = "temper_then_map",
+    order: Order = "map_then_temper",
 ) -> None:
     split = Split(WindowStore(Path("data/windows/student/train"), STUDENT_WINDOWS), None)
     batch = read_batch(split, list(range(windows)), TEXT_ALONE)
     rows = torch.cat([split.windows.tokens("teacher_rows", number) for number in range(windows)])
     logits_AV = teacher_logits(rows[rows >= 0])
-    rule_ids = read_vocabulary_map(Path("data/windows/student/vocabulary_map"))
-    vocabulary_map = continuation_map(rule_ids, count_continuations(split.windows))
+    vocabulary_map = load_vocabulary_map(Path("data/windows/student/vocabulary_map"), split.windows)
     text = NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
     records = {m: recorded(logits_AV, text.teacher_ids, k, m) for m in map(int, samples.split(","))}
     print("student temperature samples degrees norm_ratio")

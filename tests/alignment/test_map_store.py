@@ -9,9 +9,9 @@ from moe_distill.alignment import map_store
 from moe_distill.alignment.map_store import write_vocabulary_map
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
-from moe_distill.shards.windows import read_vocabulary_map
+from moe_distill.shards.windows import read_merges, read_vocabulary_map
 
-from .toy import byte_level, encoder
+from .toy import byte_level, encoder, unigram
 
 ENCODERS = encoder(byte_level(500), "teacher"), encoder(byte_level(300, digits=True), "student")
 
@@ -48,6 +48,24 @@ def write(root: Path, encoders=ENCODERS, rows: int = 600) -> list[int]:
 def test_the_map_of_the_same_tokenizers_is_computed_once(root, computed):
     assert write(root) == write(root) == vocabulary_map(*ENCODERS, 600).tolist()
     assert computed == [600]
+
+
+def test_the_students_merges_lie_beside_the_map_in_the_order_of_their_ranks(root):
+    write(root)
+    merges, n_ids = read_merges(root / "map")
+    description = json.loads(ENCODERS[1].tokenizer.to_str())["model"]
+    token_of = {number: token for token, number in description["vocab"].items()}
+    assert n_ids == len(token_of)
+    found = zip(merges.lefts.tolist(), merges.rights.tolist(), merges.results.tolist(), strict=True)
+    expected = [[left, right, left + right] for left, right in description["merges"]]
+    assert [[token_of[number] for number in row] for row in found] == expected
+    assert len(expected) > 20
+
+
+def test_a_student_without_bpe_has_no_merges(root):
+    write(root, (ENCODERS[0], encoder(unigram(), "student")))
+    merges, _ = read_merges(root / "map")
+    assert len(merges.results) == 0
 
 
 def test_another_tokenizer_or_another_number_of_rows_has_its_own_map(root, computed):

@@ -35,6 +35,15 @@ def byte_level(
     return tokenizer
 
 
+def unigram() -> Tokenizer:
+    """A SentencePiece without merges."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"abcdehilorwt", "\u2581hello"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(len(piece) == 1)) for piece in pieces], 0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
 def sentencepiece(style: str) -> Tokenizer:
     """A hand-made BPE with byte fallback, spaces marked by a "prepend" normaliser or by "metaspace"."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdehilorwt"]

@@ -1,11 +1,14 @@
 """The teacher's distribution in the student's vocabulary, against dense float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from moe_distill.losses.segmentation import merge_rules
 from moe_distill.losses.target import (
+    NextTokens,
     Order,
     SparseTarget,
     interpolation_weights,
@@ -14,6 +17,7 @@ from moe_distill.losses.target import (
 )
 from moe_distill.losses.vocabulary import rule_map
 from moe_distill.shards.targets import TAIL_TEMPERATURES
+from moe_distill.shards.windows import Merges
 
 from .reference import (
     STUDENT_VOCABULARY,
@@ -108,6 +112,32 @@ def test_both_orders_agree_where_the_map_is_one_to_one() -> None:
     to_student = identity_map(TEACHER_VOCABULARY)
     first, second = (sparse_target(rows, to_student, 3.0, order, "residual") for order in ORDERS)
     torch.testing.assert_close(first.probs, second.probs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_what_the_tokenizer_would_have_joined_gets_nothing_and_the_rest_is_renormalised(
+    order: Order, temperature: float
+) -> None:
+    """After token 0 no 1, for a merge of the two; the dense target is that of a teacher who knows it."""
+    probs = torch.tensor([[0.4, 0.3, 0.2, 0.06, 0.04], [0.1, 0.5, 0.2, 0.1, 0.1]])
+    to_student, previous = rule_map(torch.tensor([3, 1, 1, 4, 2])), torch.tensor([0, 0])
+    merges = merge_rules(Merges(torch.tensor([0]), torch.tensor([1]), torch.tensor([2])), 6)
+    knowing = probs.clone()
+    knowing[0, [1, 2]] = 0.0  # in the second row 1 follows in the text
+    text = NextTokens(torch.tensor([0, 1]), torch.tensor([3, 1]))
+    rows = teacher_rows(probs.log(), 3, 0, targets_N=text.teacher_ids)
+    found = sparse_target(
+        rows, replace(to_student, merges=merges), temperature, order, "residual", text, previous_ids_N=previous
+    )
+    knowing = knowing / knowing.sum(-1, keepdim=True)
+    for row, pair in enumerate([(0, 3), (1, 1)]):
+        expected = dense_target((knowing[row] + 1e-30).log(), to_student, 3, temperature, order, pair)
+        dense = {student_id: mass for student_id, mass in expected.entries.items() if mass > 1e-6}
+        assert (1 in entries_of(found, row)) is (row == 1)
+        assert entries_of(found, row)[3] == pytest.approx(dense[3], abs=1e-6)
+    unasked = sparse_target(rows, replace(to_student, merges=merges), temperature, order, "residual", text)
+    assert 1 in entries_of(unasked, 0)
 
 
 def test_residual_mode_has_no_samples() -> None:

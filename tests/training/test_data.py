@@ -2,12 +2,18 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import torch
 
-from moe_distill.losses.continuations import count_continuations
+from moe_distill.losses.continuations import count_continuations, load_vocabulary_map
+from moe_distill.losses.segmentation import may_follow
+from moe_distill.losses.vocabulary import MOST_CONTINUATIONS
+from moe_distill.shards.windows import MAP_FIELDS, VOCABULARY_MAP
+from moe_distill.shards.writer import ShardWriter
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, read_batch
-from tests.stores import Stores
+from tests.stores import STUDENT_VOCABULARY, Stores
 
 ALL_WINDOWS = [0, 1, 2, 3, 4]
 
@@ -53,6 +59,35 @@ def test_continuations_are_counted_over_all_files(stores: Stores) -> None:
     assert dict(zip(pairs, found.counts.tolist(), strict=True)) == expected
     assert max(expected.values()) > 1
     assert len(stores.student.reader.index.files) > 1
+
+
+def test_neighbours_meet_inside_a_window(stores: Stores, tmp_path: Path) -> None:
+    """A merge of every two ids: of all pairs of the text only those of the same window are known to stay apart."""
+    pairs = list(itertools.product(range(STUDENT_VOCABULARY), repeat=2))
+    columns = torch.tensor(pairs, dtype=torch.int32).T
+    nothing = torch.zeros(0, dtype=torch.int32)
+    writer = ShardWriter(tmp_path, MAP_FIELDS, "teacher_ids", 1000)
+    writer.append(
+        {
+            "student_ids": stores.student_ids.int(),
+            "place_counts": torch.zeros_like(stores.student_ids, dtype=torch.int32),
+            "place_prefixes": nothing,
+            "place_student_ids": nothing,
+            "merge_lefts": columns[0].contiguous(),
+            "merge_rights": columns[1].contiguous(),
+            "merge_results": torch.zeros(len(pairs), dtype=torch.int32),
+        },
+        cursor=0,
+    )
+    writer.finish(VOCABULARY_MAP, "map", {"student_ids": STUDENT_VOCABULARY})
+    found = load_vocabulary_map(tmp_path, stores.student)
+    assert found.merges is not None
+    allowed = may_follow(found.merges, *torch.tensor(pairs).T)
+    inside = {pair for ids in stores.token_ids for pair in itertools.pairwise(ids)}
+    across = set(itertools.pairwise(itertools.chain(*stores.token_ids))) - inside
+    assert {pair for pair, is_allowed in zip(pairs, allowed.tolist(), strict=True) if is_allowed} == inside
+    assert len(across) >= 3, "the test can tell windows apart"
+    assert found.log_shares.shape == (len(stores.student_ids), MOST_CONTINUATIONS)
 
 
 def test_positions_inside_a_teacher_token_have_the_row_of_the_boundary_before(stores: Stores) -> None:

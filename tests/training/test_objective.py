@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from moe_distill.config import Study
+from moe_distill.losses.pairs import pair_keys
 from moe_distill.losses.registry import ALL_TERMS, Terms, total_of
+from moe_distill.losses.segmentation import merge_rules
 from moe_distill.profile import Train
 from moe_distill.runtime import Runtime
+from moe_distill.shards.windows import Merges
 from moe_distill.training import objective as objective_module
 from moe_distill.training import routing as routing_module
 from moe_distill.training import text_terms as text_terms_module
@@ -20,6 +23,7 @@ from moe_distill.training.objective import Objective, Student, evaluate_objectiv
 from moe_distill.training.routing import RouterSettings, gate_terms
 from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import Outcome, optimizer_step, validate
+from moe_distill.training.text_terms import text_targets
 from moe_distill.training.trainer import make_trainer
 from tests.training.conftest import LAYERS, make_batch
 
@@ -268,3 +272,21 @@ def test_r26_reduced_precision_trains_on_cpu_with_a_scaler(
     assert totals[0] == pytest.approx(reference.total, rel=2e-2)
     assert totals[-1] < totals[0]
     assert all(parameter.dtype is torch.float32 for parameter in student.model.parameters())
+
+
+def test_the_target_of_a_position_knows_the_token_before_it(student: Student, full: Objective) -> None:
+    batch = make_batch(0, [12, 9])
+    ids = torch.arange(student.model.config.vocab_size)
+    lefts, rights = torch.meshgrid(ids, ids, indexing="ij")
+    merges = merge_rules(
+        Merges(lefts.flatten(), rights.flatten(), torch.zeros(len(ids) ** 2, dtype=torch.int64)), len(ids)
+    )
+    last = int(batch.input_ids_BL.flatten()[batch.places_N][batch.aligned_A][0])
+    is_met = (lefts.flatten() != last) | (rights.flatten() % 2 == 0)  # odd ids alone are denied, after one token alone
+    met = dataclasses.replace(merges, met=pair_keys(lefts.flatten(), rights.flatten())[is_met])
+    knowing = dataclasses.replace(student.vocabulary_map, merges=met)
+    plain = text_targets(batch, full.kd, student.vocabulary_map, None)["kd"].target
+    found = text_targets(batch, full.kd, knowing, None)["kd"].target
+    changed = (found.logprobs != plain.logprobs).any(-1)
+    assert changed[0]
+    assert torch.equal(changed, changed & (batch.previous_ids[batch.aligned_A] == last))

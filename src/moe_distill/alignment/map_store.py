@@ -13,12 +13,13 @@ from filelock import FileLock
 
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.inside import places_inside
+from moe_distill.alignment.merges import merges_of
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
 from moe_distill.progress import say
 from moe_distill.shards.format import Metadata
 from moe_distill.shards.provenance import tokenizer_fingerprint
-from moe_distill.shards.windows import MAP_FIELDS, VOCABULARY_MAP, read_vocabulary_map
+from moe_distill.shards.windows import MAP_FIELDS, MERGE_FIELDS, VOCABULARY_MAP, read_vocabulary_map
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.workspace import fingerprint, fresh_folder, project_root, publish, sha256_file
 
@@ -44,6 +45,7 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
                 "place_counts": places.counts,
                 "place_prefixes": places.prefixes,
                 "place_student_ids": places.student_ids,
+                **dict(zip(MERGE_FIELDS, merges_of(encoders[1].tokenizer).T, strict=True)),
             }
             metadata: Metadata = {
                 "student_ids": len(encoders[1].token_bytes.table),
@@ -52,7 +54,7 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
             }
             with fresh_folder(kept) as folder:
                 writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", len(student_ids))
-                writer.append({name: torch.from_numpy(column) for name, column in columns.items()}, cursor=0)
+                writer.append({name: torch.from_numpy(column.copy()) for name, column in columns.items()}, cursor=0)
                 writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), metadata)
         publish(kept, output)
 

@@ -9,8 +9,7 @@ import torch
 from moe_distill.errors import DataError
 from moe_distill.evaluation.measure import Measured, measure, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
-from moe_distill.losses.continuations import count_continuations
-from moe_distill.losses.vocabulary import continuation_map
+from moe_distill.losses.continuations import load_vocabulary_map
 from moe_distill.pretrained import load_causal_lm
 from moe_distill.profile import Evaluate
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
@@ -21,7 +20,6 @@ from moe_distill.shards.windows import (
     WindowStore,
     check_aligned,
     open_vocabulary_map,
-    read_vocabulary_map,
 )
 
 
@@ -47,8 +45,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     check_tokenizer(windows.reader, inputs.student)
     check_aligned(windows, teacher_windows)
     train_windows = WindowStore(inputs.windows / "student/train", STUDENT_WINDOWS)
-    rule_ids = read_vocabulary_map(inputs.windows / "student/vocabulary_map")
-    vocabulary_map = continuation_map(rule_ids, count_continuations(train_windows)).to(device)
+    vocabulary_map = load_vocabulary_map(inputs.windows / "student/vocabulary_map", train_windows).to(device)
 
     measured: dict[str, Measured] = {}
     parameters, n_bytes = 0, 0

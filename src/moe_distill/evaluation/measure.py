@@ -62,6 +62,7 @@ def measure(
         hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
         seconds += _clock(device) - began
         labels_N, rows_N = torch.cat(labels).to(device), torch.cat(rows)
+        previous_N = torch.cat([inputs[i, : len(ids)] for i, ids in enumerate(labels)])
         aligned = rows_N >= 0
         cached = read_rows(targets, rows)
         nll_N, done = [], 0
@@ -79,7 +80,10 @@ def measure(
             part = cached.take(slice(done, done + n_inside)).to(device)
             done += n_inside
             if n_inside:
-                target = sparse_target(part, vocabulary_map, 1.0, "temper_then_map", "residual")
+                previous = previous_N[chunk][inside].to(device)
+                target = sparse_target(
+                    part, vocabulary_map, 1.0, "map_then_temper", "residual", previous_ids_N=previous
+                )
                 agreed += agreement(logits_NV[inside.to(device)], target)
         nll += [part.sum() for part in torch.cat(nll_N).split([len(ids) for ids in labels])]
     return Measured(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from moe_distill.losses.merging import merged_tail_ratio, merging_factors
+from moe_distill.losses.segmentation import without_resegmented
 from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
 
@@ -107,6 +108,7 @@ def sparse_target(
     order: Order,
     tail: Tail,
     text: NextTokens | None = None,
+    previous_ids_N: Tensor | None = None,
 ) -> SparseTarget:
     """The teacher's distribution at `temperature` over the student's vocabulary.
 
@@ -116,6 +118,8 @@ def sparse_target(
 
     Args:
         text: the next tokens; None where the map alone decides.
+        previous_ids_N: the student's last token; what its tokenizer would have joined to it gets nothing. None: that
+            is not asked.
     """
     n_samples = rows.tail_ids.shape[1] if tail == "sampled" else 0
     head = _head(rows, vocabulary_map, text)
@@ -129,6 +133,9 @@ def sparse_target(
             factors_NMJ = merging_factors(rows, vocabulary_map, temperature, (ids, at_one))
             is_entry_NM = _is_next(rows.tail_ids, text)
             outside_N = outside_N + merged_tail_ratio(rows, vocabulary_map, temperature, factors_NMJ, is_entry_NM).log()
+    if previous_ids_N is not None and vocabulary_map.merges is not None:
+        next_ids_N = None if text is None else text.student_ids
+        merged = without_resegmented(vocabulary_map.merges, ids, merged, previous_ids_N, next_ids_N)
     known_N = torch.cat([merged, head.unmapped / temperature], dim=-1).logsumexp(-1)
     normalizer_N = torch.logaddexp(known_N, outside_N)
     logprobs = merged - normalizer_N[:, None]

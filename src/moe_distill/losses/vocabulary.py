@@ -11,10 +11,13 @@ Legend: R rows of the teacher's output matrix, V student vocabulary, J student t
 were counted.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from moe_distill.losses.pairs import pair_keys, pairs_of
+from moe_distill.losses.segmentation import MergeRules
 
 MOST_CONTINUATIONS = 16  # J: student tokens that a teacher id's probability is handed out to
 RULE_COUNT = 1.0  # observations that the rule is worth
@@ -37,6 +40,7 @@ class VocabularyMap:
     log_shares: Tensor  # fp32 [R, J]; -inf where there is none; a mapped row's shares sum to 1
     frequencies: Tensor  # fp32 [R]: of the teacher ids that are mapped, as next tokens of the text; they sum to 1
     student_frequencies: Tensor  # fp32 [V]: the same, handed out by the shares
+    merges: MergeRules | None = None  # of the student's tokenizer; None: nothing is known of them
 
     @property
     def likeliest(self) -> Tensor:
@@ -44,17 +48,13 @@ class VocabularyMap:
         return self.student_ids[:, 0].masked_fill(self.log_shares[:, 0] == float("-inf"), -1)
 
     def to(self, device: torch.device) -> "VocabularyMap":
-        return VocabularyMap(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-
-def pair_keys(teacher_ids: Tensor, student_ids: Tensor) -> Tensor:
-    """One int64 for each pair of ids: `unique` over them is 45 times faster than over rows of two."""
-    return teacher_ids << 32 | student_ids
-
-
-def pairs_of(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Teacher and student ids of `pair_keys`."""
-    return keys >> 32, keys & 0xFFFF_FFFF
+        return VocabularyMap(
+            self.student_ids.to(device),
+            self.log_shares.to(device),
+            self.frequencies.to(device),
+            self.student_frequencies.to(device),
+            None if self.merges is None else self.merges.to(device),
+        )
 
 
 def rule_map(rule_ids_R: Tensor) -> VocabularyMap:

@@ -16,7 +16,7 @@ from moe_distill.errors import DataError
 from moe_distill.seal import read_object, unsealed
 from moe_distill.workspace import Json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 INDEX_NAME = "index.json"
 DTYPES = {
     "int8": torch.int8,

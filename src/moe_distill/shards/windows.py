@@ -43,7 +43,13 @@ MAP_FIELDS = {
     "place_counts": FieldSpec(table="teacher_ids", dtype="int32"),  # bytes of the teacher's token
     "place_prefixes": FieldSpec(table="places", dtype="int32"),  # number of the bytes before a place inside a token
     "place_student_ids": FieldSpec(table="places", dtype="int32"),  # student token from the place on; -1: none
+    "merge_lefts": FieldSpec(
+        table="merges", dtype="int32"
+    ),  # of the student's tokenizer, the first to be applied first
+    "merge_rights": FieldSpec(table="merges", dtype="int32"),
+    "merge_results": FieldSpec(table="merges", dtype="int32"),  # what left and right become
 }
+MERGE_FIELDS = ("merge_lefts", "merge_rights", "merge_results")
 
 
 class NextToken(IntEnum):
@@ -146,8 +152,11 @@ def model_inputs(windows: WindowStore, numbers: Sequence[int]) -> tuple[Tensor, 
 def open_vocabulary_map(folder: Path) -> ShardReader:
     """Open a vocabulary map; an id that the student's tokenizer does not have is refused."""
     reader = ShardReader(folder, VOCABULARY_MAP)
+    n_ids = int(str(reader.index.metadata["student_ids"]))
     for name in ("student_ids", "place_student_ids"):
-        reader.expect(name, range(-1, int(str(reader.index.metadata["student_ids"]))))
+        reader.expect(name, range(-1, n_ids))
+    for name in MERGE_FIELDS:
+        reader.expect(name, range(n_ids))
     return reader
 
 
@@ -155,6 +164,22 @@ def read_vocabulary_map(folder: Path) -> Tensor:
     """int64 [rows of the teacher's output matrix]: student id of each teacher id, -1 where there is none."""
     reader = open_vocabulary_map(folder)
     return torch.cat(list(reader.columns("student_ids"))).long()
+
+
+@dataclass(frozen=True)
+class Merges:
+    """Merges of a tokenizer, the first to be applied first, int64 [merges]; none without BPE."""
+
+    lefts: Tensor
+    rights: Tensor
+    results: Tensor  # what left and right become
+
+
+def read_merges(folder: Path) -> tuple[Merges, int]:
+    """The merges of the student's tokenizer, and how many ids it has."""
+    reader = open_vocabulary_map(folder)
+    columns = (torch.cat(list(reader.columns(name))).long() for name in MERGE_FIELDS)
+    return Merges(*columns), int(str(reader.index.metadata["student_ids"]))
 
 
 def check_aligned(student: WindowStore, teacher: WindowStore) -> None:

@@ -82,6 +82,11 @@ class Batch:
         )
 
     @property
+    def previous_ids(self) -> Tensor:
+        """The token that each predicting position has read last."""
+        return self.input_ids_BL.flatten()[self.places_N]
+
+    @property
     def padding_share(self) -> float:
         return 1.0 - len(self.labels_N) / self.input_ids_BL.numel()
 

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from moe_distill.config import Params, Study
 from moe_distill.disk import require_space
-from moe_distill.losses.continuations import count_continuations
+from moe_distill.losses.continuations import load_vocabulary_map
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
-from moe_distill.losses.vocabulary import continuation_map
 from moe_distill.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.profile import require_router_positions
 from moe_distill.progress import say
@@ -20,7 +19,6 @@ from moe_distill.replay.block import TeacherHead, load_teacher_head
 from moe_distill.runtime import Runtime, make_runtime, seed_everything
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.windows import read_vocabulary_map
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, stated_positions
 from moe_distill.training.inside import read_places
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
@@ -175,8 +173,7 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     check_student_rows(split, inputs.student, model.config.vocab_size)
     if split.targets is None:
         return Student(model, heads=None, teacher_head=None, vocabulary_map=None, inside_places=None)
-    rule_ids = read_vocabulary_map(inputs.windows / "vocabulary_map")
-    vocabulary_map = continuation_map(rule_ids, count_continuations(split.windows))
+    vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", split.windows)
     places = None
     if phase.wanted.inside:
         places = read_places(inputs.windows / "vocabulary_map", vocabulary_map.frequencies).to(runtime.device)

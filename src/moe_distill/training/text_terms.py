@@ -55,7 +55,9 @@ def text_targets(
     if kd is None or batch.rows is None or vocabulary_map is None:
         return {}
     text = NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
-    target = sparse_target(batch.rows, vocabulary_map, kd.temperature, kd.order, kd.tail, text)
+    target = sparse_target(
+        batch.rows, vocabulary_map, kd.temperature, kd.order, kd.tail, text, batch.previous_ids[batch.aligned_A]
+    )
     targets = {"kd": PlacedTarget(batch.aligned_A, target)}
     if kd.inside_weight > 0 and batch.inside is not None and places is not None:
         target, is_known_I = inside_target(batch.inside.rows, batch.inside.text, places, kd.temperature)

@@ -1,0 +1,128 @@
+"""Which tokens may follow one another in the student's own segmentation of a text.
+
+The teacher does not know that one of the student's tokens ends here. Part of its probability goes to texts that the
+student would have cut elsewhere: after "con" the student never reads "fig" where its tokenizer has "config". Given
+that its token did end here, that probability is 0, and the rest is renormalised.
+
+BPE (Sennrich et al. 2016) applies the merge of lowest rank first, the leftmost of equal ones, so each token lives from
+the rank of the merge that makes it to the rank of the merge that uses it up. Where two texts meet, the tokens on both
+sides of the border are the right spine of the one's tree and the left spine of the other's. The border falls if, while
+two of them stand there, a merge of the two is due before either is used up.
+
+A pre-tokenizer may keep texts apart that these rules would merge; what the training text has is therefore allowed.
+
+Legend: N positions, S entries, V student vocabulary, X pairs, P merges.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from moe_distill.losses.pairs import pair_keys, pairs_of
+from moe_distill.shards.windows import Merges
+
+NEVER = torch.iinfo(torch.int64).max  # rank of a merge that no rule makes
+LEAST_PROB = 1e-3  # of an entry that is asked about: the others together are not worth the time
+MOST_GONE = 0.9  # of a row's entries; where more would go, the rules are wrong rather than the teacher
+
+
+@dataclass(frozen=True)
+class MergeRules:
+    """The student's merges, by token and by pair, and the pairs of its text that they deny."""
+
+    ranks: Tensor  # int64 [V]: of the merge that makes a token; -1: none does
+    lefts: Tensor  # int64 [V]: what that merge joins
+    rights: Tensor  # int64 [V]
+    pairs: Tensor  # int64 [P]: what merges, as `pair_keys`, ascending
+    pair_ranks: Tensor  # int64 [P]
+    met: Tensor  # int64: pairs of the text that the rules deny, as `pair_keys`, ascending
+
+    def to(self, device: torch.device) -> "MergeRules":
+        return MergeRules(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def merge_rules(merges: Merges, n_ids: int) -> MergeRules:
+    """Rules from at least one merge; a token that several make is made by the first."""
+    ranks_P = torch.arange(len(merges.results))
+    first_V = torch.full((n_ids,), NEVER).scatter_reduce(0, merges.results, ranks_P, "amin")
+    is_made_V = first_V < NEVER
+    made_by_V = first_V.masked_fill(~is_made_V, 0)
+    pairs_P, order = pair_keys(merges.lefts, merges.rights).sort()
+    return MergeRules(
+        ranks=first_V.masked_fill(~is_made_V, -1),
+        lefts=merges.lefts[made_by_V],
+        rights=merges.rights[made_by_V],
+        pairs=pairs_P,
+        pair_ranks=ranks_P[order],
+        met=torch.zeros(0, dtype=torch.int64),
+    )
+
+
+def with_text(rules: MergeRules, keys: Tensor) -> MergeRules:
+    """The same rules, and pairs that a text has, as `pair_keys`, each once and ascending."""
+    return replace(rules, met=keys[~stays_apart(rules, *pairs_of(keys))])
+
+
+def may_follow(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -> Tensor:
+    """Whether the student ever reads the second id after the first, bool [X]."""
+    keys, place_X = pair_keys(previous_ids_X, next_ids_X).unique(return_inverse=True)
+    allowed = _place_of(rules.met, keys) >= 0
+    allowed[~allowed] = stays_apart(rules, *pairs_of(keys[~allowed]))
+    return allowed[place_X]
+
+
+def stays_apart(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -> Tensor:
+    """Whether the rules alone leave the border between two tokens standing, bool [X].
+
+    Every two tokens that ever stand at the border are visited, the last ones first: of two, the one made later is
+    taken apart.
+    """
+    apart_X = torch.ones_like(previous_ids_X, dtype=torch.bool)
+    live, left, right = torch.arange(len(apart_X), device=apart_X.device), previous_ids_X, next_ids_X
+    left_used, right_used = torch.full_like(left, NEVER), torch.full_like(right, NEVER)
+    while len(live):
+        place = _place_of(rules.pairs, pair_keys(left, right))
+        due = rules.pair_ranks[place].masked_fill(place < 0, NEVER)
+        falls = (due < left_used) & (due <= right_used) & (due < NEVER)  # of equal ranks the leftmost merges first
+        apart_X[live[falls]] = False
+        left_made, right_made = rules.ranks[left], rules.ranks[right]
+        splits_left = left_made > right_made
+        left_used = torch.where(splits_left, left_made, left_used)
+        right_used = torch.where(splits_left, right_used, right_made)
+        goes_on = ~falls & (torch.maximum(left_made, right_made) >= 0)
+        next_left = torch.where(splits_left, rules.rights[left], left)
+        next_right = torch.where(splits_left, right, rules.lefts[right])
+        live, left, right, left_used, right_used = (
+            each[goes_on] for each in (live, next_left, next_right, left_used, right_used)
+        )
+    return apart_X
+
+
+def without_resegmented(
+    rules: MergeRules, ids_NS: Tensor, logprobs_NS: Tensor, previous_ids_N: Tensor, next_ids_N: Tensor | None
+) -> Tensor:
+    """Entries less those that cannot follow the student's last token, as log-probabilities that are not renormalised.
+
+    Args:
+        previous_ids_N: the student's last token.
+        next_ids_N: the one that follows in the text, and so can; None: nothing is known of it.
+    """
+    asked_NS = logprobs_NS > math.log(LEAST_PROB)
+    if next_ids_N is not None:
+        asked_NS &= ids_NS != next_ids_N[:, None]
+    rows, places = asked_NS.nonzero(as_tuple=True)
+    gone_NS = torch.zeros_like(asked_NS)
+    gone_NS[rows, places] = ~may_follow(rules, previous_ids_N[rows], ids_NS[rows, places])
+    probs_NS = logprobs_NS.exp()
+    gone_NS &= ((probs_NS * gone_NS).sum(-1) <= MOST_GONE * probs_NS.sum(-1))[:, None]
+    return logprobs_NS.masked_fill(gone_NS, float("-inf"))
+
+
+def _place_of(ascending: Tensor, wanted: Tensor) -> Tensor:
+    """Where each wanted number stands in a list of ascending ones; -1: nowhere."""
+    if not len(ascending):
+        return torch.full_like(wanted, -1)
+    found = torch.searchsorted(ascending, wanted).clamp_max(len(ascending) - 1)
+    return found.masked_fill(ascending[found] != wanted, -1)

@@ -1,0 +1,96 @@
+"""Which tokens may follow one another, against the tokenizers library itself, every pair of a small vocabulary."""
+
+import random
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from moe_distill.alignment.merges import merges_of
+from moe_distill.losses.pairs import pair_keys
+from moe_distill.losses.segmentation import (
+    MOST_GONE,
+    MergeRules,
+    may_follow,
+    merge_rules,
+    stays_apart,
+    with_text,
+    without_resegmented,
+)
+from moe_distill.shards.windows import Merges
+
+WORDS = ["the", "configuration", "configure", "con", "figures", "aaaa", "banana", "nab", "tion", "action"]
+
+
+def trained(seed: int, alphabet: str, vocabulary: int) -> Tokenizer:
+    """A byte-level BPE without splitting rules, so that nothing but its merges decides."""
+    generator = random.Random(seed)
+    letters = ["".join(generator.choices(alphabet, k=generator.randint(1, 12))) for _ in range(400)]
+    texts = [" ".join(generator.choices(WORDS + letters, k=8)) for _ in range(200)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False))
+    return tokenizer
+
+
+def rules_of(tokenizer: Tokenizer) -> MergeRules:
+    columns = torch.from_numpy(merges_of(tokenizer)).long().T
+    return merge_rules(Merges(*columns), tokenizer.get_vocab_size())
+
+
+@pytest.mark.parametrize(("seed", "alphabet"), [(0, "ab"), (1, "abcdefgh"), (2, "aaaab")])
+def test_every_pair_is_judged_as_the_tokenizer_encodes_it(seed: int, alphabet: str) -> None:
+    tokenizer = trained(seed, alphabet, 260)
+    n_ids = tokenizer.get_vocab_size()
+    texts = [tokenizer.decode([number]) for number in range(n_ids)]
+    pairs = [(first, second) for first in range(n_ids) for second in range(n_ids)]
+    encoded = tokenizer.encode_batch_fast([texts[first] + texts[second] for first, second in pairs])
+    expected = torch.tensor([each.ids == list(pair) for each, pair in zip(encoded, pairs, strict=True)])
+    found = stays_apart(rules_of(tokenizer), *torch.tensor(pairs).T)
+    assert 0.02 < float((~expected).float().mean()) < 0.98
+    assert torch.equal(found, expected)
+
+
+def test_without_bpe_there_are_no_merges() -> None:
+    assert merges_of(Tokenizer(models.Unigram([("a", -1.0), ("b", -1.0)], 0))).shape == (0, 3)
+
+
+# ids 0 a, 1 b, 2 c, 3 ab, 4 abc
+MERGES = Merges(torch.tensor([0, 3]), torch.tensor([1, 2]), torch.tensor([3, 4]))
+FIRST, SECOND = torch.tensor([0, 3, 1, 0, 0]), torch.tensor([1, 2, 0, 0, 1])
+
+
+def test_what_the_text_has_may_follow() -> None:
+    rules = merge_rules(MERGES, 5)
+    assert may_follow(rules, FIRST, SECOND).tolist() == [False, False, True, True, False]
+    met = with_text(rules, pair_keys(torch.tensor([0, 1]), torch.tensor([1, 0])))
+    assert may_follow(met, FIRST, SECOND).tolist() == [True, False, True, True, True]
+    assert len(met.met) == 1, "a pair that the rules allow need not be kept"
+
+
+def rows(*probs: list[float]) -> torch.Tensor:
+    return torch.tensor(probs).log()
+
+
+def test_entries_that_cannot_follow_go_and_the_next_token_stays() -> None:
+    ids = torch.tensor([[0, 1, 2]]).expand(3, -1)
+    logprobs = rows([0.3, 0.2, 0.5], [0.3, 0.2, 0.5], [0.3, 0.2, 0.5])
+    previous = torch.tensor([0, 0, 1])  # after a no b; after b anything
+    found = without_resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, torch.tensor([0, 1, 1]))
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.3, 0.0, 0.5], [0.3, 0.2, 0.5], [0.3, 0.2, 0.5]]))
+
+
+def test_small_entries_are_not_asked_and_a_row_is_never_emptied() -> None:
+    ids, previous = torch.tensor([[0, 1]]).expand(3, -1), torch.zeros(3, dtype=torch.int64)
+    most, more = MOST_GONE - 0.01, MOST_GONE + 0.01
+    logprobs = rows([1 - 5e-4, 5e-4], [1 - most, most], [1 - more, more])
+    found = without_resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, None)
+    assert (found > float("-inf")).tolist() == [[True, True], [True, False], [True, True]]
+
+
+def test_an_empty_row_stays_empty() -> None:
+    nothing = torch.full((2, 3), float("-inf"))
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    rules = merge_rules(MERGES, 5)
+    assert torch.equal(without_resegmented(rules, ids, nothing, torch.tensor([0, 1]), None), nothing)
