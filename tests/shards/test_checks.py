@@ -12,7 +12,7 @@ from moe_distill.seal import read_object
 from moe_distill.shards.checks import check_finite, check_range
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import open_targets
-from moe_distill.shards.windows import TEACHER_WINDOWS, WindowStore, check_aligned, read_vocabulary_map
+from moe_distill.shards.windows import TEACHER_WINDOWS, WindowStore, check_aligned, read_merges, read_vocabulary_map
 from tests.shards.forge import forge_column
 
 from .conftest import OUTPUT_ROWS
@@ -116,6 +116,11 @@ def test_windows_that_do_not_count_their_tokens_are_refused(windows: WindowStore
 def test_a_map_to_an_id_that_the_student_lacks_is_refused(vocabulary_map: Path) -> None:
     forge_column(vocabulary_map, 0, "student_ids", lambda column: column[2].fill_(6))
     refusal(lambda: read_vocabulary_map(vocabulary_map), "field student_ids, row 2 is 6", "from -1 to 5")
+
+
+def test_a_merge_of_an_id_that_the_student_lacks_is_refused(vocabulary_map: Path) -> None:
+    forge_column(vocabulary_map, 0, "merge_results", lambda column: column[1].fill_(6))
+    refusal(lambda: read_merges(vocabulary_map), "field merge_results, row 1 is 6", "from 0 to 5")
 
 
 def test_every_flipped_bit_of_an_index_is_found(tmp_path: Path) -> None:

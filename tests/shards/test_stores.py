@@ -38,7 +38,7 @@ def test_windows_are_numbered_over_all_files(windows):
 
 
 def test_windows_of_the_other_kind_are_refused(windows):
-    with pytest.raises(DataError, match=r"moe-distill/teacher-windows version 3, expected moe-distill/student-windows"):
+    with pytest.raises(DataError, match=r"moe-distill/teacher-windows version 4, expected moe-distill/student-windows"):
         WindowStore(windows.reader.folder, "moe-distill/student-windows")
 
 

@@ -12,6 +12,7 @@ from moe_distill.profile import Capture
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.windows import (
     MAP_FIELDS,
+    MERGE_FIELDS,
     STUDENT_FIELDS,
     STUDENT_WINDOWS,
     TEACHER_FIELDS,
@@ -90,7 +91,8 @@ def make_folders(root: Path, teacher: PreTrainedModel) -> Folders:
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", VOCABULARY)
     ids = torch.arange(VOCABULARY, dtype=torch.int32)
     places = {"place_counts": torch.ones_like(ids), "place_prefixes": torch.zeros_like(ids), "place_student_ids": ids}
-    writer.append({"student_ids": ids, **places}, cursor=1)
+    merges = {name: torch.zeros(0, dtype=torch.int32) for name in MERGE_FIELDS}
+    writer.append({"student_ids": ids, **places, **merges}, cursor=1)
     tokenizers = {"teacher_tokenizer": TOKENIZER_SHA256, "student_tokenizer": TOKENIZER_SHA256}
     writer.finish(VOCABULARY_MAP, "m", {"student_ids": VOCABULARY, **tokenizers})
     _write_student(root)
