@@ -37,6 +37,8 @@ from moe_distill.training.schedule import learning_rate_fraction
 
 HOME = Path(".work/benchmarks")
 TEACHER, STUDENT, SAME_STUDENT = Path("models/teacher"), Path("models/student_init"), HOME / "student_same"
+NATIVE_TEACHER = HOME / "native_teacher"  # a teacher with the student's tokenizer
+TEACHER_OF = {"same_full": TEACHER, "native_full": NATIVE_TEACHER, "native_aligned": NATIVE_TEACHER}
 CPU = torch.device("cpu")
 
 
@@ -82,7 +84,7 @@ class World:
     train: Split
     validation: Split
     student: PreTrainedModel
-    teacher: PreTrainedModel | None  # for the ceiling alone
+    teacher: PreTrainedModel | None  # with the student's own tokenizer, for the ceilings alone
     vocabulary_map: VocabularyMap | None  # for a variant of ours
     rule_ids: Tensor  # int64 by teacher id: the map by the student's segmentation
     is_exact: Tensor  # bool by teacher id
@@ -106,7 +108,7 @@ def execute(run: Run) -> tuple[Run, float]:
 
 def load_world(run: Run) -> World:
     folder, same = HOME / run.regime, run.objective.startswith("same")
-    reads_shards = run.objective not in ("lm", "same_lm", "same_full")
+    reads_shards = run.objective not in ("lm", "same_lm", *TEACHER_OF)
     windows = folder / ("windows_same" if same else "windows") / "student"
     student_folder = SAME_STUDENT if same else STUDENT
     by_bytes = token_bytes(load_tokenizer(student_folder), "student").by_bytes()
@@ -118,7 +120,7 @@ def load_world(run: Run) -> World:
         train=train,
         validation=open_split(windows / "validation", None),
         student=load_causal_lm(student_folder, torch.float32, CPU),
-        teacher=load_causal_lm(TEACHER, torch.float32, CPU) if run.objective == "same_full" else None,
+        teacher=load_causal_lm(TEACHER_OF[run.objective], torch.float32, CPU) if run.objective in TEACHER_OF else None,
         vocabulary_map=vocabulary_map,
         rule_ids=read_vocabulary_map(windows / "vocabulary_map"),
         places=read_places(windows / "vocabulary_map", vocabulary_map.frequencies)
@@ -164,7 +166,10 @@ def objective_of(
         with torch.no_grad():
             teacher_NV = world.teacher(batch.input_ids_BL, use_cache=False).logits.flatten(0, 1)[batch.places_N]
             teacher_NV = teacher_NV[:, : logits_NV.shape[1]]  # rows beyond the tokenizer's ids have no token
-        return torch.ones_like(nll_N), full_vocabulary_kl(logits_NV, teacher_NV).sum()
+        covered_N = torch.ones_like(nll_N)
+        if run.objective == "native_aligned":  # where a teacher with another tokenizer could be asked
+            covered_N = torch.zeros_like(nll_N).index_fill(0, batch.aligned_A, 1.0)
+        return covered_N, (covered_N * full_vocabulary_kl(logits_NV, teacher_NV)).sum()
     if run.objective.startswith("alm"):
         return alm(world, numbers, nll_N, float(run.objective.removeprefix("alm_")))
     assert batch.rows is not None

@@ -10,6 +10,7 @@ profile tiny, from the project's folder:
     python benchmarks/objectives.py compare            # both regimes, three seeds, each objective's best pair
     python benchmarks/objectives.py compare --steps 800 --rate 2e-3    # the profile's own schedule: less noise
     python benchmarks/objectives.py variants           # of ours: maps, temperature and order; quarter, three seeds
+    python benchmarks/objectives.py native             # ceilings of the student's own tokenizer; quarter, seed 0
     python benchmarks/objectives.py table
 
 Every finished run is a line of .work/benchmarks/runs.tsv; an interrupted command continues there.
@@ -24,11 +25,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import typer
-from comparison_run import HOME, OURS, SAME_STUDENT, STUDENT, TEACHER, Run, execute
+from comparison_run import HOME, NATIVE_TEACHER, OURS, SAME_STUDENT, STUDENT, TEACHER, Run, execute
 
 from moe_distill.alignment.corpus_windows import write_windows
 from moe_distill.config import load_params
 from moe_distill.models.tiny_student import make_tiny_student
+from moe_distill.models.tiny_teacher import train_tiny_teacher
 from moe_distill.profile import TinyStudent, TinyTeacher
 from moe_distill.teacher.run import run_teacher
 
@@ -97,6 +99,33 @@ def variants(
     best, numbers = searched()["ours"], map(int, seeds.split(","))
     runs = [replace(best, objective=name, seed=seed) for seed in numbers for name in names.split(",")]
     run_all([at(run, steps, rate) for run in runs], processes)
+
+
+@app.command()
+def native(
+    teacher_steps: int = 1280, seeds: str = "0", steps: int = STEPS, rate: float = 2e-3, processes: int = 2
+) -> None:
+    """KD from a teacher that has the student's tokenizer: everywhere, and where ours has targets alone.
+
+    Its windows are longer, for as many bytes of context; its steps are those that make it as good as the profile's.
+    """
+    params = load_params()
+    models, corpus = params.profile.models, Path("data/corpus")
+    assert isinstance(models.student, TinyStudent)
+    assert isinstance(models.teacher, TinyTeacher)
+    if not NATIVE_TEACHER.exists():
+        changes = {
+            "tokenizer": models.student.tokenizer,
+            "max_length": models.student.max_length,
+            "steps": teacher_steps,
+        }
+        teacher = models.teacher.model_copy(update=changes)
+        train_tiny_teacher(
+            teacher, models.seed, corpus / "train.parquet", corpus / "validation.parquet", NATIVE_TEACHER
+        )
+    run = replace(searched()["ours"], steps=steps, learning_rate=rate)
+    names = ("native_full", "native_aligned")
+    run_all([replace(run, objective=name, seed=int(seed)) for seed in seeds.split(",") for name in names], processes)
 
 
 @app.command()
