@@ -50,15 +50,15 @@ class Ours:
     temperature: float = 1.0
     order: Order = "map_then_temper"
     inside: bool = False  # targets inside a teacher token too
-    conditioned: bool = True  # nothing goes to what the student's tokenizer would have joined to its last token
+    conditioned: bool = True  # without entries that the student's tokenizer would have joined to its last token
 
 
 OURS = {
     "ours": Ours("counts"),
     "ours_inside": Ours("counts", inside=True),
     "ours_unconditioned": Ours("counts", conditioned=False),
-    "ours_segmentation": Ours("segmentation"),
-    "ours_prefix": Ours("prefix"),
+    "ours_segmentation": Ours("segmentation", conditioned=False),  # to be held against `ours_unconditioned`
+    "ours_prefix": Ours("prefix", conditioned=False),
     "ours_t2": Ours("counts", temperature=2.0),
     "ours_t2_tempered_first": Ours("counts", temperature=2.0, order="temper_then_map"),
     "ours_t3": Ours("counts", temperature=3.0),

@@ -2,7 +2,8 @@
 
 For each temperature and number of tail samples: the angle between the two gradients of all student parameters, in
 degrees, and the ratio of their norms, over as many windows as a step of training has. The full objective hands out the
-teacher's whole distribution in float32, by the same shares and the same next tokens.
+teacher's whole distribution in float32, by the same shares and the same next tokens. Neither asks what the student's
+tokenizer would have joined (losses/segmentation).
 After `dvc repro` (profile tiny):
 
     python benchmarks/gradient_fidelity.py models/student_init models/student_kd models/student

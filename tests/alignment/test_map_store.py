@@ -60,6 +60,8 @@ def test_the_students_merges_lie_beside_the_map_in_the_order_of_their_ranks(root
     expected = [[left, right, left + right] for left, right in description["merges"]]
     assert [[token_of[number] for number in row] for row in found] == expected
     assert len(expected) > 20
+    texts = [ENCODERS[1].token_bytes.table[number] for number in merges.results.tolist()]
+    assert merges.are_blank.tolist() == [text.isspace() for text in texts]
 
 
 def test_a_student_without_bpe_has_no_merges(root):

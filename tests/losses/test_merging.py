@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe_distill.losses.merging import merged_tail_ratio, merging_factors
+from moe_distill.losses.target import merge, tail_logsumexp_at
 
 from .reference import STUDENT_VOCABULARY, TEACHER_VOCABULARY, knowing_the_tail, random_logits, random_map, teacher_rows
 
@@ -30,6 +31,24 @@ def test_the_factor_of_each_sample(temperature: float, kept: float) -> None:
         merged = ((a + b) ** (1 / temperature) - a ** (1 / temperature)) / b * float(probs[teacher_id])
         expected = merged / float(probs[teacher_id]) ** (1 / temperature)
         assert float(found[0, sample, 0]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [2.0, 4.0])
+def test_where_the_text_has_other_proportions_too_little_merges_in_rather_than_too_much(temperature: float) -> None:
+    """The tail's mass against the dense one; tempered one by one it would be too much."""
+    logits = random_logits(400, TEACHER_VOCABULARY, seed=4, scale=2.0)
+    rows, to_student = teacher_rows(logits, K, 512), random_map(unmapped=0.0)
+    entries = merge(to_student.student_ids[rows.topk_ids].flatten(1), rows.topk_logprobs)
+    factors = merging_factors(rows, to_student, temperature, entries)
+    found = merged_tail_ratio(rows, to_student, temperature, factors, torch.zeros_like(rows.tail_ids).bool())
+
+    merged = torch.zeros(400, STUDENT_VOCABULARY).index_add(1, to_student.student_ids[:, 0], logits.softmax(-1))
+    kept = torch.zeros(400, STUDENT_VOCABULARY).scatter(1, entries[0], entries[1].exp())
+    dense = (merged ** (1 / temperature) - kept ** (1 / temperature)).sum(-1)
+    expected = dense / tail_logsumexp_at(rows, temperature).exp()
+    error = float((found / expected).mean())
+    assert 0.7 < error < 1.0
+    assert float((1.0 / expected).mean()) > 1.3
 
 
 def test_little_that_is_added_to_much_is_not_lost_in_rounding() -> None:

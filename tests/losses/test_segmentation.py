@@ -1,12 +1,15 @@
 """Which tokens may follow one another, against the tokenizers library itself, every pair of a small vocabulary."""
 
+import json
 import random
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.merges import merges_of
+from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.losses.pairs import pair_keys
 from moe_distill.losses.segmentation import (
     MOST_GONE,
@@ -22,21 +25,27 @@ from moe_distill.shards.windows import Merges
 WORDS = ["the", "configuration", "configure", "con", "figures", "aaaa", "banana", "nab", "tion", "action"]
 
 
-def trained(seed: int, alphabet: str, vocabulary: int) -> Tokenizer:
-    """A byte-level BPE without splitting rules, so that nothing but its merges decides."""
+def trained(seed: int, alphabet: str, vocabulary: int, splits: bool = False, space: str = " ") -> Tokenizer:
+    """A byte-level BPE; without GPT-2's splitting rules nothing but its merges decides."""
     generator = random.Random(seed)
     letters = ["".join(generator.choices(alphabet, k=generator.randint(1, 12))) for _ in range(400)]
-    texts = [" ".join(generator.choices(WORDS + letters, k=8)) for _ in range(200)]
+    texts = [space.join(generator.choices(WORDS + letters, k=8)) for _ in range(200)]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splits)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False))
     return tokenizer
 
 
+def encoder(tokenizer: Tokenizer) -> Encoder:
+    """Of a tokenizer that knows few letters, which `make_encoder` would refuse."""
+    return Encoder(tokenizer, token_bytes(tokenizer, "toy"), 0, "toy")
+
+
 def rules_of(tokenizer: Tokenizer) -> MergeRules:
-    columns = torch.from_numpy(merges_of(tokenizer)).long().T
-    return merge_rules(Merges(*columns), tokenizer.get_vocab_size())
+    found = merges_of(encoder(tokenizer))
+    ids = (torch.from_numpy(column).long() for column in (found.lefts, found.rights, found.results))
+    return merge_rules(Merges(*ids, torch.from_numpy(found.are_blank).bool()), tokenizer.get_vocab_size())
 
 
 @pytest.mark.parametrize(("seed", "alphabet"), [(0, "ab"), (1, "abcdefgh"), (2, "aaaab")])
@@ -52,12 +61,36 @@ def test_every_pair_is_judged_as_the_tokenizer_encodes_it(seed: int, alphabet: s
     assert torch.equal(found, expected)
 
 
-def test_without_bpe_there_are_no_merges() -> None:
-    assert merges_of(Tokenizer(models.Unigram([("a", -1.0), ("b", -1.0)], 0))).shape == (0, 3)
+@pytest.mark.parametrize("space", [" ", "   ", "\n    ", "\n\n        "])
+def test_a_run_of_whitespace_leaves_its_last_space_to_any_word(space: str) -> None:
+    """GPT-2's rules cut there, whatever the merges say; the word is one that the merges have never met after a run."""
+    tokenizer = trained(3, "abcdefgh", 300, splits=True, space="\n    ")
+    rules = rules_of(tokenizer)
+    for word in WORDS:
+        ids = torch.tensor(tokenizer.encode(f"x{space} {word}").ids)
+        assert stays_apart(rules, ids[:-1], ids[1:]).all()
+    blank = [number for number in range(tokenizer.get_vocab_size()) if tokenizer.decode([number]).isspace()]
+    assert len(blank) >= 4
+    word = torch.tensor(tokenizer.encode("banana").ids[:1])
+    joined = [not bool(stays_apart(rules, torch.tensor([number]), word)) for number in blank]
+    assert any(joined), "a space before a word without one is still joined to it"
+
+
+def test_a_token_that_several_merges_make_leaves_no_rules() -> None:
+    tokenizer = trained(0, "ab", 260)
+    description = json.loads(tokenizer.to_str())
+    made = next(pair for pair in description["model"]["merges"] if len("".join(pair)) == 3)
+    other = [made[0] + made[1][0], made[1][1:]] if len(made[1]) > 1 else [made[0][0], made[0][1:] + made[1]]
+    description["model"]["vocab"].setdefault("".join(other[:1]), len(description["model"]["vocab"]))
+    description["model"]["vocab"].setdefault("".join(other[1:]), len(description["model"]["vocab"]))
+    description["model"]["merges"].append(other)
+    again = Tokenizer.from_str(json.dumps(description))
+    assert len(merges_of(encoder(tokenizer)).results) > 10
+    assert len(merges_of(encoder(again)).results) == 0
 
 
 # ids 0 a, 1 b, 2 c, 3 ab, 4 abc
-MERGES = Merges(torch.tensor([0, 3]), torch.tensor([1, 2]), torch.tensor([3, 4]))
+MERGES = Merges(torch.tensor([0, 3]), torch.tensor([1, 2]), torch.tensor([3, 4]), torch.zeros(2, dtype=torch.bool))
 FIRST, SECOND = torch.tensor([0, 3, 1, 0, 0]), torch.tensor([1, 2, 0, 0, 1])
 
 
@@ -87,6 +120,8 @@ def test_small_entries_are_not_asked_and_a_row_is_never_emptied() -> None:
     logprobs = rows([1 - 5e-4, 5e-4], [1 - most, most], [1 - more, more])
     found = without_resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, None)
     assert (found > float("-inf")).tolist() == [[True, True], [True, False], [True, True]]
+    knowing = without_resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, torch.zeros_like(previous))
+    assert (knowing > float("-inf")).tolist() == [[True, True], [True, False], [True, False]]
 
 
 def test_an_empty_row_stays_empty() -> None:

@@ -122,7 +122,7 @@ def test_what_the_tokenizer_would_have_joined_gets_nothing_and_the_rest_is_renor
     """After token 0 no 1, for a merge of the two; the dense target is that of a teacher who knows it."""
     probs = torch.tensor([[0.4, 0.3, 0.2, 0.06, 0.04], [0.1, 0.5, 0.2, 0.1, 0.1]])
     to_student, previous = rule_map(torch.tensor([3, 1, 1, 4, 2])), torch.tensor([0, 0])
-    merges = merge_rules(Merges(torch.tensor([0]), torch.tensor([1]), torch.tensor([2])), 6)
+    merges = merge_rules(Merges(torch.tensor([0]), torch.tensor([1]), torch.tensor([2]), torch.tensor([False])), 6)
     knowing = probs.clone()
     knowing[0, [1, 2]] = 0.0  # in the second row 1 follows in the text
     text = NextTokens(torch.tensor([0, 1]), torch.tensor([3, 1]))

@@ -6,7 +6,7 @@ import torch
 from moe_distill.shards.targets import TEACHER_TARGETS, open_targets, target_fields
 from moe_distill.shards.windows import (
     MAP_FIELDS,
-    MERGE_FIELDS,
+    MERGE_IDS,
     TEACHER_FIELDS,
     TEACHER_WINDOWS,
     VOCABULARY_MAP,
@@ -70,7 +70,8 @@ def vocabulary_map(tmp_path):
             "place_counts": torch.ones(len(student_ids), dtype=torch.int32),
             "place_prefixes": torch.zeros(len(student_ids), dtype=torch.int32),
             "place_student_ids": torch.tensor(student_ids).int(),
-            **{name: torch.tensor([3, 1]).int() for name in MERGE_FIELDS},
+            **{name: torch.tensor([3, 1]).int() for name in MERGE_IDS},
+            "merge_are_blank": torch.tensor([0, 1], dtype=torch.int8),
         }
         writer.append({"student_ids": torch.tensor(student_ids).int(), **one_byte_each}, cursor=0)
     writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})

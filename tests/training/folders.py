@@ -12,7 +12,7 @@ from moe_distill.profile import Capture
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.windows import (
     MAP_FIELDS,
-    MERGE_FIELDS,
+    MERGE_IDS,
     STUDENT_FIELDS,
     STUDENT_WINDOWS,
     TEACHER_FIELDS,
@@ -91,7 +91,8 @@ def make_folders(root: Path, teacher: PreTrainedModel) -> Folders:
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", VOCABULARY)
     ids = torch.arange(VOCABULARY, dtype=torch.int32)
     places = {"place_counts": torch.ones_like(ids), "place_prefixes": torch.zeros_like(ids), "place_student_ids": ids}
-    merges = {name: torch.zeros(0, dtype=torch.int32) for name in MERGE_FIELDS}
+    merges = {name: torch.zeros(0, dtype=torch.int32) for name in MERGE_IDS}
+    merges["merge_are_blank"] = torch.zeros(0, dtype=torch.int8)
     writer.append({"student_ids": ids, **places, **merges}, cursor=1)
     tokenizers = {"teacher_tokenizer": TOKENIZER_SHA256, "student_tokenizer": TOKENIZER_SHA256}
     writer.finish(VOCABULARY_MAP, "m", {"student_ids": VOCABULARY, **tokenizers})

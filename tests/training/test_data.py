@@ -76,6 +76,7 @@ def test_neighbours_meet_inside_a_window(stores: Stores, tmp_path: Path) -> None
             "merge_lefts": columns[0].contiguous(),
             "merge_rights": columns[1].contiguous(),
             "merge_results": torch.zeros(len(pairs), dtype=torch.int32),
+            "merge_are_blank": torch.zeros(len(pairs), dtype=torch.int8),
         },
         cursor=0,
     )

@@ -138,7 +138,7 @@ def test_replay_of_a_real_step_fits_in_one_and_a_half_gib_beyond_the_student(wit
             if with_router_kd:
                 text = routed_text(batch, runs, student_WRD, routing.routed_WRT)
                 total = (
-                    total + routed_kd(text, weight_VD, head, vocabulary_map, 1.0, "temper_then_map", CHUNK_TOKENS).sum()
+                    total + routed_kd(text, weight_VD, head, vocabulary_map, 1.0, "map_then_temper", CHUNK_TOKENS).sum()
                 )
             total.backward()
     assert student_WRD.grad is not None

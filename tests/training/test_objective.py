@@ -278,9 +278,8 @@ def test_the_target_of_a_position_knows_the_token_before_it(student: Student, fu
     batch = make_batch(0, [12, 9])
     ids = torch.arange(student.model.config.vocab_size)
     lefts, rights = torch.meshgrid(ids, ids, indexing="ij")
-    merges = merge_rules(
-        Merges(lefts.flatten(), rights.flatten(), torch.zeros(len(ids) ** 2, dtype=torch.int64)), len(ids)
-    )
+    nothing = torch.zeros(len(ids) ** 2, dtype=torch.int64)
+    merges = merge_rules(Merges(lefts.flatten(), rights.flatten(), nothing, nothing.bool()), len(ids))
     last = int(batch.input_ids_BL.flatten()[batch.places_N][batch.aligned_A][0])
     is_met = (lefts.flatten() != last) | (rights.flatten() % 2 == 0)  # odd ids alone are denied, after one token alone
     met = dataclasses.replace(merges, met=pair_keys(lefts.flatten(), rights.flatten())[is_met])

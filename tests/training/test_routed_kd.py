@@ -58,7 +58,8 @@ def text(teacher_head: TeacherHead, vocabulary_map: VocabularyMap) -> RoutedText
     rows = teacher_rows(vars(records), TEACHER_VOCABULARY - K)
     labels = vocabulary_map.likeliest[rows.topk_ids].amax(-1)
     labels[::3] = STUDENT_VOCABULARY - 1
-    return RoutedText(torch.randn(N, 16, generator=generator), routed_NT, labels, rows)
+    states, previous = torch.randn(N, 16, generator=generator), torch.zeros_like(labels)
+    return RoutedText(states, routed_NT, previous, labels, rows)
 
 
 @pytest.mark.parametrize("order", ["temper_then_map", "map_then_temper"])

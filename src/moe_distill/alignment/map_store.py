@@ -19,7 +19,7 @@ from moe_distill.errors import DataError
 from moe_distill.progress import say
 from moe_distill.shards.format import Metadata
 from moe_distill.shards.provenance import tokenizer_fingerprint
-from moe_distill.shards.windows import MAP_FIELDS, MERGE_FIELDS, VOCABULARY_MAP, read_vocabulary_map
+from moe_distill.shards.windows import MAP_FIELDS, VOCABULARY_MAP, read_vocabulary_map
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.workspace import fingerprint, fresh_folder, project_root, publish, sha256_file
 
@@ -39,13 +39,17 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
     with FileLock(kept.with_suffix(".lock")):  # experiments of several workspaces start together
         if not _is_valid(kept):
             student_ids = vocabulary_map(*encoders, output_rows=output_rows)
+            merges = merges_of(encoders[1])
             places = places_inside(*encoders, output_rows=output_rows)
             columns = {
                 "student_ids": student_ids,
                 "place_counts": places.counts,
                 "place_prefixes": places.prefixes,
                 "place_student_ids": places.student_ids,
-                **dict(zip(MERGE_FIELDS, merges_of(encoders[1].tokenizer).T, strict=True)),
+                "merge_lefts": merges.lefts,
+                "merge_rights": merges.rights,
+                "merge_results": merges.results,
+                "merge_are_blank": merges.are_blank,
             }
             metadata: Metadata = {
                 "student_ids": len(encoders[1].token_bytes.table),
@@ -54,7 +58,7 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
             }
             with fresh_folder(kept) as folder:
                 writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", len(student_ids))
-                writer.append({name: torch.from_numpy(column.copy()) for name, column in columns.items()}, cursor=0)
+                writer.append({name: torch.from_numpy(column) for name, column in columns.items()}, cursor=0)
                 writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), metadata)
         publish(kept, output)
 

@@ -44,10 +44,10 @@ def inside_places(counts_R: Tensor, prefixes_P: Tensor, student_ids_P: Tensor, f
     Args:
         counts_R: places of each token.
     """
-    of_places_P = frequencies_R.repeat_interleave(counts_R)
-    prefix_frequencies_B = torch.zeros(int(prefixes_P.max()) + 1).index_add(0, prefixes_P, of_places_P)
+    of_places_P = frequencies_R.double().repeat_interleave(counts_R)
+    sums_B = torch.zeros(int(prefixes_P.max()) + 1, dtype=torch.float64).index_add(0, prefixes_P, of_places_P)
     starts = F.pad(counts_R.cumsum(0), (1, 0))
-    return InsidePlaces(starts, prefixes_P, student_ids_P, frequencies_R, prefix_frequencies_B)
+    return InsidePlaces(starts, prefixes_P, student_ids_P, frequencies_R, sums_B.float())
 
 
 @dataclass(frozen=True)

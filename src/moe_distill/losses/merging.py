@@ -8,7 +8,8 @@ t stands for
 
 where it would stand for p(t)^(1/T) share(t, s) if it were tempered first. What else becomes s is expected to have the
 proportion to t that it has in the text: b = p(t) F(s) / F(t), where F are the frequencies of the teacher's tokens there
-and of what they become.
+and of what they become, the kept ids included. Weighted by p(t) that is b or more on average, b where the teacher's
+proportions are the text's: what merges in the tail gets too little rather than too much.
 
 Legend: N positions, S entries, M tail samples, J student tokens of a teacher id.
 """

@@ -9,7 +9,8 @@ the rank of the merge that makes it to the rank of the merge that uses it up. Wh
 sides of the border are the right spine of the one's tree and the left spine of the other's. The border falls if, while
 two of them stand there, a merge of the two is due before either is used up.
 
-A pre-tokenizer may keep texts apart that these rules would merge; what the training text has is therefore allowed.
+A pre-tokenizer may keep texts apart that these rules would merge. Of a run of whitespace the last space goes to the
+word that follows, so merges into whitespace alone are no reason at a border; and what the training text has is allowed.
 
 Legend: N positions, S entries, V student vocabulary, X pairs, P merges.
 """
@@ -24,8 +25,8 @@ from moe_distill.losses.pairs import pair_keys, pairs_of
 from moe_distill.shards.windows import Merges
 
 NEVER = torch.iinfo(torch.int64).max  # rank of a merge that no rule makes
-LEAST_PROB = 1e-3  # of an entry that is asked about: the others together are not worth the time
-MOST_GONE = 0.9  # of a row's entries; where more would go, the rules are wrong rather than the teacher
+LEAST_PROB = 1e-3  # of an entry, at T = 1, that is asked about: each of the others is too small to matter
+MOST_GONE = 0.9  # of a row whose next token is not known; where more would go, it is left whole
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class MergeRules:
     ranks: Tensor  # int64 [V]: of the merge that makes a token; -1: none does
     lefts: Tensor  # int64 [V]: what that merge joins
     rights: Tensor  # int64 [V]
-    pairs: Tensor  # int64 [P]: what merges, as `pair_keys`, ascending
+    pairs: Tensor  # int64 [P]: what merges at a border, as `pair_keys`, ascending
     pair_ranks: Tensor  # int64 [P]
     met: Tensor  # int64: pairs of the text that the rules deny, as `pair_keys`, ascending
 
@@ -44,18 +45,18 @@ class MergeRules:
 
 
 def merge_rules(merges: Merges, n_ids: int) -> MergeRules:
-    """Rules from at least one merge; a token that several make is made by the first."""
+    """Rules from at least one merge; each token is made by one at most."""
     ranks_P = torch.arange(len(merges.results))
     first_V = torch.full((n_ids,), NEVER).scatter_reduce(0, merges.results, ranks_P, "amin")
     is_made_V = first_V < NEVER
     made_by_V = first_V.masked_fill(~is_made_V, 0)
-    pairs_P, order = pair_keys(merges.lefts, merges.rights).sort()
+    pairs, order = pair_keys(merges.lefts, merges.rights)[~merges.are_blank].sort()
     return MergeRules(
         ranks=first_V.masked_fill(~is_made_V, -1),
         lefts=merges.lefts[made_by_V],
         rights=merges.rights[made_by_V],
-        pairs=pairs_P,
-        pair_ranks=ranks_P[order],
+        pairs=pairs,
+        pair_ranks=ranks_P[~merges.are_blank][order],
         met=torch.zeros(0, dtype=torch.int64),
     )
 
@@ -86,16 +87,16 @@ def stays_apart(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -
         place = _place_of(rules.pairs, pair_keys(left, right))
         due = rules.pair_ranks[place].masked_fill(place < 0, NEVER)
         falls = (due < left_used) & (due <= right_used) & (due < NEVER)  # of equal ranks the leftmost merges first
-        apart_X[live[falls]] = False
+        apart_X[live] = ~falls
         left_made, right_made = rules.ranks[left], rules.ranks[right]
         splits_left = left_made > right_made
         left_used = torch.where(splits_left, left_made, left_used)
         right_used = torch.where(splits_left, right_used, right_made)
-        goes_on = ~falls & (torch.maximum(left_made, right_made) >= 0)
+        going_on = (~falls & (torch.maximum(left_made, right_made) >= 0)).nonzero().squeeze(1)
         next_left = torch.where(splits_left, rules.rights[left], left)
         next_right = torch.where(splits_left, right, rules.lefts[right])
         live, left, right, left_used, right_used = (
-            each[goes_on] for each in (live, next_left, next_right, left_used, right_used)
+            each[going_on] for each in (live, next_left, next_right, left_used, right_used)
         )
     return apart_X
 
@@ -103,7 +104,7 @@ def stays_apart(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -
 def without_resegmented(
     rules: MergeRules, ids_NS: Tensor, logprobs_NS: Tensor, previous_ids_N: Tensor, next_ids_N: Tensor | None
 ) -> Tensor:
-    """Entries less those that cannot follow the student's last token, as log-probabilities that are not renormalised.
+    """Log-probabilities of entries at T = 1, -inf where one cannot follow the student's last token; not renormalised.
 
     Args:
         previous_ids_N: the student's last token.
@@ -111,12 +112,13 @@ def without_resegmented(
     """
     asked_NS = logprobs_NS > math.log(LEAST_PROB)
     if next_ids_N is not None:
-        asked_NS &= ids_NS != next_ids_N[:, None]
+        asked_NS = asked_NS & (ids_NS != next_ids_N[:, None])
     rows, places = asked_NS.nonzero(as_tuple=True)
     gone_NS = torch.zeros_like(asked_NS)
     gone_NS[rows, places] = ~may_follow(rules, previous_ids_N[rows], ids_NS[rows, places])
-    probs_NS = logprobs_NS.exp()
-    gone_NS &= ((probs_NS * gone_NS).sum(-1) <= MOST_GONE * probs_NS.sum(-1))[:, None]
+    if next_ids_N is None:
+        probs_NS = logprobs_NS.exp()
+        gone_NS = gone_NS & ((probs_NS * gone_NS).sum(-1) <= MOST_GONE * probs_NS.sum(-1))[:, None]
     return logprobs_NS.masked_fill(gone_NS, float("-inf"))
 
 

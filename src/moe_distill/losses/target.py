@@ -45,7 +45,7 @@ class SparseTarget:
     residual that has a place in the student's vocabulary.
     """
 
-    ids: Tensor  # int64 [N, S], each once in a row; a place without an entry has id 0 and probability 0
+    ids: Tensor  # int64 [N, S], each once in a row where its probability is above 0
     logprobs: Tensor  # [N, S]; -inf at a place without an entry
     residual: Tensor  # [N]: mass outside the entries
     tail_ids: Tensor  # int64 [N, M * J]; samples may repeat
@@ -118,8 +118,8 @@ def sparse_target(
 
     Args:
         text: the next tokens; None where the map alone decides.
-        previous_ids_N: the student's last token; what its tokenizer would have joined to it gets nothing. None: that
-            is not asked.
+        previous_ids_N: the student's last token; entries that its tokenizer would have joined to it are left out
+            (losses/segmentation). None: that is not asked.
     """
     n_samples = rows.tail_ids.shape[1] if tail == "sampled" else 0
     head = _head(rows, vocabulary_map, text)
@@ -135,7 +135,9 @@ def sparse_target(
             outside_N = outside_N + merged_tail_ratio(rows, vocabulary_map, temperature, factors_NMJ, is_entry_NM).log()
     if previous_ids_N is not None and vocabulary_map.merges is not None:
         next_ids_N = None if text is None else text.student_ids
-        merged = without_resegmented(vocabulary_map.merges, ids, merged, previous_ids_N, next_ids_N)
+        at_one = merged * temperature  # exact where the map came first or nothing merged
+        kept = without_resegmented(vocabulary_map.merges, ids, at_one, previous_ids_N, next_ids_N)
+        merged = merged.masked_fill(kept == NEGATIVE_INFINITY, NEGATIVE_INFINITY)
     known_N = torch.cat([merged, head.unmapped / temperature], dim=-1).logsumexp(-1)
     normalizer_N = torch.logaddexp(known_N, outside_N)
     logprobs = merged - normalizer_N[:, None]

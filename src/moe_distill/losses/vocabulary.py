@@ -38,7 +38,7 @@ class VocabularyMap:
 
     student_ids: Tensor  # int64 [R, J]; 0 where there is none
     log_shares: Tensor  # fp32 [R, J]; -inf where there is none; a mapped row's shares sum to 1
-    frequencies: Tensor  # fp32 [R]: of the teacher ids that are mapped, as next tokens of the text; they sum to 1
+    frequencies: Tensor  # fp32 [R]: of the mapped teacher ids as next tokens of the text, each met once more; sum 1
     student_frequencies: Tensor  # fp32 [V]: the same, handed out by the shares
     merges: MergeRules | None = None  # of the student's tokenizer; None: nothing is known of them
 

@@ -48,8 +48,9 @@ MAP_FIELDS = {
     ),  # of the student's tokenizer, the first to be applied first
     "merge_rights": FieldSpec(table="merges", dtype="int32"),
     "merge_results": FieldSpec(table="merges", dtype="int32"),  # what left and right become
+    "merge_are_blank": FieldSpec(table="merges", dtype="int8"),  # 1: the result is whitespace alone
 }
-MERGE_FIELDS = ("merge_lefts", "merge_rights", "merge_results")
+MERGE_IDS = ("merge_lefts", "merge_rights", "merge_results")
 
 
 class NextToken(IntEnum):
@@ -155,8 +156,9 @@ def open_vocabulary_map(folder: Path) -> ShardReader:
     n_ids = int(str(reader.index.metadata["student_ids"]))
     for name in ("student_ids", "place_student_ids"):
         reader.expect(name, range(-1, n_ids))
-    for name in MERGE_FIELDS:
+    for name in MERGE_IDS:
         reader.expect(name, range(n_ids))
+    reader.expect("merge_are_blank", range(2))
     return reader
 
 
@@ -168,18 +170,20 @@ def read_vocabulary_map(folder: Path) -> Tensor:
 
 @dataclass(frozen=True)
 class Merges:
-    """Merges of a tokenizer, the first to be applied first, int64 [merges]; none without BPE."""
+    """Merges of a tokenizer, the first to be applied first, [merges]; there may be none."""
 
-    lefts: Tensor
-    rights: Tensor
-    results: Tensor  # what left and right become
+    lefts: Tensor  # int64
+    rights: Tensor  # int64
+    results: Tensor  # int64: what left and right become
+    are_blank: Tensor  # bool: the result is whitespace alone
 
 
 def read_merges(folder: Path) -> tuple[Merges, int]:
     """The merges of the student's tokenizer, and how many ids it has."""
     reader = open_vocabulary_map(folder)
-    columns = (torch.cat(list(reader.columns(name))).long() for name in MERGE_FIELDS)
-    return Merges(*columns), int(str(reader.index.metadata["student_ids"]))
+    lefts, rights, results = (torch.cat(list(reader.columns(name))).long() for name in MERGE_IDS)
+    are_blank = torch.cat(list(reader.columns("merge_are_blank"))).bool()
+    return Merges(lefts, rights, results, are_blank), int(str(reader.index.metadata["student_ids"]))
 
 
 def check_aligned(student: WindowStore, teacher: WindowStore) -> None:

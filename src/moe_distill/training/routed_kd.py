@@ -26,7 +26,8 @@ class RoutedText:
 
     student_ND: Tensor  # the student's last states
     routed_NT: Tensor  # residual stream after the replayed block under the student-aware gate
-    labels_N: Tensor  # the student's next tokens
+    previous_ids_N: Tensor  # the student's last tokens
+    labels_N: Tensor  # its next ones
     rows: TeacherRows
 
 
@@ -35,7 +36,8 @@ def routed_text(batch: Batch, runs: HiddenRuns, student_WRD: Tensor, routed_WRT:
     assert batch.rows is not None
     numbers_N = torch.searchsorted(batch.places_N, runs.packed(runs.places_WR))
     rows = batch.rows.take(torch.searchsorted(batch.aligned_A, numbers_N))
-    return RoutedText(runs.packed(student_WRD), runs.packed(routed_WRT), batch.labels_N[numbers_N], rows)
+    previous_ids_N, labels_N = batch.previous_ids[numbers_N], batch.labels_N[numbers_N]
+    return RoutedText(runs.packed(student_WRD), runs.packed(routed_WRT), previous_ids_N, labels_N, rows)
 
 
 def routed_kd(
@@ -57,7 +59,8 @@ def routed_kd(
     def of_chunk(chunk: Tensor) -> Tensor:
         cached, labels_n = text.rows.take(chunk), text.labels_N[chunk]
         routed = _routed_rows(head, text.routed_NT[chunk], cached)
-        target = sparse_target(routed, vocabulary_map, temperature, order, "residual")
+        previous_n = text.previous_ids_N[chunk]
+        target = sparse_target(routed, vocabulary_map, temperature, order, "residual", previous_ids_N=previous_n)
         logits_nV = text.student_ND[chunk].float() @ weight_VD.float().T
         kl_n = forward_kl(logits_nV, target, temperature)
         is_next_nK = vocabulary_map.likeliest[cached.topk_ids] == labels_n[:, None]
