@@ -37,10 +37,11 @@ Figures = dict[str, float]
 def main(output: Path, seeds: str = "0,1,2", variants: str = "", steps: int = 800, processes: int = 2) -> None:
     """Run what `output` does not hold yet, one JSON file a run, and print the table."""
     params = load_params()
-    chosen = {name: losses for name, losses in losses_of(params) if not variants or name in variants.split(",")}
+    known = dict(losses_of(params))
+    chosen = {name: known[name] for name in variants.split(",")} if variants else known
     numbers = list(map(int, seeds.split(",")))
     with get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
-        pool.starmap(first_phase, [(with_losses(params, seed, steps, chosen["none"]), output) for seed in numbers])
+        pool.starmap(first_phase, [(with_losses(params, seed, steps, known["none"]), output) for seed in numbers])
         runs = [
             (with_losses(params, seed, steps, losses), output, name)
             for seed in numbers
