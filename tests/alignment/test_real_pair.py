@@ -12,7 +12,6 @@ from moe_distill.alignment.tally import Tally, WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
 from moe_distill.losses.segmentation import merge_rules, stays_apart
-from moe_distill.shards.windows import Merges
 from tests.assets import real_text
 
 from .toy import document
@@ -60,9 +59,7 @@ def test_r12_vocabulary_map_of_the_real_pair_is_complete(qwen3, smollm2):
 
 def test_the_merges_of_smollm2_leave_the_borders_of_its_own_text_standing(smollm2):
     """But for a quote before an s, which its pre-tokenizer takes for a possessive."""
-    found = merges_of(smollm2)
-    columns = (torch.from_numpy(column).long() for column in (found.lefts, found.rights, found.results))
-    rules = merge_rules(Merges(*columns, torch.from_numpy(found.are_blank).bool()), len(smollm2.token_bytes.table))
+    rules = merge_rules(merges_of(smollm2), len(smollm2.token_bytes.table))
     ids = torch.from_numpy(encode(smollm2, [real_text("wikitext2_test_raw.txt").encode()]).ids)
     previous, following = ids[:-1], ids[1:]
     apart = stays_apart(rules, previous, following)

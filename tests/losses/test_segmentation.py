@@ -16,9 +16,9 @@ from moe_distill.losses.segmentation import (
     MergeRules,
     may_follow,
     merge_rules,
+    resegmented,
     stays_apart,
     with_text,
-    without_resegmented,
 )
 from moe_distill.shards.windows import Merges
 
@@ -43,9 +43,7 @@ def encoder(tokenizer: Tokenizer) -> Encoder:
 
 
 def rules_of(tokenizer: Tokenizer) -> MergeRules:
-    found = merges_of(encoder(tokenizer))
-    ids = (torch.from_numpy(column).long() for column in (found.lefts, found.rights, found.results))
-    return merge_rules(Merges(*ids, torch.from_numpy(found.are_blank).bool()), tokenizer.get_vocab_size())
+    return merge_rules(merges_of(encoder(tokenizer)), tokenizer.get_vocab_size())
 
 
 @pytest.mark.parametrize(("seed", "alphabet"), [(0, "ab"), (1, "abcdefgh"), (2, "aaaab")])
@@ -110,22 +108,22 @@ def test_entries_that_cannot_follow_go_and_the_next_token_stays() -> None:
     ids = torch.tensor([[0, 1, 2]]).expand(3, -1)
     logprobs = rows([0.3, 0.2, 0.5], [0.3, 0.2, 0.5], [0.3, 0.2, 0.5])
     previous = torch.tensor([0, 0, 1])  # after a no b; after b anything
-    found = without_resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, torch.tensor([0, 1, 1]))
-    torch.testing.assert_close(found.exp(), torch.tensor([[0.3, 0.0, 0.5], [0.3, 0.2, 0.5], [0.3, 0.2, 0.5]]))
+    gone = resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, torch.tensor([0, 1, 1]))
+    assert gone.tolist() == [[False, True, False], [False] * 3, [False] * 3]
 
 
 def test_small_entries_are_not_asked_and_a_row_is_never_emptied() -> None:
     ids, previous = torch.tensor([[0, 1]]).expand(3, -1), torch.zeros(3, dtype=torch.int64)
     most, more = MOST_GONE - 0.01, MOST_GONE + 0.01
     logprobs = rows([1 - 5e-4, 5e-4], [1 - most, most], [1 - more, more])
-    found = without_resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, None)
-    assert (found > float("-inf")).tolist() == [[True, True], [True, False], [True, True]]
-    knowing = without_resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, torch.zeros_like(previous))
-    assert (knowing > float("-inf")).tolist() == [[True, True], [True, False], [True, False]]
+    gone = resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, None)
+    assert gone.tolist() == [[False, False], [False, True], [False, False]]
+    knowing = resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, torch.zeros_like(previous))
+    assert knowing.tolist() == [[False, False], [False, True], [False, True]]
 
 
 def test_an_empty_row_stays_empty() -> None:
     nothing = torch.full((2, 3), float("-inf"))
     ids = torch.zeros(2, 3, dtype=torch.int64)
     rules = merge_rules(MERGES, 5)
-    assert torch.equal(without_resegmented(rules, ids, nothing, torch.tensor([0, 1]), None), nothing)
+    assert not resegmented(rules, ids, nothing, torch.tensor([0, 1]), None).any()

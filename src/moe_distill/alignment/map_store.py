@@ -42,14 +42,14 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
             merges = merges_of(encoders[1])
             places = places_inside(*encoders, output_rows=output_rows)
             columns = {
-                "student_ids": student_ids,
-                "place_counts": places.counts,
-                "place_prefixes": places.prefixes,
-                "place_student_ids": places.student_ids,
-                "merge_lefts": merges.lefts,
-                "merge_rights": merges.rights,
-                "merge_results": merges.results,
-                "merge_are_blank": merges.are_blank,
+                "student_ids": torch.from_numpy(student_ids),
+                "place_counts": torch.from_numpy(places.counts),
+                "place_prefixes": torch.from_numpy(places.prefixes),
+                "place_student_ids": torch.from_numpy(places.student_ids),
+                "merge_lefts": merges.lefts.int(),
+                "merge_rights": merges.rights.int(),
+                "merge_results": merges.results.int(),
+                "merge_are_blank": merges.are_blank.to(torch.int8),
             }
             metadata: Metadata = {
                 "student_ids": len(encoders[1].token_bytes.table),
@@ -58,7 +58,7 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
             }
             with fresh_folder(kept) as folder:
                 writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", len(student_ids))
-                writer.append({name: torch.from_numpy(column) for name, column in columns.items()}, cursor=0)
+                writer.append(columns, cursor=0)
                 writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), metadata)
         publish(kept, output)
 

@@ -1,26 +1,15 @@
 """The merge rules of a BPE tokenizer, as ids."""
 
 import json
-from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from moe_distill.alignment.encode import Encoder
+from moe_distill.shards.windows import Merges
 
 
-@dataclass(frozen=True)
-class MergeColumns:
-    """One row a merge, the first to be applied first."""
-
-    lefts: NDArray[np.int32]
-    rights: NDArray[np.int32]
-    results: NDArray[np.int32]  # what left and right become
-    are_blank: NDArray[np.int8]  # 1: the result is whitespace alone
-
-
-def merges_of(encoder: Encoder) -> MergeColumns:
-    """The merges of a tokenizer; no row unless it is a BPE in which each token is made by one merge.
+def merges_of(encoder: Encoder) -> Merges:
+    """The merges of a tokenizer; none unless it is a BPE in which each token is made by one merge.
 
     Converted SentencePiece tokenizers list every way to make a token; which of them is taken, a text must show.
     """
@@ -31,9 +20,9 @@ def merges_of(encoder: Encoder) -> MergeColumns:
         pairs = results = []
     ids, table = model["vocab"], encoder.token_bytes.table
     result_ids = [ids[token] for token in results]
-    return MergeColumns(
-        np.array([ids[left] for left, _ in pairs], dtype=np.int32),
-        np.array([ids[right] for _, right in pairs], dtype=np.int32),
-        np.array(result_ids, dtype=np.int32),
-        np.array([(table[number] or b"").isspace() for number in result_ids], dtype=np.int8),
+    return Merges(
+        lefts=torch.tensor([ids[left] for left, _ in pairs], dtype=torch.int64),
+        rights=torch.tensor([ids[right] for _, right in pairs], dtype=torch.int64),
+        results=torch.tensor(result_ids, dtype=torch.int64),
+        are_blank=torch.tensor([(table[number] or b"").isspace() for number in result_ids], dtype=torch.bool),
     )

@@ -101,12 +101,13 @@ def stays_apart(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -
     return apart_X
 
 
-def without_resegmented(
+def resegmented(
     rules: MergeRules, ids_NS: Tensor, logprobs_NS: Tensor, previous_ids_N: Tensor, next_ids_N: Tensor | None
 ) -> Tensor:
-    """Log-probabilities of entries at T = 1, -inf where one cannot follow the student's last token; not renormalised.
+    """Which entries cannot follow the student's last token, bool [N, S].
 
     Args:
+        logprobs_NS: at T = 1; -inf where there is no entry.
         previous_ids_N: the student's last token.
         next_ids_N: the one that follows in the text, and so can; None: nothing is known of it.
     """
@@ -119,7 +120,7 @@ def without_resegmented(
     if next_ids_N is None:
         probs_NS = logprobs_NS.exp()
         gone_NS = gone_NS & ((probs_NS * gone_NS).sum(-1) <= MOST_GONE * probs_NS.sum(-1))[:, None]
-    return logprobs_NS.masked_fill(gone_NS, float("-inf"))
+    return gone_NS
 
 
 def _place_of(ascending: Tensor, wanted: Tensor) -> Tensor:

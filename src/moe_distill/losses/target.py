@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from moe_distill.losses.merging import merged_tail_ratio, merging_factors
-from moe_distill.losses.segmentation import without_resegmented
+from moe_distill.losses.segmentation import resegmented
 from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
 
@@ -136,8 +136,8 @@ def sparse_target(
     if previous_ids_N is not None and vocabulary_map.merges is not None:
         next_ids_N = None if text is None else text.student_ids
         at_one = merged * temperature  # exact where the map came first or nothing merged
-        kept = without_resegmented(vocabulary_map.merges, ids, at_one, previous_ids_N, next_ids_N)
-        merged = merged.masked_fill(kept == NEGATIVE_INFINITY, NEGATIVE_INFINITY)
+        gone_NS = resegmented(vocabulary_map.merges, ids, at_one, previous_ids_N, next_ids_N)
+        merged = merged.masked_fill(gone_NS, NEGATIVE_INFINITY)
     known_N = torch.cat([merged, head.unmapped / temperature], dim=-1).logsumexp(-1)
     normalizer_N = torch.logaddexp(known_N, outside_N)
     logprobs = merged - normalizer_N[:, None]

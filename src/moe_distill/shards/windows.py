@@ -43,9 +43,7 @@ MAP_FIELDS = {
     "place_counts": FieldSpec(table="teacher_ids", dtype="int32"),  # bytes of the teacher's token
     "place_prefixes": FieldSpec(table="places", dtype="int32"),  # number of the bytes before a place inside a token
     "place_student_ids": FieldSpec(table="places", dtype="int32"),  # student token from the place on; -1: none
-    "merge_lefts": FieldSpec(
-        table="merges", dtype="int32"
-    ),  # of the student's tokenizer, the first to be applied first
+    "merge_lefts": FieldSpec(table="merges", dtype="int32"),  # of the student's BPE, in the order of their ranks
     "merge_rights": FieldSpec(table="merges", dtype="int32"),
     "merge_results": FieldSpec(table="merges", dtype="int32"),  # what left and right become
     "merge_are_blank": FieldSpec(table="merges", dtype="int8"),  # 1: the result is whitespace alone
