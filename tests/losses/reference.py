@@ -22,9 +22,15 @@ def random_map(unmapped: float = 0.15) -> VocabularyMap:
     return rule_map(student_ids)
 
 
-def knowing_the_tail(vocabulary_map: VocabularyMap, logits_V: Tensor, k: int) -> VocabularyMap:
-    """The same map with the frequencies that these logits have outside their top-k: what merges there is then known."""
-    kept = logits_V.topk(k).indices
+def knowing_the_tail(
+    vocabulary_map: VocabularyMap, logits_V: Tensor, k: int, next_id: int | None = None
+) -> VocabularyMap:
+    """The same map with the frequencies that these logits have outside their top-k: what merges there is then known.
+
+    Args:
+        next_id: a token that is no part of the tail.
+    """
+    kept = torch.cat([logits_V.topk(k).indices, torch.tensor([] if next_id is None else [next_id]).long()])
     frequencies = logits_V.softmax(-1).index_fill(0, kept, 0.0)
     frequencies /= frequencies.sum()
     handed = frequencies[:, None] * vocabulary_map.log_shares.exp()

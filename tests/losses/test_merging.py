@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from moe_distill.losses.entries import Entries, merged
 from moe_distill.losses.merging import merged_tail_ratio, merging_factors
-from moe_distill.losses.target import merge, tail_logsumexp_at
+from moe_distill.losses.tail import tail_logsumexp_at
 
 from .reference import STUDENT_VOCABULARY, TEACHER_VOCABULARY, knowing_the_tail, random_logits, random_map, teacher_rows
 
@@ -18,19 +19,20 @@ K = 4
 def test_the_factor_of_each_sample(temperature: float, kept: float) -> None:
     logits = random_logits(1, TEACHER_VOCABULARY, seed=1)
     rows, to_student = teacher_rows(logits, K, 16), knowing_the_tail(random_map(unmapped=0.0), logits[0], K)
-    met = to_student.student_ids[rows.tail_ids[0, 0], 0]
-    entries = torch.stack([met + 1, met])[None], torch.tensor([[0.05, kept]]).log()
-    found = merging_factors(rows, to_student, temperature, entries)
+    met = int(to_student.student_ids[rows.tail_ids[0, 0], 0])
+    entries = merged(torch.tensor([0, 0]), torch.tensor([met + 1, met]), torch.tensor([0.05, kept]).log())
+    samples = to_student.handed_out(rows.tail_ids.flatten())
+    found = merging_factors(rows, samples, to_student, temperature, entries)
 
     probs, tail = logits[0].double().softmax(-1), set(range(TEACHER_VOCABULARY)) - set(rows.topk_ids[0].tolist())
     becomes = to_student.student_ids[:, 0].tolist()
     for sample, teacher_id in enumerate(rows.tail_ids[0].tolist()):
         student_id = becomes[teacher_id]
-        a = {int(met): kept, int(met) + 1: 0.05}.get(student_id, 0.0)
+        a = {met: kept, met + 1: 0.05}.get(student_id, 0.0)
         b = float(sum(probs[each] for each in tail if becomes[each] == student_id))
-        merged = ((a + b) ** (1 / temperature) - a ** (1 / temperature)) / b * float(probs[teacher_id])
-        expected = merged / float(probs[teacher_id]) ** (1 / temperature)
-        assert float(found[0, sample, 0]) == pytest.approx(expected, rel=1e-3)
+        alone = ((a + b) ** (1 / temperature) - a ** (1 / temperature)) / b * float(probs[teacher_id])
+        expected = alone / float(probs[teacher_id]) ** (1 / temperature)
+        assert float(found[sample]) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("temperature", [2.0, 4.0])
@@ -38,13 +40,15 @@ def test_where_the_text_has_other_proportions_too_little_merges_in_rather_than_t
     """The tail's mass against the dense one; tempered one by one it would be too much."""
     logits = random_logits(400, TEACHER_VOCABULARY, seed=4, scale=2.0)
     rows, to_student = teacher_rows(logits, K, 512), random_map(unmapped=0.0)
-    entries = merge(to_student.student_ids[rows.topk_ids].flatten(1), rows.topk_logprobs)
-    factors = merging_factors(rows, to_student, temperature, entries)
-    found = merged_tail_ratio(rows, to_student, temperature, factors, torch.zeros_like(rows.tail_ids).bool())
+    handed, numbers = to_student.handed_out(rows.topk_ids.flatten()), torch.arange(400).repeat_interleave(K)
+    entries = merged(numbers, handed.student_ids, rows.topk_logprobs.flatten())
+    samples = to_student.handed_out(rows.tail_ids.flatten())
+    factors = merging_factors(rows, samples, to_student, temperature, entries)
+    found = merged_tail_ratio(rows, samples, temperature, factors)
 
-    merged = torch.zeros(400, STUDENT_VOCABULARY).index_add(1, to_student.student_ids[:, 0], logits.softmax(-1))
-    kept = torch.zeros(400, STUDENT_VOCABULARY).scatter(1, entries[0], entries[1].exp())
-    dense = (merged ** (1 / temperature) - kept ** (1 / temperature)).sum(-1)
+    mapped = torch.zeros(400, STUDENT_VOCABULARY).index_add(1, to_student.student_ids[:, 0], logits.softmax(-1))
+    kept = torch.zeros(400, STUDENT_VOCABULARY).index_put((entries.rows, entries.ids), entries.logprobs.exp())
+    dense = (mapped ** (1 / temperature) - kept ** (1 / temperature)).sum(-1)
     expected = dense / tail_logsumexp_at(rows, temperature).exp()
     error = float((found / expected).mean())
     assert 0.7 < error < 1.0
@@ -57,15 +61,15 @@ def test_little_that_is_added_to_much_is_not_lost_in_rounding() -> None:
     to_student = random_map(unmapped=0.0)
     alone = replace(to_student, student_frequencies=to_student.frequencies.max().expand(STUDENT_VOCABULARY))
     rows = replace(rows, tail_logprobs=torch.full((1, 1), -25.0))  # 1e-11
-    entries = to_student.student_ids[rows.tail_ids[:, 0]], torch.zeros(1, 1)  # probability 1
-    found = merging_factors(rows, alone, 2.0, entries)
+    samples = alone.handed_out(rows.tail_ids.flatten())
+    entries = Entries(torch.tensor([0]), samples.student_ids, torch.zeros(1))  # probability 1
+    found = merging_factors(rows, samples, alone, 2.0, entries)
     assert float(found) == pytest.approx(0.5 * float(torch.tensor(-12.5).exp()), rel=1e-4)  # b / 2 over b^(1/2)
 
 
 def test_without_samples_the_tail_keeps_its_mass() -> None:
-    rows, to_student = teacher_rows(random_logits(3, TEACHER_VOCABULARY, seed=3), K, 8), random_map()
-    factors = torch.full((3, 8, 1), 0.3)
-    nothing = merged_tail_ratio(rows, to_student, 2.0, factors, torch.ones(3, 8, dtype=torch.bool))
-    assert nothing.tolist() == [1.0] * 3
-    unmapped = random_map(unmapped=1.0)
-    assert merged_tail_ratio(rows, unmapped, 2.0, factors, torch.zeros(3, 8, dtype=torch.bool)).tolist() == [1.0] * 3
+    rows = teacher_rows(random_logits(3, TEACHER_VOCABULARY, seed=3), K, 8)
+    samples, nowhere = (random_map(unmapped).handed_out(rows.tail_ids.flatten()) for unmapped in (0.0, 1.0))
+    no_tail = replace(rows, tail_logprobs=torch.full((3, 8), float("-inf")))
+    assert merged_tail_ratio(no_tail, samples, 2.0, torch.full((24,), 0.3)).tolist() == [1.0] * 3
+    assert merged_tail_ratio(rows, nowhere, 2.0, torch.zeros(0)).tolist() == [1.0] * 3

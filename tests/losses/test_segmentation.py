@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.merges import merges_of
 from moe_distill.alignment.token_bytes import token_bytes
+from moe_distill.losses.entries import Entries
 from moe_distill.losses.pairs import pair_keys
 from moe_distill.losses.segmentation import (
     MOST_GONE,
@@ -87,6 +88,14 @@ def test_a_token_that_several_merges_make_leaves_no_rules() -> None:
     assert len(merges_of(encoder(again)).results) == 0
 
 
+def test_marks_inside_a_word_leave_no_rules() -> None:
+    """The merges of such a tokenizer do not spell what they make."""
+    model = models.BPE({"a": 0, "##b": 1, "ab": 2}, [("a", "##b")], continuing_subword_prefix="##")
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.ByteLevel()
+    assert len(merges_of(encoder(tokenizer)).results) == 0
+
+
 # ids 0 a, 1 b, 2 c, 3 ab, 4 abc
 MERGES = Merges(torch.tensor([0, 3]), torch.tensor([1, 2]), torch.tensor([3, 4]), torch.zeros(2, dtype=torch.bool))
 FIRST, SECOND = torch.tensor([0, 3, 1, 0, 0]), torch.tensor([1, 2, 0, 0, 1])
@@ -100,30 +109,33 @@ def test_what_the_text_has_may_follow() -> None:
     assert len(met.met) == 1, "a pair that the rules allow need not be kept"
 
 
-def rows(*probs: list[float]) -> torch.Tensor:
-    return torch.tensor(probs).log()
+def entries(*probs: list[float]) -> Entries:
+    """Rows of equal length, of ids 0, 1, ..."""
+    table = torch.tensor(probs)
+    rows, ids = torch.ones_like(table).nonzero(as_tuple=True)
+    return Entries(rows, ids, table.log().flatten())
 
 
 def test_entries_that_cannot_follow_go_and_the_next_token_stays() -> None:
-    ids = torch.tensor([[0, 1, 2]]).expand(3, -1)
-    logprobs = rows([0.3, 0.2, 0.5], [0.3, 0.2, 0.5], [0.3, 0.2, 0.5])
     previous = torch.tensor([0, 0, 1])  # after a no b; after b anything
-    gone = resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, torch.tensor([0, 1, 1]))
-    assert gone.tolist() == [[False, True, False], [False] * 3, [False] * 3]
+    asked = entries(*[[0.3, 0.2, 0.5]] * 3)
+    gone = resegmented(merge_rules(MERGES, 5), asked, previous, torch.tensor([0, 1, 1]))
+    assert gone.view(3, 3).tolist() == [[False, True, False], [False] * 3, [False] * 3]
 
 
 def test_small_entries_are_not_asked_and_a_row_is_never_emptied() -> None:
-    ids, previous = torch.tensor([[0, 1]]).expand(3, -1), torch.zeros(3, dtype=torch.int64)
+    previous = torch.zeros(3, dtype=torch.int64)
     most, more = MOST_GONE - 0.01, MOST_GONE + 0.01
-    logprobs = rows([1 - 5e-4, 5e-4], [1 - most, most], [1 - more, more])
-    gone = resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, None)
-    assert gone.tolist() == [[False, False], [False, True], [False, False]]
-    knowing = resegmented(merge_rules(MERGES, 5), ids, logprobs, previous, torch.zeros_like(previous))
-    assert knowing.tolist() == [[False, False], [False, True], [False, True]]
+    asked = entries([1 - 5e-4, 5e-4], [1 - most, most], [1 - more, more])
+    gone = resegmented(merge_rules(MERGES, 5), asked, previous, None)
+    assert gone.view(3, 2).tolist() == [[False, False], [False, True], [False, False]]
+    knowing = resegmented(merge_rules(MERGES, 5), asked, previous, torch.zeros_like(previous))
+    assert knowing.view(3, 2).tolist() == [[False, False], [False, True], [False, True]]
+    in_the_tail = entries([0.6 * (1 - more), 0.6 * more])  # of the entries, not of 1
+    assert not resegmented(merge_rules(MERGES, 5), in_the_tail, previous[:1], None).any()
 
 
-def test_an_empty_row_stays_empty() -> None:
-    nothing = torch.full((2, 3), float("-inf"))
-    ids = torch.zeros(2, 3, dtype=torch.int64)
-    rules = merge_rules(MERGES, 5)
-    assert not resegmented(rules, ids, nothing, torch.tensor([0, 1]), None).any()
+def test_rows_without_entries() -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    empty = Entries(nothing, nothing, nothing.float())
+    assert resegmented(merge_rules(MERGES, 5), empty, torch.tensor([0, 1]), None).shape == (0,)

@@ -1,21 +1,19 @@
 """The teacher's distribution in the student's vocabulary, against dense float64."""
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.segmentation import merge_rules
 from moe_distill.losses.target import (
     NextTokens,
     Order,
     SparseTarget,
-    interpolation_weights,
     sparse_target,
-    tail_logsumexp_at,
 )
-from moe_distill.losses.vocabulary import rule_map
+from moe_distill.losses.vocabulary import Continuations, continuation_map, rule_map
 from moe_distill.shards.targets import TAIL_TEMPERATURES
 from moe_distill.shards.windows import Merges
 
@@ -27,7 +25,6 @@ from .reference import (
     knowing_the_tail,
     random_logits,
     random_map,
-    rows_without_a_tail,
     teacher_rows,
 )
 
@@ -140,49 +137,29 @@ def test_what_the_tokenizer_would_have_joined_gets_nothing_and_the_rest_is_renor
     assert 1 in entries_of(unasked, 0)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize(("prob", "goes"), [(0.08, True), (2e-3, False)])
+def test_what_cannot_follow_is_judged_by_its_mass_at_temperature_one(
+    order: Order, temperature: float, prob: float, goes: bool
+) -> None:
+    """A quarter of token 1's probability goes to a student token that cannot follow: 0.02, or less than LEAST_PROB."""
+    counts = Continuations(torch.tensor([1, 1]), torch.tensor([1, 4]), torch.tensor([1, 2]))
+    to_student = continuation_map(torch.tensor([3, 4, 5, 3]), counts)
+    merges = merge_rules(Merges(torch.tensor([0]), torch.tensor([1]), torch.tensor([2]), torch.tensor([False])), 6)
+    rows = teacher_rows(torch.tensor([[0.88, prob, 0.119 - prob, 0.001]]).log(), 3, 0)
+    knowing, previous = replace(to_student, merges=merges), torch.tensor([0])
+    found = sparse_target(rows, knowing, temperature, order, "residual", previous_ids_N=previous)
+    assert set(entries_of(found, 0)) == ({3, 4, 5} if goes else {1, 3, 4, 5})
+
+
 def test_residual_mode_has_no_samples() -> None:
     rows = teacher_rows(random_logits(2, TEACHER_VOCABULARY, seed=7), 8, 4)
     assert sparse_target(rows, random_map(), 2.0, "temper_then_map", "residual").tail_ids.shape == (2, 0)
 
 
-@pytest.mark.parametrize("temperature", [0.99, 4.01, math.nan])
-def test_a_temperature_outside_the_recorded_ones_is_refused(temperature: float) -> None:
-    rows = teacher_rows(random_logits(1, TEACHER_VOCABULARY, seed=8), 8)
-    with pytest.raises(ValueError, match=r"outside \[1, 4\]"):
-        sparse_target(rows, random_map(), temperature, "temper_then_map", "residual")
-
-
-def test_interpolation_is_exact_at_the_nodes() -> None:
-    for number, temperature in enumerate(TAIL_TEMPERATURES):
-        assert interpolation_weights(temperature).tolist() == [float(number == g) for g in range(5)]
-
-
-@pytest.mark.parametrize("logit_scale", [1.0, 3.0, 8.0])  # flat; like a language model's; spread over 60 nats
-def test_interpolation_errs_little_between_the_nodes(logit_scale: float) -> None:
-    logits = random_logits(16, 3000, seed=9, scale=logit_scale)
-    rows = teacher_rows(logits, 64)
-    logprobs = logits.double().log_softmax(-1).scatter(1, rows.topk_ids, float("-inf"))
-    for temperature in (1.1, 1.2, 1.5, 1.8, 2.5, 3.5, 3.8):
-        exact = (logprobs / temperature).logsumexp(-1)
-        log_error = float((tail_logsumexp_at(rows, temperature) - exact).abs().max())
-        assert log_error <= (2e-3 if logit_scale < 8 else 2e-2)
-        kept = (logits.double() / temperature).softmax(-1).gather(1, rows.topk_ids).sum(-1)
-        target = sparse_target(rows, identity_map(3000), temperature, "temper_then_map", "residual")
-        assert float((target.residual - (1.0 - kept)).abs().max()) <= 5e-4
-
-
-@pytest.mark.parametrize(
-    "temperature",
-    [1.0, 2.0, 2.5],
-)
-def test_an_empty_tail_stays_empty(temperature: float) -> None:
-    rows = rows_without_a_tail(random_logits(2, TEACHER_VOCABULARY, seed=10))
-    assert tail_logsumexp_at(rows, temperature).tolist() == [float("-inf")] * 2
-
-
 @pytest.mark.parametrize("order", ORDERS)
 def test_no_rows(order: Order) -> None:
     target = sparse_target(teacher_rows(torch.zeros(0, TEACHER_VOCABULARY), 8, 4), random_map(), 2.0, order, "sampled")
-    assert target.ids.shape == (0, 8)
-    assert target.residual.shape == (0,)
-    assert target.tail_probs.shape == (0, 4)
+    assert (len(target.ids), len(target.residual), len(target.tail_probs)) == (0, 0, 0)
+    assert forward_kl(torch.zeros(0, STUDENT_VOCABULARY), target, 2.0).shape == (0,)

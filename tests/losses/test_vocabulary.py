@@ -20,6 +20,7 @@ from .reference import (
     STUDENT_VOCABULARY,
     TEACHER_VOCABULARY,
     dense_target,
+    knowing_the_tail,
     random_logits,
     rows_without_a_tail,
     teacher_rows,
@@ -97,22 +98,27 @@ def test_r12_shares_and_the_text_against_the_dense_target(order: Order, temperat
         assert float(target.residual[row]) == pytest.approx(expected.residual, abs=1e-6)
 
 
+@pytest.mark.parametrize("order", ["temper_then_map", "map_then_temper"])
 @pytest.mark.parametrize("with_text", [False, True])
-def test_tail_samples_are_on_average_the_mapped_tail(with_text: bool) -> None:
+def test_tail_samples_are_on_average_the_mapped_tail(order: Order, with_text: bool) -> None:
     """The next token lies in the tail; it is an entry, and its samples count no more."""
-    logits, found = random_logits(1, TEACHER_VOCABULARY, seed=3), random_continuations()
+    logits, n = random_logits(1, TEACHER_VOCABULARY, seed=3), 1024
     following = logits.argsort(-1, descending=True)[:, 9]
-    n = 2048
-    rows = teacher_rows(logits.expand(n, -1), 8, 32, (torch.arange(n) + 0.5) / n, following.expand(n))
+    found = knowing_the_tail(random_continuations(), logits[0], 8, int(following) if with_text else None)
+    samples = 32 if order == "temper_then_map" else 512  # the tail's own mass is then the samples' word
+    offsets = (torch.arange(n) + 0.5) / n
+    rows = teacher_rows(logits.expand(n, -1), 8, samples, offsets, following.expand(n))
     text = NextTokens(following.expand(n), torch.full((n,), 5)) if with_text else None
-    target = sparse_target(rows, found, 2.0, "temper_then_map", "sampled", text)
+    target = sparse_target(rows, found, 2.0, order, "sampled", text)
     mean: Counter[int] = Counter()
     for student_id, mass in zip(
         target.tail_ids.flatten().tolist(), (target.tail_probs / n).flatten().tolist(), strict=True
     ):
         mean[student_id] += mass
-    expected = dense_target(logits[0], found, 8, 2.0, "temper_then_map", (int(following), 5) if with_text else None)
+    pair = (int(following), 5) if with_text else None
+    expected = dense_target(logits[0], found, 8, 2.0, order, pair, merges_tail=True)
     assert {s: mass for s, mass in mean.items() if mass} == pytest.approx(expected.tail, abs=2e-4)
+    assert float(target.residual.mean()) == pytest.approx(expected.residual, abs=2e-3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

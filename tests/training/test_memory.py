@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from moe_distill.losses.target import SparseTarget
 from moe_distill.losses.vocabulary import MOST_CONTINUATIONS, VocabularyMap
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
@@ -115,8 +116,18 @@ def real_batch() -> tuple[Batch, HiddenRuns]:
     return Batch(inputs, places, places, places, rows, places, runs, inside=None, chunks=None, n_bytes=4 * n), runs
 
 
+def widest_target(rows: TeacherRows, *_others: object, **_more: object) -> SparseTarget:
+    """As many entries as there can be: how many there are depends on contents, and here are none."""
+    logprobs = rows.topk_logprobs.repeat(1, MOST_CONTINUATIONS)
+    ids, nothing = torch.empty(logprobs.shape, dtype=torch.int64), logprobs[:, :0]
+    return SparseTarget(ids, logprobs, 1.0 - logprobs.exp().sum(-1), ids[:, :0], nothing)
+
+
 @pytest.mark.parametrize("with_router_kd", [False, True])
-def test_replay_of_a_real_step_fits_in_one_and_a_half_gib_beyond_the_student(with_router_kd: bool) -> None:
+def test_replay_of_a_real_step_fits_in_one_and_a_half_gib_beyond_the_student(
+    with_router_kd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_distill.training.routed_kd.sparse_target", widest_target)
     with torch.device("meta"):
         student_WRD = torch.empty(WINDOWS, LENGTH, STUDENT_SIZE, requires_grad=True)
         weight_VD = torch.empty(STUDENT_ROWS, STUDENT_SIZE, requires_grad=True)

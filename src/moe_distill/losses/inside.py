@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_distill.losses.target import NEGATIVE_INFINITY, SparseTarget, merge, tail_logsumexp_at, without_next
+from moe_distill.losses.entries import NEGATIVE_INFINITY, merged, padded
+from moe_distill.losses.tail import outside_logsumexp
+from moe_distill.losses.target import SparseTarget
 from moe_distill.shards.targets import TeacherRows
 
 MINIMUM_ODDS = 4.0  # of the kept tokens that begin so, against what is expected of the others
@@ -82,17 +84,19 @@ def inside_target(
 
     is_twice_NK = F.pad(is_next_NK, (0, 1))  # the next token stands at the end
     log_part_N = _expected_part(places, ids_NK, places_NK[:, -1], begins_so_NK, is_twice_NK).log()
-    expected_N = log_part_N + without_next(tail_logsumexp_at(rows, 1.0), rows, text.teacher_ids, 1.0)
+    expected_N = log_part_N + outside_logsumexp(rows, 1.0, text.teacher_ids)
     is_known_N = is_longer_NK[:, -1] & (logprobs_NK.logsumexp(-1) >= expected_N + math.log(MINIMUM_ODDS))
 
     student_ids_NK = places.student_ids[places_NK]
     student_ids_NK = torch.cat([student_ids_NK[:, :-1], text.student_ids[:, None]], dim=-1)
     tempered_NK = logprobs_NK / temperature
-    outside_N = log_part_N + without_next(tail_logsumexp_at(rows, temperature), rows, text.teacher_ids, temperature)
+    outside_N = log_part_N + outside_logsumexp(rows, temperature, text.teacher_ids)
     normalizer_N = torch.logaddexp(tempered_NK.logsumexp(-1), outside_N)
-    has_place_NK = student_ids_NK >= 0
-    tempered_NK = (tempered_NK - normalizer_N[:, None]).masked_fill(~has_place_NK, NEGATIVE_INFINITY)
-    ids, logprobs = merge(student_ids_NK, tempered_NK)
+    tempered_NK = tempered_NK - normalizer_N[:, None]
+    rows_X, columns_X = (student_ids_NK >= 0).nonzero(as_tuple=True)
+    entries = merged(rows_X, student_ids_NK[rows_X, columns_X], tempered_NK[rows_X, columns_X])
+    ids = padded(entries.rows, entries.ids, len(ids_NK), 0)
+    logprobs = padded(entries.rows, entries.logprobs, len(ids_NK), NEGATIVE_INFINITY)
     residual_N = (1.0 - logprobs.exp().sum(-1)).clamp_min(0.0)
     no_samples = ids[:, :0]
     return SparseTarget(ids, logprobs, residual_N, no_samples, no_samples.float()), is_known_N

@@ -11,64 +11,47 @@ proportion to t that it has in the text: b = p(t) F(s) / F(t), where F are the f
 and of what they become, the kept ids included. Weighted by p(t) that is b or more on average, b where the teacher's
 proportions are the text's: what merges in the tail gets too little rather than too much.
 
-Legend: N positions, S entries, M tail samples, J student tokens of a teacher id.
+Legend: N positions, M tail samples, X pairs of a sample and one of its student tokens.
 """
 
 import torch
 from torch import Tensor
 
-from moe_distill.losses.vocabulary import VocabularyMap
+from moe_distill.losses.entries import Entries, probs_at
+from moe_distill.losses.vocabulary import HandedOut, VocabularyMap
 from moe_distill.shards.targets import TeacherRows
 
 LEAST = 1e-30  # of what is divided by
 
 
 def merging_factors(
-    rows: TeacherRows, vocabulary_map: VocabularyMap, temperature: float, entries: tuple[Tensor, Tensor]
+    rows: TeacherRows, samples: HandedOut, vocabulary_map: VocabularyMap, temperature: float, entries: Entries
 ) -> Tensor:
-    """What a sample stands for when merged first, over what it stands for when tempered first, [N, M, J].
+    """What a sample stands for when merged first, over what it stands for when tempered first, [X].
 
     Args:
-        entries: ids and log-probabilities at T = 1 of what the kept ids become, [N, S], each id once.
+        samples: what the rows' tail samples, in one list, become.
+        entries: at T = 1, what the kept ids become.
     """
-    student_ids_NMJ = vocabulary_map.student_ids[rows.tail_ids]
-    probs_NM1 = rows.tail_logprobs.exp()[:, :, None]
-    frequencies_NM1 = vocabulary_map.frequencies[rows.tail_ids][:, :, None]
-    proportion_NMJ = vocabulary_map.student_frequencies[student_ids_NMJ] / frequencies_NM1.clamp_min(LEAST)
-    brought_NMJ = (probs_NM1 * proportion_NMJ).clamp_min(LEAST)
-    kept_NMJ = _probs_at(student_ids_NMJ, *entries)
-    slope_NMJ = _added(kept_NMJ, brought_NMJ, 1.0 / temperature) / brought_NMJ
-    return slope_NMJ * probs_NM1 ** (1.0 - 1.0 / temperature)
+    probs_X = rows.tail_logprobs.flatten()[samples.sources].exp()
+    frequencies_X = vocabulary_map.frequencies[rows.tail_ids.flatten()[samples.sources]]
+    proportion_X = vocabulary_map.student_frequencies[samples.student_ids] / frequencies_X.clamp_min(LEAST)
+    brought_X = (probs_X * proportion_X).clamp_min(LEAST)
+    kept_X = probs_at(entries, samples.sources // rows.tail_ids.shape[1], samples.student_ids)
+    slope_X = _added(kept_X, brought_X, 1.0 / temperature) / brought_X
+    return slope_X * probs_X ** (1.0 - 1.0 / temperature)
 
 
-def merged_tail_ratio(
-    rows: TeacherRows,
-    vocabulary_map: VocabularyMap,
-    temperature: float,
-    factors_NMJ: Tensor,
-    is_entry_NM: Tensor,
-) -> Tensor:
-    """The tail's mass when merged first over its mass when tempered first, [N], as the samples tell; 1 without any.
-
-    Args:
-        is_entry_NM: samples that are no part of the tail.
-    """
-    shares_NMJ = vocabulary_map.log_shares[rows.tail_ids].exp()
-    has_place_NM = shares_NMJ[:, :, 0] > 0.0
-    ratios_NM = torch.where(has_place_NM, (shares_NMJ * factors_NMJ).sum(-1), 1.0)
-    masses_NM = (rows.tail_logprobs / temperature - rows.tail_log_density).exp().masked_fill(is_entry_NM, 0.0)
+def merged_tail_ratio(rows: TeacherRows, samples: HandedOut, temperature: float, factors_X: Tensor) -> Tensor:
+    """The tail's mass when merged first over its mass when tempered first, [N], as the samples tell; 1 without any."""
+    masses_NM = (rows.tail_logprobs / temperature - rows.tail_log_density).exp()
+    merged_X = samples.log_shares.exp() * factors_X
+    ratios = torch.ones_like(masses_NM.flatten()).index_fill(
+        0, samples.sources, 0.0
+    )  # 1 where there is no place for it
+    ratios_NM = ratios.index_add(0, samples.sources, merged_X).view_as(masses_NM)
     total_N = masses_NM.sum(-1)
     return torch.where(total_N > 0.0, (masses_NM * ratios_NM).sum(-1) / total_N.clamp_min(LEAST), 1.0)
-
-
-def _probs_at(wanted_NMJ: Tensor, ids_NS: Tensor, logprobs_NS: Tensor) -> Tensor:
-    """Probability of the wanted ids among a row's entries, in the shape of the wanted; 0 where there is no entry."""
-    last = torch.iinfo(torch.int64).max
-    sorted_NS, order = ids_NS.masked_fill(logprobs_NS == float("-inf"), last).sort(dim=-1)
-    wanted_NX = wanted_NMJ.flatten(1)
-    found_NX = torch.searchsorted(sorted_NS, wanted_NX).clamp_max(ids_NS.shape[1] - 1)
-    probs_NX = logprobs_NS.exp().gather(-1, order).gather(-1, found_NX)
-    return probs_NX.masked_fill(sorted_NS.gather(-1, found_NX) != wanted_NX, 0.0).view(wanted_NMJ.shape)
 
 
 def _added(kept: Tensor, brought: Tensor, power: float) -> Tensor:

@@ -12,7 +12,7 @@ two of them stand there, a merge of the two is due before either is used up.
 A pre-tokenizer may keep texts apart that these rules would merge. Of a run of whitespace the last space goes to the
 word that follows, so merges into whitespace alone are no reason at a border; and what the training text has is allowed.
 
-Legend: N positions, S entries, V student vocabulary, X pairs, P merges.
+Legend: N positions, E entries, V student vocabulary, X pairs, P merges.
 """
 
 import math
@@ -21,7 +21,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from moe_distill.losses.pairs import pair_keys, pairs_of
+from moe_distill.losses.entries import Entries
+from moe_distill.losses.pairs import pair_keys, pairs_of, place_of
 from moe_distill.shards.windows import Merges
 
 NEVER = torch.iinfo(torch.int64).max  # rank of a merge that no rule makes
@@ -46,15 +47,12 @@ class MergeRules:
 
 def merge_rules(merges: Merges, n_ids: int) -> MergeRules:
     """Rules from at least one merge; each token is made by one at most."""
-    ranks_P = torch.arange(len(merges.results))
-    first_V = torch.full((n_ids,), NEVER).scatter_reduce(0, merges.results, ranks_P, "amin")
-    is_made_V = first_V < NEVER
-    made_by_V = first_V.masked_fill(~is_made_V, 0)
+    ranks_P, zeros_V = torch.arange(len(merges.results)), torch.zeros(n_ids, dtype=torch.int64)
     pairs, order = pair_keys(merges.lefts, merges.rights)[~merges.are_blank].sort()
     return MergeRules(
-        ranks=first_V.masked_fill(~is_made_V, -1),
-        lefts=merges.lefts[made_by_V],
-        rights=merges.rights[made_by_V],
+        ranks=(zeros_V - 1).index_copy(0, merges.results, ranks_P),
+        lefts=zeros_V.index_copy(0, merges.results, merges.lefts),
+        rights=zeros_V.index_copy(0, merges.results, merges.rights),
         pairs=pairs,
         pair_ranks=ranks_P[~merges.are_blank][order],
         met=torch.zeros(0, dtype=torch.int64),
@@ -69,7 +67,7 @@ def with_text(rules: MergeRules, keys: Tensor) -> MergeRules:
 def may_follow(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -> Tensor:
     """Whether the student ever reads the second id after the first, bool [X]."""
     keys, place_X = pair_keys(previous_ids_X, next_ids_X).unique(return_inverse=True)
-    allowed = _place_of(rules.met, keys) >= 0
+    allowed = place_of(rules.met, keys) >= 0
     allowed[~allowed] = stays_apart(rules, *pairs_of(keys[~allowed]))
     return allowed[place_X]
 
@@ -82,50 +80,37 @@ def stays_apart(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -
     """
     apart_X = torch.ones_like(previous_ids_X, dtype=torch.bool)
     live, left, right = torch.arange(len(apart_X), device=apart_X.device), previous_ids_X, next_ids_X
-    left_used, right_used = torch.full_like(left, NEVER), torch.full_like(right, NEVER)
+    limit = torch.full_like(left, NEVER)  # rank of the merge that uses up one of the two
     while len(live):
-        place = _place_of(rules.pairs, pair_keys(left, right))
+        place = place_of(rules.pairs, pair_keys(left, right))
         due = rules.pair_ranks[place].masked_fill(place < 0, NEVER)
-        falls = (due < left_used) & (due <= right_used) & (due < NEVER)  # of equal ranks the leftmost merges first
+        falls = due < limit
         apart_X[live] = ~falls
         left_made, right_made = rules.ranks[left], rules.ranks[right]
         splits_left = left_made > right_made
-        left_used = torch.where(splits_left, left_made, left_used)
-        right_used = torch.where(splits_left, right_used, right_made)
         going_on = (~falls & (torch.maximum(left_made, right_made) >= 0)).nonzero().squeeze(1)
         next_left = torch.where(splits_left, rules.rights[left], left)
         next_right = torch.where(splits_left, right, rules.lefts[right])
-        live, left, right, left_used, right_used = (
-            each[going_on] for each in (live, next_left, next_right, left_used, right_used)
-        )
+        next_limit = torch.where(splits_left, left_made, right_made + 1)  # of equal ranks the leftmost merges first
+        live, left, right, limit = (each[going_on] for each in (live, next_left, next_right, next_limit))
     return apart_X
 
 
-def resegmented(
-    rules: MergeRules, ids_NS: Tensor, logprobs_NS: Tensor, previous_ids_N: Tensor, next_ids_N: Tensor | None
-) -> Tensor:
-    """Which entries cannot follow the student's last token, bool [N, S].
+def resegmented(rules: MergeRules, entries: Entries, previous_ids_N: Tensor, next_ids_N: Tensor | None) -> Tensor:
+    """Which entries cannot follow the student's last token, bool [E].
 
     Args:
-        logprobs_NS: at T = 1; -inf where there is no entry.
+        entries: at T = 1.
         previous_ids_N: the student's last token.
         next_ids_N: the one that follows in the text, and so can; None: nothing is known of it.
     """
-    asked_NS = logprobs_NS > math.log(LEAST_PROB)
+    asked_E = entries.logprobs > math.log(LEAST_PROB)
     if next_ids_N is not None:
-        asked_NS = asked_NS & (ids_NS != next_ids_N[:, None])
-    rows, places = asked_NS.nonzero(as_tuple=True)
-    gone_NS = torch.zeros_like(asked_NS)
-    gone_NS[rows, places] = ~may_follow(rules, previous_ids_N[rows], ids_NS[rows, places])
+        asked_E = asked_E & (entries.ids != next_ids_N[entries.rows])
+    gone_E = torch.zeros_like(asked_E)
+    gone_E[asked_E] = ~may_follow(rules, previous_ids_N[entries.rows[asked_E]], entries.ids[asked_E])
     if next_ids_N is None:
-        probs_NS = logprobs_NS.exp()
-        gone_NS = gone_NS & ((probs_NS * gone_NS).sum(-1) <= MOST_GONE * probs_NS.sum(-1))[:, None]
-    return gone_NS
-
-
-def _place_of(ascending: Tensor, wanted: Tensor) -> Tensor:
-    """Where each wanted number stands in a list of ascending ones; -1: nowhere."""
-    if not len(ascending):
-        return torch.full_like(wanted, -1)
-    found = torch.searchsorted(ascending, wanted).clamp_max(len(ascending) - 1)
-    return found.masked_fill(ascending[found] != wanted, -1)
+        probs_E, zeros_N = entries.logprobs.exp(), torch.zeros(len(previous_ids_N), device=asked_E.device)
+        lost_N, whole_N = (zeros_N.index_add(0, entries.rows, each) for each in (probs_E * gone_E, probs_E))
+        gone_E = gone_E & (lost_N <= MOST_GONE * whole_N)[entries.rows]
+    return gone_E

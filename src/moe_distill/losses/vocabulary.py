@@ -8,7 +8,7 @@ the rule as one more observation, are the shares by which t's probability is han
 so mass is conserved; where text and rule agree, the share of the rule is 1.
 
 Legend: R rows of the teacher's output matrix, V student vocabulary, J student tokens of a teacher id, P pairs that
-were counted.
+were counted, Y teacher ids in a list, X pairs of one of them and a student token of it.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,15 @@ class Continuations:
 
 
 @dataclass(frozen=True)
+class HandedOut:
+    """The pairs of a teacher id in a list of Y ids and one of its student tokens, [X]; none for an unmapped id."""
+
+    sources: Tensor  # int64: number of the teacher id in the list, ascending
+    student_ids: Tensor  # int64
+    log_shares: Tensor  # fp32
+
+
+@dataclass(frozen=True)
 class VocabularyMap:
     """Student ids and shares of each teacher id, largest share first, and how often each id is met."""
 
@@ -41,6 +50,13 @@ class VocabularyMap:
     frequencies: Tensor  # fp32 [R]: of the mapped teacher ids as next tokens of the text, each met once more; sum 1
     student_frequencies: Tensor  # fp32 [V]: the same, handed out by the shares
     merges: MergeRules | None = None  # of the student's tokenizer; None: nothing is known of them
+
+    def handed_out(self, teacher_ids_Y: Tensor) -> "HandedOut":
+        """What becomes of a list of teacher ids."""
+        log_shares_YJ = self.log_shares[teacher_ids_Y]
+        sources_X, ranks_X = (log_shares_YJ > float("-inf")).nonzero(as_tuple=True)
+        student_ids_X = self.student_ids[teacher_ids_Y[sources_X], ranks_X]
+        return HandedOut(sources_X, student_ids_X, log_shares_YJ[sources_X, ranks_X])
 
     @property
     def likeliest(self) -> Tensor:
