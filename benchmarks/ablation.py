@@ -18,8 +18,7 @@ import torch
 import typer
 
 from moe_distill.config import Params, load_params
-from moe_distill.evaluation.measure import measure
-from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.evaluation.measure import compare, score
 from moe_distill.losses.continuations import load_vocabulary_map
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.pretrained import load_causal_lm
@@ -105,11 +104,11 @@ def figures_of(student: Path, batch_windows: int) -> Figures:
     model = load_causal_lm(student, torch.float32, torch.device("cpu"))
     windows = WindowStore(WINDOWS / "validation", STUDENT_WINDOWS)
     vocabulary_map = load_vocabulary_map(WINDOWS / "vocabulary_map", WindowStore(WINDOWS / "train", STUDENT_WINDOWS))
-    measured = measure(model, windows, open_targets(TARGETS / "validation"), vocabulary_map, batch_windows)
+    agreed = compare(model, windows, open_targets(TARGETS / "validation"), vocabulary_map, batch_windows).agreement
     return {
-        "bits_per_byte": bits_per_byte(measured.nll, measured.n_bytes),
-        "top1_agreement": measured.agreement.top1 / measured.agreement.positions,
-        "kl_teacher_student": measured.agreement.kl / measured.agreement.positions,
+        "bits_per_byte": score(model, windows, batch_windows).bits_per_byte,
+        "top1_agreement": agreed.top1 / agreed.positions,
+        "kl_teacher_student": agreed.kl / agreed.positions,
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from moe_distill.evaluation import measure as module
 from moe_distill.evaluation.agreement import agreement
 from moe_distill.evaluation.evaluate import source_figures
-from moe_distill.evaluation.measure import Measured, measure, teacher_nll
+from moe_distill.evaluation.measure import Comparison, Score, compare, score, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.losses.target import sparse_target
 from moe_distill.losses.vocabulary import rule_map
@@ -27,9 +27,13 @@ from tests.stores import (
 )
 
 
-def measured(stores: Stores, dtype: torch.dtype = torch.float32, batch_windows: int = 2) -> Measured:
+def scored(stores: Stores, dtype: torch.dtype = torch.float32, batch_windows: int = 2) -> Score:
+    return score(make_model().to(dtype), stores.student, batch_windows)
+
+
+def compared(stores: Stores, dtype: torch.dtype = torch.float32, batch_windows: int = 2) -> Comparison:
     vocabulary_map = rule_map(stores.student_ids)
-    return measure(make_model().to(dtype), stores.student, stores.targets, vocabulary_map, batch_windows)
+    return compare(make_model().to(dtype), stores.student, stores.targets, vocabulary_map, batch_windows)
 
 
 @dataclass
@@ -79,9 +83,11 @@ def test_r18_sums_equal_one_window_at_a_time(
     stores: Stores, plain: Plain, batch_windows: int, chunk_positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK_POSITIONS", chunk_positions)
-    found = measured(stores, batch_windows=batch_windows)
-    assert (found.tokens, found.n_bytes) == (sum(TOKENS), sum(BYTES))
-    assert found.nll == pytest.approx(plain.nll, rel=1e-5)
+    student = scored(stores, batch_windows=batch_windows)
+    assert (student.tokens, student.n_bytes) == (sum(TOKENS), sum(BYTES))
+    assert student.nll == pytest.approx(plain.nll, rel=1e-5)
+    assert student.nll_W.tolist() == pytest.approx(plain.nll_of_windows, rel=1e-5)
+    found = compared(stores, batch_windows=batch_windows)
     assert found.confidence_N.tolist() == pytest.approx(plain.confidence, abs=1e-5)
     assert found.correct_N.tolist() == plain.correct
     assert (found.agreement.positions, found.agreement.top1) == (plain.positions, plain.top1)
@@ -97,9 +103,9 @@ def test_r01_any_dtype_of_the_student_measures_against_fp16_shards(
 ) -> None:
     stored = {name: spec.dtype for name, spec in stores.targets.index.fields.items()}
     assert stored["topk_logprobs"] == stored["tail_logprobs"] == "float16"
-    found = measured(stores, dtype, batch_windows)
     expected = bits_per_byte(plain.nll, sum(BYTES))
-    assert bits_per_byte(found.nll, found.n_bytes) == pytest.approx(expected, abs=tolerance)
+    assert scored(stores, dtype, batch_windows).bits_per_byte == pytest.approx(expected, abs=tolerance)
+    found = compared(stores, dtype, batch_windows)
     assert found.agreement.kl / found.agreement.positions == pytest.approx(plain.kl / plain.positions, abs=tolerance)
     assert found.confidence_N.dtype == torch.float32
 
@@ -112,19 +118,19 @@ def test_r19_the_teachers_nll_is_of_the_same_documents(stores: Stores) -> None:
             expected -= sum(float(logprobs[position, position]) for position in range(n))
             n_bytes += BYTES[number]
         start += n
-    found = teacher_nll(stores.teacher, stores.targets, set(DOCUMENTS))
+    found = teacher_nll(stores.teacher, stores.targets, torch.tensor(DOCUMENTS).unique())
     assert found == (pytest.approx(expected, rel=1e-5), n_bytes)
     assert n_bytes < sum(BYTES), "document 2 is left out"
 
 
 def test_of_no_documents_nothing(stores: Stores) -> None:
-    assert teacher_nll(stores.teacher, stores.targets, set()) == (0.0, 0)
+    assert teacher_nll(stores.teacher, stores.targets, torch.tensor([])) == (0.0, 0)
 
 
 def test_r29_bits_per_byte_of_each_source_that_has_windows(stores: Stores, plain: Plain) -> None:
     """Documents 0 and 1 are of source `a`, document 3 of `b`; of source `lost` the student can spell none."""
     of_a, of_b = (slice(0, 3), slice(3, 5))
-    assert source_figures(measured(stores), stores.student) == {
+    assert source_figures(scored(stores), stores.student) == {
         "bits_per_byte_a": pytest.approx(bits_per_byte(sum(plain.nll_of_windows[of_a]), sum(BYTES[of_a])), rel=1e-5),
         "bits_per_byte_b": pytest.approx(bits_per_byte(sum(plain.nll_of_windows[of_b]), sum(BYTES[of_b])), rel=1e-5),
     }
@@ -132,7 +138,7 @@ def test_r29_bits_per_byte_of_each_source_that_has_windows(stores: Stores, plain
 
 def test_r29_one_source_has_no_figure_of_its_own(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores.student, "sources", lambda: (["a"], torch.zeros(len(TOKENS), dtype=torch.int64)))
-    assert source_figures(measured(stores), stores.student) == {}
+    assert source_figures(scored(stores), stores.student) == {}
 
 
 def test_r27_speed_is_of_layers_output_matrix_and_likelihood(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,11 +157,11 @@ def test_r27_speed_is_of_layers_output_matrix_and_likelihood(stores: Stores, mon
     monkeypatch.setattr(module, "CHUNK_POSITIONS", 7)
     monkeypatch.setattr(model.get_decoder(), "forward", taking(1.0, model.get_decoder().forward))
     monkeypatch.setattr(module, "lm_nll", taking(100.0, module.lm_nll))
-    for name in ("model_inputs", "read_rows", "sparse_target", "agreement"):  # what is only measured
-        monkeypatch.setattr(module, name, taking(1e6, getattr(module, name)))
+    monkeypatch.setattr(module, "model_inputs", taking(1e6, module.model_inputs))  # of reading
     batches = [TOKENS[start : start + 2] for start in range(0, len(TOKENS), 2)]
-    found = measure(model, stores.student, stores.targets, rule_map(stores.student_ids), 2)
-    assert found.seconds == len(batches) + 100.0 * sum(math.ceil(sum(batch) / 7) for batch in batches)
+    assert score(model, stores.student, 2).seconds == len(batches) + 100.0 * sum(
+        math.ceil(sum(batch) / 7) for batch in batches
+    )
 
 
 def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

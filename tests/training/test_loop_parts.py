@@ -99,13 +99,18 @@ def test_r10_patience_counts_progress_of_min_delta_and_the_best_is_kept() -> Non
 
 
 def test_r17_scales_follow_the_ratio_to_lm_and_are_clamped() -> None:
-    scales = updated_scales({}, {"lm": 4.0, "kd": 1.0, "feature": 2.0, "attention": 1e-9})
-    assert scales == {"feature": 2.0, "attention": LARGEST_SCALE}
+    raw = {"lm": 4.0, "kd": 1.0, "kd_inside": 1.0, "chunk": 1.0, "feature": 2.0, "attention": 1e-9}
+    scales = updated_scales({}, raw)
+    assert scales == {"chunk": 4.0, "feature": 2.0, "attention": LARGEST_SCALE}
     assert updated_scales(scales, {"lm": 4.0, "feature": 4.0})["feature"] == pytest.approx(0.98 * 2.0 + 0.02 * 1.0)
 
 
 def test_r17_a_scale_multiplies_the_weight(study: Study, train: Train) -> None:
     assert objective_at(99, study, train, {"feature": 3.0}).weights["feature"] == pytest.approx(0.3)
+    with_chunks = study.model_copy(update={"losses": study.losses.model_copy(update={"chunk": 0.1})})
+    kd = objective_at(99, with_chunks, train, {"chunk": 3.0}).kd
+    assert kd is not None
+    assert kd.chunk_weight == pytest.approx(0.3)
 
 
 def test_r22_nonfinite_step_is_skipped_and_counted_and_a_run_of_them_stops(student: Student, train: Train) -> None:

@@ -76,6 +76,16 @@ def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, fu
         assert split.experts.divergence == pytest.approx(outcome.experts.divergence, abs=1e-6)
 
 
+def test_validation_is_without_exploration_noise(student: Student, full: Objective) -> None:
+    batch, quiet = make_batch(0, [12, 9]), dataclasses.replace(full.router, noise=0.0)
+    noisy = dataclasses.replace(quiet, noise=0.5)
+    of_noisy, of_quiet = (
+        validate(student, [batch], dataclasses.replace(full, router=each), FP32) for each in (noisy, quiet)
+    )
+    assert of_noisy.total == of_quiet.total
+    assert torch.equal(of_noisy.experts.share_E, of_quiet.experts.share_E)
+
+
 def test_the_gates_means_take_part_in_a_step(student: Student, full: Objective) -> None:
     batch = make_batch(0, [12, 9])
     with torch.no_grad():

@@ -69,7 +69,7 @@ def test_under_the_teachers_own_gate_the_target_is_the_cached_one(
 ) -> None:
     value = routed_kd(text, WEIGHT_VD, teacher_head, vocabulary_map, temperature, order, 100)
     target = sparse_target(text.rows, vocabulary_map, temperature, order, "residual")
-    expected = forward_kl(text.student_ND @ WEIGHT_VD.T, target, temperature)
+    expected = temperature**2 * forward_kl(text.student_ND @ WEIGHT_VD.T, target, temperature)
     torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -101,7 +101,7 @@ def test_another_gate_against_a_loop_over_positions(
         student = (text.student_ND[n].double() @ WEIGHT_VD.double().T / temperature).softmax(-1)
         rest, student_rest = 1 - sum(merged.values()), 1 - sum(float(student[s]) for s in merged)
         expected = sum(q * math.log(q / float(student[s])) for s, q in merged.items())
-        expected += rest * math.log(rest / student_rest)
+        expected = temperature**2 * (expected + rest * math.log(rest / student_rest))
         label = int(text.labels_N[n])
         before, after = (
             sum(p for i, p in probs.items() if int(vocabulary_map.likeliest[i]) == label)

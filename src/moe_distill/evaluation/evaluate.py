@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from moe_distill.errors import DataError
-from moe_distill.evaluation.measure import Measured, measure, teacher_nll
+from moe_distill.evaluation.measure import Comparison, Score, compare, score, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
 from moe_distill.losses.continuations import load_vocabulary_map
 from moe_distill.pretrained import load_causal_lm
@@ -47,26 +47,26 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     train_windows = WindowStore(inputs.windows / "student/train", STUDENT_WINDOWS)
     vocabulary_map = load_vocabulary_map(inputs.windows / "student/vocabulary_map", train_windows).to(device)
 
-    measured: dict[str, Measured] = {}
-    parameters, n_bytes = 0, 0
+    scores: dict[str, Score] = {}
     for name, folder in (
         ("student_init", inputs.student_init),
         ("student_kd", inputs.student_kd),
         ("lm_only", inputs.student_lm_only),
-        ("student", inputs.student),
     ):
-        model = load_causal_lm(folder, torch.float32, device)
-        measured[name] = measure(model, windows, targets, vocabulary_map, params.batch_windows)
-        parameters, n_bytes = model.num_parameters(), model.get_memory_footprint(return_buffers=False)
-    documents = {int(number) for column in windows.reader.columns("documents") for number in column}
+        scores[name] = score(load_causal_lm(folder, torch.float32, device), windows, params.batch_windows)
+    student = load_causal_lm(inputs.student, torch.float32, device)
+    scores["student"] = score(student, windows, params.batch_windows)
+    comparison = compare(student, windows, targets, vocabulary_map, params.batch_windows)
+    documents = torch.cat(list(windows.reader.columns("documents"))).unique()
     teacher_sum, teacher_bytes = teacher_nll(teacher_windows, targets, documents)
-    if teacher_bytes != measured["student"].n_bytes:
+    if teacher_bytes != scores["student"].n_bytes:
         raise DataError(
-            f"the student's validation windows have {measured['student'].n_bytes} bytes, the teacher's {teacher_bytes}",
+            f"the student's validation windows have {scores['student'].n_bytes} bytes, the teacher's {teacher_bytes}",
             fix="run: dvc repro -f tokenize",
         )
-    bpb = {name: bits_per_byte(each.nll, each.n_bytes) for name, each in measured.items()}
+    bpb = {name: each.bits_per_byte for name, each in scores.items()}
     bpb["teacher"] = bits_per_byte(teacher_sum, teacher_bytes)
+    parameters, n_bytes = student.num_parameters(), student.get_memory_footprint(return_buffers=False)
     sizes = targets.index.metadata
     teacher_parameters, teacher_weights = sizes["teacher_parameters"], sizes["teacher_bytes"]
     assert isinstance(teacher_parameters, int)
@@ -83,10 +83,10 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     }
     kept = retention(bpb["student_init"], bpb["student"], bpb["teacher"])
     figures |= {"retention_undefined": 1.0} if kept is None else {"retention": kept}
-    return figures | student_figures(measured["student"]) | source_figures(measured["student"], windows)
+    return figures | student_figures(scores["student"], comparison) | source_figures(scores["student"], windows)
 
 
-def source_figures(student: Measured, windows: WindowStore) -> dict[str, float]:
+def source_figures(student: Score, windows: WindowStore) -> dict[str, float]:
     """`bits_per_byte_<source>` of the final student, where the text has more than one source."""
     names, sources_W = windows.sources()
     found = [(name, sources_W == number) for number, name in enumerate(names) if (sources_W == number).any()]
@@ -98,17 +98,17 @@ def source_figures(student: Measured, windows: WindowStore) -> dict[str, float]:
     }
 
 
-def student_figures(student: Measured) -> dict[str, float]:
+def student_figures(student: Score, comparison: Comparison) -> dict[str, float]:
     """The final student's own figures, and its agreement with the teacher at aligned positions."""
     nll_per_token = student.nll / student.tokens
     of_tokens = perplexity(nll_per_token)  # JSON has no infinity
-    positions = max(student.agreement.positions, 1)
+    positions = max(comparison.agreement.positions, 1)
     return {
         "student_nll_per_token": nll_per_token,
         **({"student_perplexity": of_tokens} if math.isfinite(of_tokens) else {"student_perplexity_infinite": 1.0}),
-        "top1_agreement": student.agreement.top1 / positions,
-        "top5_overlap": student.agreement.top5 / positions,
-        "kl_teacher_student": student.agreement.kl / positions,
-        "expected_calibration_error": expected_calibration_error(student.confidence_N, student.correct_N),
+        "top1_agreement": comparison.agreement.top1 / positions,
+        "top5_overlap": comparison.agreement.top5 / positions,
+        "kl_teacher_student": comparison.agreement.kl / positions,
+        "expected_calibration_error": expected_calibration_error(comparison.confidence_N, comparison.correct_N),
         "student_tokens_per_second": student.tokens / student.seconds,
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, agreement
+from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.target import sparse_target
 from moe_distill.losses.vocabulary import VocabularyMap
@@ -24,15 +25,12 @@ CHUNK_POSITIONS = 2048
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Sums over a split, and values of each window and position."""
+class Score:
+    """How well a model predicts a split."""
 
     nll_W: Tensor  # nats of each window, fp64
     tokens: int
     n_bytes: int
-    agreement: Agreement
-    confidence_N: Tensor
-    correct_N: Tensor
     seconds: float  # of the layers, the output matrix and the NLL: of what scoring a text takes
 
     @property
@@ -40,61 +38,98 @@ class Measured:
         """Nats of the whole split."""
         return float(self.nll_W.sum())
 
+    @property
+    def bits_per_byte(self) -> float:
+        return bits_per_byte(self.nll, self.n_bytes)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A student beside its teacher, and its confidence at each of N positions beside the text."""
+
+    agreement: Agreement
+    confidence_N: Tensor  # probability of the likeliest token
+    correct_N: Tensor  # bool: whether that is what follows
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a model says of some windows; N positions of them all, without padding."""
+
+    hidden_ND: Tensor
+    labels_N: Tensor
+    previous_N: Tensor  # the token that each position has read last
+    numbers: range  # of the windows
+    seconds: float
+
 
 @torch.inference_mode()
-def measure(
+def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> Score:
+    """Negative log-likelihood of all windows of a split."""
+    device, seconds, nll = _device(model), 0.0, []
+    for batch in _batches(model, windows, batch_windows):
+        began = _clock(device)
+        nll += [lm_nll(logits_NV, batch.labels_N[chunk]) for chunk, logits_NV in _logits(model, batch)]
+        seconds += batch.seconds + _clock(device) - began
+    of_windows = torch.cat(nll).double().cpu().split(windows.token_counts.tolist())
+    return Score(
+        nll_W=torch.stack([of_window.sum() for of_window in of_windows]),
+        tokens=int(windows.token_counts.sum()),
+        n_bytes=int(windows.byte_counts.sum()),
+        seconds=seconds,
+    )
+
+
+@torch.inference_mode()
+def compare(
     model: PreTrainedModel,
     windows: WindowStore,
     targets: ShardReader,
     vocabulary_map: VocabularyMap,
     batch_windows: int,
-) -> Measured:
-    """Negative log-likelihood, agreement with the teacher and confidence over all windows of a split."""
-    device = next(model.parameters()).device
-    weight_VD = model.get_output_embeddings().weight.float()
-    seconds, agreed = 0.0, NO_AGREEMENT
-    nll, confidence, correct = [], [], []
-    for numbers in _groups(len(windows), batch_windows):
-        inputs, labels = model_inputs(windows, numbers)
-        rows = [windows.tokens("teacher_rows", number) for number in numbers]
-        began = _clock(device)
-        hidden_BLD = model.get_decoder()(input_ids=inputs.to(device), use_cache=False).last_hidden_state
-        hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
-        seconds += _clock(device) - began
-        labels_N, rows_N = torch.cat(labels).to(device), torch.cat(rows)
-        previous_N = torch.cat([inputs[i, : len(ids)] for i, ids in enumerate(labels)])
-        aligned = rows_N >= 0
-        cached = read_rows(targets, rows)
-        nll_N, done = [], 0
-        for start in range(0, len(hidden_ND), CHUNK_POSITIONS):
-            chunk = slice(start, start + CHUNK_POSITIONS)
-            began = _clock(device)
-            logits_NV = hidden_ND[chunk] @ weight_VD.T
-            nll_N.append(lm_nll(logits_NV, labels_N[chunk]).double().cpu())
-            seconds += _clock(device) - began
+) -> Comparison:
+    """Agreement with the teacher at aligned positions, and confidence at all, over all windows of a split."""
+    device, agreed = _device(model), NO_AGREEMENT
+    confidence, correct = [], []
+    for batch in _batches(model, windows, batch_windows):
+        rows = [windows.tokens("teacher_rows", number) for number in batch.numbers]
+        cached, aligned = read_rows(targets, rows).to(device), torch.cat(rows).ge(0).to(device)
+        numbers = aligned.cumsum(0) - 1  # of a position's row among the cached ones
+        for chunk, logits_NV in _logits(model, batch):
             top, chosen = logits_NV.softmax(-1).max(-1)
             confidence.append(top.cpu())
-            correct.append((chosen == labels_N[chunk]).cpu())
+            correct.append((chosen == batch.labels_N[chunk]).cpu())
             inside = aligned[chunk]
-            n_inside = int(inside.sum())
-            part = cached.take(slice(done, done + n_inside)).to(device)
-            done += n_inside
-            if n_inside:
-                previous = previous_N[chunk][inside].to(device)
-                target = sparse_target(
-                    part, vocabulary_map, 1.0, "map_then_temper", "residual", previous_ids_N=previous
-                )
-                agreed += agreement(logits_NV[inside.to(device)], target)
-        nll += [part.sum() for part in torch.cat(nll_N).split([len(ids) for ids in labels])]
-    return Measured(
-        nll_W=torch.stack(nll),
-        tokens=int(windows.token_counts.sum()),
-        n_bytes=int(windows.byte_counts.sum()),
-        agreement=agreed,
-        confidence_N=torch.cat(confidence),
-        correct_N=torch.cat(correct),
-        seconds=seconds,
-    )
+            part, previous = cached.take(numbers[chunk][inside]), batch.previous_N[chunk][inside]
+            target = sparse_target(part, vocabulary_map, 1.0, "map_then_temper", "residual", previous_ids_N=previous)
+            agreed += agreement(logits_NV[inside], target)
+    return Comparison(agreed, torch.cat(confidence), torch.cat(correct))
+
+
+def _batches(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> Iterator[_Batch]:
+    device = _device(model)
+    for start in range(0, len(windows), batch_windows):
+        numbers = range(start, min(start + batch_windows, len(windows)))
+        inputs, labels = model_inputs(windows, numbers)
+        inputs_BL = inputs.to(device)
+        began = _clock(device)
+        hidden_BLD = model.get_decoder()(input_ids=inputs_BL, use_cache=False).last_hidden_state
+        hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
+        seconds = _clock(device) - began
+        previous_N = torch.cat([inputs_BL[i, : len(ids)] for i, ids in enumerate(labels)])
+        yield _Batch(hidden_ND, torch.cat(labels).to(device), previous_N, numbers, seconds)
+
+
+def _logits(model: PreTrainedModel, batch: _Batch) -> Iterator[tuple[slice, Tensor]]:
+    """fp32 logits, some positions after the other, so that [N, vocabulary] is never held whole."""
+    weight_VD = model.get_output_embeddings().weight.float()
+    for start in range(0, len(batch.hidden_ND), CHUNK_POSITIONS):
+        chunk = slice(start, start + CHUNK_POSITIONS)
+        yield chunk, batch.hidden_ND[chunk] @ weight_VD.T
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _clock(device: torch.device) -> float:
@@ -104,14 +139,10 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def teacher_nll(teacher_windows: WindowStore, targets: ShardReader, documents: set[int]) -> tuple[float, int]:
-    """The teacher's cached NLL in nats over the windows of the given documents, and their bytes."""
+def teacher_nll(teacher_windows: WindowStore, targets: ShardReader, documents: Tensor) -> tuple[float, int]:
+    """The teacher's cached NLL in nats over the windows of the given documents (their numbers), and their bytes."""
     numbers = torch.cat(list(teacher_windows.reader.columns("documents")))
-    kept = torch.tensor([int(number) in documents for number in numbers])
+    kept = torch.isin(numbers, documents)
     logprobs = torch.cat(list(targets.columns("target_logprob"))).double()
     per_position = kept.repeat_interleave(teacher_windows.token_counts)
     return -float(logprobs[per_position].sum()), int(teacher_windows.byte_counts[kept].sum())
-
-
-def _groups(n_windows: int, size: int) -> Iterator[range]:
-    return (range(start, min(start + size, n_windows)) for start in range(0, n_windows, size))

@@ -3,7 +3,7 @@
 KL(q || p) = sum over entries of q (log q - log p) + r (log r - log p_rest), where r is the target's residual mass
 and p_rest the student's mass outside the entries: the KL of the two distributions with everything outside the entries
 put into one bucket, a lower bound of the full KL. Hinton, Vinyals and Dean (2015) temper both sides; the factor T^2
-that keeps gradients comparable is the weight's business (training/objective), not this function's.
+that keeps gradients comparable is the weight's business (training/text_terms), not this function's.
 
 The bucket's gradient says nothing about where inside it mass belongs, and at T = 3 most mass is there. Tail samples
 say it: with them the gradient is that of the cross-entropy against entries and samples, p - q with q estimated.

@@ -85,18 +85,21 @@ def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, reco
     batches = batches_from(setting.train_split.windows.token_counts, train.batch_windows, setting.seed, trainer.step)
     trainer.student.model.train()
 
+    outcome: Outcome | None = None  # of the validation that the last step ended with
     with postponed_signals() as postponed:
         while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, setting.stopping):
-            _advance(trainer, phase, setting, next(batches), validation_parts, recorder)
+            outcome = _advance(trainer, phase, setting, next(batches), validation_parts, recorder)
             if trainer.step % train.checkpoint_every == 0 or postponed.arrived:
                 save_checkpoint(work, to_checkpoint(trainer))
             postponed.obey()
 
     if trainer.best:
         load_student_weights(trainer, trainer.best)
-    objective = phase.objective_at(trainer.step - 1, trainer.counters.scales)
+    if trainer.best or outcome is None:
+        objective = phase.objective_at(trainer.step - 1, trainer.counters.scales)
+        outcome = validate(trainer.student, validation_parts, objective, setting.runtime)
     return Result(
-        final=validate(trainer.student, validation_parts, objective, setting.runtime),
+        final=outcome,
         steps=trainer.step,
         stopped_early=trainer.step < phase.last_step,
         skipped_steps=trainer.counters.skipped_steps,
@@ -111,8 +114,8 @@ def _advance(
     numbers: list[int],
     validation_parts: list[Batch],
     recorder: Recorder,
-) -> None:
-    """One optimizer step over the windows `numbers`, and what is due after it."""
+) -> Outcome | None:
+    """One optimizer step over the windows `numbers`, and what is due after it: the outcome of a validation, if any."""
     train = setting.train
     began = time.perf_counter()
     objective = phase.objective_at(trainer.step, trainer.counters.scales)
@@ -126,11 +129,13 @@ def _advance(
     is_last = trainer.step == phase.last_step
     if is_last or trainer.step % train.log_every == 0:
         recorder.record_step(trainer.step, update, train.learning_rate * fraction, trainer.counters)
-    if is_last or trainer.step % train.validate_every == 0:
-        outcome = validate(trainer.student, validation_parts, objective, setting.runtime)
-        if phase.watches(trainer.step):
-            _watch(trainer, outcome, setting.stopping)
-        recorder.record_validation(trainer.step, outcome, trainer.counters)
+    if not is_last and trainer.step % train.validate_every:
+        return None
+    outcome = validate(trainer.student, validation_parts, objective, setting.runtime)
+    if phase.watches(trainer.step):
+        _watch(trainer, outcome, setting.stopping)
+    recorder.record_validation(trainer.step, outcome, trainer.counters)
+    return outcome
 
 
 def _validation_parts(setting: Setting, phase: Phase) -> list[Batch]:

@@ -49,12 +49,14 @@ def routed_kd(
     order: Order,
     chunk_positions: int,
 ) -> Tensor:
-    """KL(routed teacher || student) plus what rerouting loses of the text's log-likelihood, fp32 [N].
+    """T^2 KL(routed teacher || student) plus what rerouting loses of the text's log-likelihood, fp32 [N].
 
     The KL teaches the student, and makes the gate choose what the student can learn; the second part, 0 under the
     teacher's own gate, keeps the gate from paying for that with the text. It counts where a kept id stands for the
     student's next token. Chunk by chunk, so that neither [N, V] logits nor [N, K, T] rows are ever held whole.
     """
+
+    likeliest_R = vocabulary_map.likeliest
 
     def of_chunk(chunk: Tensor) -> Tensor:
         cached, labels_n = text.rows.take(chunk), text.labels_N[chunk]
@@ -62,8 +64,8 @@ def routed_kd(
         previous_n = text.previous_ids_N[chunk]
         target = sparse_target(routed, vocabulary_map, temperature, order, "residual", previous_ids_N=previous_n)
         logits_nV = text.student_ND[chunk].float() @ weight_VD.float().T
-        kl_n = forward_kl(logits_nV, target, temperature)
-        is_next_nK = vocabulary_map.likeliest[cached.topk_ids] == labels_n[:, None]
+        kl_n = temperature**2 * forward_kl(logits_nV, target, temperature)
+        is_next_nK = likeliest_R[cached.topk_ids] == labels_n[:, None]
         return kl_n + _logmass(cached.topk_logprobs, is_next_nK) - _logmass(routed.topk_logprobs, is_next_nK)
 
     chunks = torch.arange(len(text.labels_N), device=text.labels_N.device).split(chunk_positions)

@@ -66,7 +66,7 @@ def objective_at(step: int, study: Study, train: Train, scales: dict[str, float]
         order=study.kd_order,
         tail=study.kd_tail,
         inside_weight=study.losses.kd_inside,
-        chunk_weight=study.losses.chunk,
+        chunk_weight=study.losses.chunk * scales.get("chunk", 1.0),
         chunk_temperature=study.chunk_temperature,
     )
     return Objective(kd, weights, settings, train.chunk_tokens)

@@ -87,7 +87,8 @@ def optimizer_step(
 
 @torch.no_grad()
 def validate(student: Student, parts: list[Batch], objective: Objective, runtime: Runtime) -> Outcome:
-    """The objective over a fixed set of windows, in evaluation mode and without autocast (R1, R5)."""
+    """The objective over fixed windows, in evaluation mode, without autocast and exploration noise (R1, R5)."""
+    objective = replace(objective, router=replace(objective.router, noise=0.0))
     counts = sum((part.counts for part in parts), NO_COUNTS)
     student.model.eval()
     evaluated = [
