@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,15 +19,16 @@ from moe_distill.profile import Train
 from moe_distill.runtime import Runtime
 from moe_distill.shards.windows import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
+from moe_distill.training import loop
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
 from moe_distill.training.curves import CURVE_NAME
-from moe_distill.training.data import Split
+from moe_distill.training.data import TEXT_ALONE, Split
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
 from moe_distill.training.objective import Student
 from moe_distill.training.recorder import Recorder as CurveRecorder
 from moe_distill.training.recorder import RecorderSettings
 from moe_distill.training.schedule import lm_only, objective_at
-from moe_distill.training.step import optimizer_step
+from moe_distill.training.step import Outcome, optimizer_step, validate
 from moe_distill.training.trainer import Trainer, make_trainer, restore, to_checkpoint
 from tests.training.conftest import STUDENT_VOCABULARY, make_batch
 
@@ -110,6 +112,26 @@ def train_lm(
     )
     result = run_phase(trainer, phase, setting, work, recorder)
     return result, dict(trainer.student.model.named_parameters())
+
+
+def test_the_last_validation_is_made_once_where_no_better_weights_are_kept(
+    tmp_path: Path, student: Student, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Outcome] = []
+
+    def counted(*arguments: Any) -> Outcome:
+        made.append(validate(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "validate", counted)
+    trainer = make_trainer(replace(student, heads=None), setting.train, setting.runtime, 0)
+    phase = Phase("train_kd", 4, ("lm",), 0, TEXT_ALONE, False, lambda *_: lm_only(16), lambda _step: False)
+    result = run_phase(trainer, phase, setting, tmp_path, Recorder())
+    assert len(made) == 2, "at steps 2 and 4"
+    assert result.final is made[-1]
+    again = run_phase(trainer, phase, setting, tmp_path, Recorder())
+    assert len(made) == 3, "with no step left it is made again"
+    assert again.final.total == result.final.total
 
 
 def kill_at(killed: int) -> Callable[[int], None]:
