@@ -1,5 +1,6 @@
 """Windows of both tokenizers: every byte once, both limits kept, aligned by bytes."""
 
+import json
 import unicodedata
 from collections import defaultdict
 from itertools import pairwise
@@ -9,6 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers
 
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.tally import WindowLimits
@@ -189,11 +191,42 @@ def test_windows_are_never_cut_inside_a_character(tmp_path):
     assert any(len(window.ids) < 7 for window in split.teacher[:-1])
 
 
-@pytest.mark.parametrize(("lengths", "key"), [((4, 9), "teacher_max_length"), ((9, 4), "student_max_length")])
-def test_a_character_of_more_tokens_than_a_window_is_refused(tmp_path, lengths, key):
-    bytes_only = encoder(byte_level(257), "bytes")
-    with pytest.raises(DataError, match=key):
-        make_split(["🙂"], bytes_only, bytes_only, tmp_path, *lengths)
+def reaching_over() -> Encoder:
+    """Reads the last byte of one "é" and the first of the next as one token, so that no token ends between the two."""
+    description = json.loads(byte_level(257).to_str())
+    first, last = next(iter(pre_tokenizers.ByteLevel(False).pre_tokenize_str("é")))[0]
+    description["model"]["vocab"][last + first] = len(description["model"]["vocab"])
+    description["model"]["merges"].append([last, first])
+    return encoder(Tokenizer.from_str(json.dumps(description)), "reaching")
+
+
+def test_a_document_without_a_place_to_cut_is_skipped_and_reported(tmp_path):
+    texts = ["a fox", "a fox " + "é" * 40 + " b", "a dog"]
+    bytes_only, reaching = encoder(byte_level(257), "bytes"), reaching_over()
+    for teacher, student, of_teacher in ((reaching, bytes_only, {0, 2}), (bytes_only, reaching, {0, 1, 2})):
+        split = make_split(texts, teacher, student, tmp_path / teacher.name, 90, 30)
+        short = make_split(texts, teacher, student, tmp_path / f"{teacher.name}_short", 30, 90)
+        for each in (split, short):
+            check_alignment(each, teacher, student)
+        lost = short if teacher is reaching else split
+        assert {window.document for window in lost.teacher} == of_teacher
+        assert {window.document for window in lost.student} == {0, 2}
+        which = f"test document {document(texts[1]).document_id[:12]}"
+        assert lost.tally.lost == [
+            f"{which}: reaching cannot end a token between characters within 29 tokens of byte 6"
+        ]
+        kept = split if teacher is reaching else short
+        assert kept.tally.lost == []
+        check(kept, texts, teacher, student, (90, 30) if teacher is reaching else (30, 90))
+
+
+def test_a_run_of_korean_that_qwen3_cannot_cut_is_skipped(tmp_path, qwen3, smollm2):
+    texts = ["before", "one " + "흠" * 400, "흠" * 20]
+    split = make_split(texts, qwen3, smollm2, tmp_path, 360, 384)
+    assert {window.document for window in split.student} == {0, 2}
+    assert [line.rpartition(": ")[2] for line in split.tally.lost] == [
+        "qwen3 cannot end a token between characters within 359 tokens of byte 3"
+    ]
 
 
 def test_a_document_that_the_student_cannot_spell_is_skipped_whole_and_reported(tmp_path, smollm2):
@@ -215,8 +248,9 @@ def test_a_document_that_the_teacher_cannot_spell_is_skipped_by_both(tmp_path):
 
 
 def test_documents_without_any_window_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no window came out of the corpus"):
+    with pytest.raises(DataError, match="no window came out of the split student") as caught:
         make_split(["", "\x04"], STUDENTS["lossy"], STUDENT, tmp_path)
+    assert "lossy cannot spell byte 0" in str(caught.value)
 
 
 @pytest.mark.parametrize("max_windows", [1, 3, 7, 1000])

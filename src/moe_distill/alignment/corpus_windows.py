@@ -17,13 +17,14 @@ from moe_distill.profile import Windows
 from moe_distill.progress import say
 from moe_distill.shards.provenance import tokenizer_fingerprint
 from moe_distill.shards.windows import SPLITS
-from moe_distill.workspace import fingerprint, sha256_file
+from moe_distill.workspace import fingerprint, sha256_file, write_json
 
 SHOWN_LOSSES = 5
+SKIPPED_NAME = "skipped.json"  # every skipped document of each split: which, why, and at which byte
 
 
 def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, output: Path) -> dict[str, float]:
-    """Write `teacher/{train,validation}` and `student/{train,validation,vocabulary_map}` below `output`.
+    """Write `teacher/{train,validation}`, `student/{train,validation,vocabulary_map}` and `student/skipped.json`.
 
     Args:
         corpus: folder with train.parquet and validation.parquet.
@@ -38,11 +39,13 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
     require_space(output, needed, "the windows", "lower `windows.train_fraction` or `windows.max_train_windows`")
     tallies = {split: _write_split(split, params, corpus, teacher, student, encoders, output) for split in SPLITS}
     write_vocabulary_map(encoders, teacher, student, output / "student/vocabulary_map")
+    write_json(output / "student" / SKIPPED_NAME, {split: tally.lost for split, tally in tallies.items()})
     for split, tally in tallies.items():
         for line in tally.lost[:SHOWN_LOSSES]:
             say(f"tokenize: skipped {corpus / split}.parquet: {line}")
         if len(tally.lost) > SHOWN_LOSSES:
-            say(f"tokenize: skipped {len(tally.lost) - SHOWN_LOSSES} more documents of {corpus / split}.parquet")
+            more = len(tally.lost) - SHOWN_LOSSES
+            say(f"tokenize: skipped {more} more documents of {corpus / split}.parquet: all in student/{SKIPPED_NAME}")
     return _figures(tallies["train"], tallies["validation"]) | {
         "exact_vocabulary_share": exact_vocabulary_share(*encoders)
     }

@@ -10,9 +10,9 @@ from moe_distill.alignment.boundaries import (
     token_starts,
 )
 from moe_distill.alignment.encode import Encoded, Encoder, encode, without
-from moe_distill.alignment.tally import Tally, WindowLimits, lost_line
+from moe_distill.alignment.tally import SPELL, Tally, WindowLimits, lost_line, no_cut
 from moe_distill.alignment.teacher_windows import TeacherBatch
-from moe_distill.alignment.windows import split_evenly
+from moe_distill.alignment.windows import cuttable, split_evenly
 from moe_distill.documents import Document
 from moe_distill.shards.windows import NextToken
 
@@ -26,9 +26,13 @@ def student_columns(
     rows_before: int,
     tally: Tally,
 ) -> dict[str, torch.Tensor]:
+    max_tokens = limits.student_max_length - 1
     spans = zip(windows.window_starts.tolist(), windows.window_ends.tolist(), strict=True)
     encoded = encode(student, [windows.text[start:stop] for start, stop in spans])
-    encoded = _drop_lost_documents(encoded, windows, batch, first_document, student, tally)
+    unspelled = [(window, SPELL, offset) for window, offset in encoded.lost]
+    encoded, uncut = cuttable(student, encoded, windows.text, windows.window_starts, max_tokens)
+    lost = unspelled + [(window, no_cut(max_tokens), offset) for window, offset in uncut]
+    encoded = _drop_lost_documents(encoded, lost, windows, batch, first_document, student, tally)
     lengths = student.token_bytes.lengths[encoded.ids]
     starts = token_starts(lengths, windows.window_starts, encoded.counts)
     ends = starts + lengths
@@ -36,7 +40,7 @@ def student_columns(
     relation = next_token_relation(ends, windows.ends, rows)
     whole = code_point_boundaries(windows.text)[ends]
     common = np.isin(ends, windows.ends, assume_unique=True)
-    stops, forced = split_evenly(encoded.counts, common & whole, whole, limits.student_max_length - 1)
+    stops, forced = split_evenly(encoded.counts, common & whole, whole, max_tokens)
     owners = np.searchsorted(np.cumsum(encoded.counts), stops)
     counts = np.diff(stops, prepend=0)
     first = stops - counts
@@ -61,20 +65,25 @@ def student_columns(
 
 def _drop_lost_documents(
     encoded: Encoded,
+    lost: list[tuple[int, str, int]],
     windows: TeacherBatch,
     batch: list[Document],
     first_document: int,
     student: Encoder,
     tally: Tally,
 ) -> Encoded:
-    """Empty every window of a document of which the student cannot spell some window."""
-    if not encoded.lost:
+    """Empty every window of a document of which some window is lost.
+
+    Args:
+        lost: numbers of windows, what cannot be done, and at which byte of the window.
+    """
+    if not lost:
         return encoded
     lost_documents: set[int] = set()
-    for window, offset in encoded.lost:
+    for window, what, offset in lost:
         document = int(windows.documents[window])
         if document not in lost_documents:
             where = int(windows.window_starts[window] - windows.document_starts[window]) + offset
-            tally.lost.append(lost_line(student.name, batch[document - first_document], where))
+            tally.lost.append(lost_line(student.name, batch[document - first_document], what, where))
         lost_documents.add(document)
     return without(encoded, np.flatnonzero(np.isin(windows.documents, sorted(lost_documents))).tolist())

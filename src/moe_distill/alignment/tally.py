@@ -27,8 +27,16 @@ class Tally:
     one_to_one: int = 0  # of them, those whose next tokens span the same bytes
     longer: int = 0  # of them, those whose next student token is longer than the teacher's
     forced_cuts: int = 0  # student windows that end where the teacher's tokens do not
-    lost: list[str] = field(default_factory=list)  # one line a document that a tokenizer cannot spell
+    lost: list[str] = field(default_factory=list)  # one line a document that a tokenizer cannot spell or cut
 
 
-def lost_line(name: str, document: Document, offset: int) -> str:
-    return f"{document.source} document {document.document_id[:12]}: {name} cannot spell byte {offset}"
+SPELL = "spell"
+
+
+def lost_line(name: str, document: Document, what: str, offset: int) -> str:
+    """`what` the tokenizer `name` cannot do at byte `offset` of a document."""
+    return f"{document.source} document {document.document_id[:12]}: {name} cannot {what} byte {offset}"
+
+
+def no_cut(max_tokens: int) -> str:
+    return f"end a token between characters within {max_tokens} tokens of"

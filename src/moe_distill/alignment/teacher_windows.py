@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from moe_distill.alignment.boundaries import Offsets, code_point_boundaries, token_starts
 from moe_distill.alignment.encode import Encoder, encode
-from moe_distill.alignment.tally import Tally, WindowLimits, lost_line
-from moe_distill.alignment.windows import cut
+from moe_distill.alignment.tally import SPELL, Tally, WindowLimits, lost_line, no_cut
+from moe_distill.alignment.windows import cut, cuttable
 from moe_distill.documents import Document
 
 
@@ -31,16 +31,16 @@ class TeacherBatch:
 def teacher_windows(
     batch: list[Document], first_document: int, teacher: Encoder, limits: WindowLimits, tally: Tally
 ) -> TeacherBatch:
-    texts = [document.text.encode() for document in batch]
+    texts, max_tokens = [document.text.encode() for document in batch], limits.teacher_max_length - 1
+    text, text_starts = b"".join(texts), _starts([len(text) for text in texts])
     encoded = encode(teacher, texts)
-    tally.lost.extend(lost_line(teacher.name, batch[number], offset) for number, offset in encoded.lost)
-    text_starts = _starts([len(text) for text in texts])
+    tally.lost.extend(lost_line(teacher.name, batch[number], SPELL, offset) for number, offset in encoded.lost)
+    encoded, uncut = cuttable(teacher, encoded, text, text_starts, max_tokens)
+    tally.lost.extend(lost_line(teacher.name, batch[number], no_cut(max_tokens), offset) for number, offset in uncut)
     lengths = teacher.token_bytes.lengths[encoded.ids]
     starts = token_starts(lengths, text_starts, encoded.counts)
     ends = starts + lengths
-    text = b"".join(texts)
-    may_cut = code_point_boundaries(text)[ends]
-    stops = cut(encoded.counts, may_cut, limits.teacher_max_length - 1)
+    stops = cut(encoded.counts, code_point_boundaries(text)[ends], max_tokens)
     owners = np.searchsorted(np.cumsum(encoded.counts), stops)
     counts = np.diff(stops, prepend=0)
     return TeacherBatch(

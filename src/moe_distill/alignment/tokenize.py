@@ -59,7 +59,16 @@ def tokenize_split(
         if limits.max_windows is not None and tally.windows >= limits.max_windows:
             break
     if not tally.student_windows:
-        raise DataError("no window came out of the corpus", "its documents are empty or could not be spelled")
+        why = (
+            f"of its documents {len(tally.lost)} were skipped, the first: {tally.lost[0]}"
+            if tally.lost
+            else "it is empty"
+        )
+        raise DataError(
+            f"no window came out of the split {student_output.name} of the corpus",
+            why,
+            "raise `windows.train_fraction` in the profile, or add to `corpus.sources`",
+        )
     teacher_index = teacher_writer.finish(
         TEACHER_WINDOWS,
         teacher_key,

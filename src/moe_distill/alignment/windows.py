@@ -7,12 +7,53 @@ as numbers of tokens, counted over all texts: a window [start, end) ends after t
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_distill.alignment.boundaries import Flags, Offsets
-from moe_distill.errors import DataError
+from moe_distill.alignment.boundaries import Flags, Offsets, code_point_boundaries, token_starts
+from moe_distill.alignment.encode import Encoded, Encoder, without
+
+
+def cuttable(
+    encoder: Encoder, encoded: Encoded, text: bytes, text_starts: Offsets, max_tokens: int
+) -> tuple[Encoded, list[tuple[int, int]]]:
+    """Leave out texts that have more than `max_tokens` tokens on end of which none ends between two characters.
+
+    Such are a Qwen3 tokenizer's for a long run of some Korean syllables, whose tokens reach from one into the next.
+
+    Args:
+        text: all texts, joined.
+        text_starts: byte at which each text begins in it.
+
+    Returns:
+        The others, and of each that is left out its number and the byte of it at which those tokens begin.
+    """
+    lengths = encoder.token_bytes.lengths[encoded.ids]
+    starts = token_starts(lengths, text_starts, encoded.counts)
+    texts, tokens = uncuttable(encoded.counts, code_point_boundaries(text)[starts + lengths], max_tokens)
+    if not len(texts):
+        return encoded, []
+    offsets = starts[tokens] - text_starts[texts]
+    return without(encoded, texts.tolist()), list(zip(texts.tolist(), offsets.tolist(), strict=True))
+
+
+def uncuttable(counts: Offsets, may_cut: Flags, max_tokens: int) -> tuple[Offsets, Offsets]:
+    """Texts in which two neighbouring cuts lie further apart than a window may be long.
+
+    Args:
+        counts: [texts] tokens of each text.
+        may_cut: [tokens]; True where a window may end after this token; True for the last one of each text.
+
+    Returns:
+        Their numbers, and the first token of the first such stretch of each, counted over all texts.
+    """
+    after_cut = np.append(0, np.flatnonzero(may_cut) + 1)
+    first_tokens = after_cut[:-1][np.diff(after_cut) > max_tokens]
+    texts, first = np.unique(np.searchsorted(np.cumsum(counts), first_tokens, side="right"), return_index=True)
+    return texts, first_tokens[first]
 
 
 def cut(counts: Offsets, may_cut: Flags, max_tokens: int) -> Offsets:
     """Greedy window ends: each window takes as many tokens as it may hold and ends where a cut is allowed.
+
+    A cut is within reach everywhere (see `uncuttable`).
 
     Args:
         counts: [texts] tokens of each text.
@@ -21,30 +62,22 @@ def cut(counts: Offsets, may_cut: Flags, max_tokens: int) -> Offsets:
 
     Returns:
         int64 [windows]: where the windows end.
-
-    Raises:
-        DataError: no cut is within reach (`max_tokens` is below the tokens of one character).
     """
     latest = np.maximum.accumulate(np.where(may_cut, np.arange(1, len(may_cut) + 1), 0))
     ends: list[int] = []
     start = 0
     for stop in np.cumsum(counts).tolist():
         while start < stop:
-            end = int(latest[min(start + max_tokens, stop) - 1])
-            if end <= start:
-                raise DataError(
-                    f"a character of the text has more tokens than the teacher's window may hold ({max_tokens})",
-                    fix="raise `windows.teacher_max_length` in the profile",
-                )
-            ends.append(end)
-            start = end
+            start = int(latest[min(start + max_tokens, stop) - 1])
+            ends.append(start)
     return np.array(ends, dtype=np.int64)
 
 
 def split_evenly(counts: Offsets, preferred: Flags, allowed: Flags, max_tokens: int) -> tuple[Offsets, int]:
     """Cut each text into few windows of nearly equal length, each cut at the preferred place nearest to its ideal one.
 
-    Where two preferred cuts lie further apart than a window may be long, the allowed ones between them serve too.
+    Where two preferred cuts lie further apart than a window may be long, the allowed ones between them serve too, and
+    are within reach everywhere (see `uncuttable`).
 
     Args:
         counts: [texts] tokens of each text.
@@ -54,18 +87,10 @@ def split_evenly(counts: Offsets, preferred: Flags, allowed: Flags, max_tokens: 
 
     Returns:
         int64 [windows]: where the windows end, and how many of these cuts are merely allowed.
-
-    Raises:
-        DataError: not even an allowed cut is within reach (`max_tokens` is below the tokens of one character).
     """
     distances = np.diff(np.flatnonzero(preferred), prepend=-1)
     out_of_reach = np.repeat(distances > max_tokens, distances)
     cuts = np.flatnonzero(np.append(True, preferred | (allowed & out_of_reach)))
-    if (np.diff(cuts) > max_tokens).any():
-        raise DataError(
-            f"a character of the text has more tokens than the student's window may hold ({max_tokens})",
-            fix="raise `windows.student_max_length` in the profile",
-        )
     midpoints = (cuts[1:] + cuts[:-1]) / 2
     stops = np.cumsum(counts)
     pieces = -(-counts // max_tokens)
