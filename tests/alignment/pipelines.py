@@ -1,6 +1,7 @@
 """The kinds of tokenizer.json that real models have, each trained small: name -> tokenizer."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -10,6 +11,7 @@ from moe_distill.alignment.encode import ORDINARY_TEXT, Encoder
 from .toy import TEXT, encoder
 
 MARK = "\u2581"
+GEMMA_BLANKS = (2 * MARK, 4 * MARK, "\n", "\n\n")
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
 )
@@ -34,9 +36,15 @@ def _byte_level(
 
 
 def _sentencepiece(
-    normalizer: normalizers.Normalizer | None, pre_tokenizer: pre_tokenizers.PreTokenizer | None
+    normalizer: normalizers.Normalizer | None,
+    pre_tokenizer: pre_tokenizers.PreTokenizer | None,
+    pieces: Sequence[str] = (),
 ) -> Tokenizer:
-    """A BPE trained behind these parts, with a token for each byte that is, as in real files, not an added one."""
+    """A BPE trained behind these parts, with a token for each byte that is, as in real files, not an added one.
+
+    Args:
+        pieces: that the model has whatever the text.
+    """
     tokenizer = Tokenizer(models.BPE())
     if normalizer:
         tokenizer.normalizer = normalizer
@@ -44,7 +52,7 @@ def _sentencepiece(
         tokenizer.pre_tokenizer = pre_tokenizer
     of_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=["<unk>", "<s>", "</s>", *of_bytes, MARK], show_progress=False
+        vocab_size=420, special_tokens=["<unk>", "<s>", "</s>", *of_bytes, MARK, *pieces], show_progress=False
     )
     tokenizer.train_from_iterator([TEXT], trainer)
     description = json.loads(tokenizer.to_str())
@@ -70,7 +78,7 @@ def _named() -> dict[str, Tokenizer]:
         "mistral": _sentencepiece(None, metaspace(prepend_scheme="first", split=False)),
         "split metaspace": _sentencepiece(None, metaspace(prepend_scheme="always", split=True)),
         "nested metaspace": _sentencepiece(None, pre_parts([digits, metaspace(prepend_scheme="always", split=False)])),
-        "gemma": _sentencepiece(replace, pre_tokenizers.Split(" ", "merged_with_previous")),
+        "gemma": _sentencepiece(replace, pre_tokenizers.Split(" ", "merged_with_previous"), GEMMA_BLANKS),
         "nfc, prepend": _sentencepiece(parts([nfc, prepend, replace]), None),
         "nfc, nested prepend": _sentencepiece(parts([parts([prepend]), parts([nfc, replace])]), None),
     }
@@ -79,6 +87,8 @@ def _named() -> dict[str, Tokenizer]:
 TOKENIZERS = _named()
 for _tokenizer in TOKENIZERS.values():
     _tokenizer.add_tokens([AddedToken(text, special=False) for text in ("<think>", "<tool_call>")])
+# Its pieces of blanks are added tokens too, as the converter of transformers leaves them
+TOKENIZERS["gemma"].add_tokens([AddedToken(text, special=False, normalized=False) for text in GEMMA_BLANKS])
 
 
 @cache

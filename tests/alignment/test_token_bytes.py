@@ -1,5 +1,7 @@
 """A token is its bytes, in both tokenizer families."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -136,6 +138,64 @@ def test_ids_without_a_token_have_no_bytes():
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 5}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     assert token_bytes(tokenizer, "gaps").table == (b"a", None, None, None, None, b"b")
+
+
+def test_a_piece_of_the_model_that_is_added_too_keeps_its_bytes():
+    """As Gemma's runs of spaces, and in byte-level BPE the character that stands for a space."""
+    gemma = pipeline_encoder("gemma")
+    added = {token.content: number for number, token in gemma.tokenizer.get_added_tokens_decoder().items()}
+    assert {"\u2581\u2581", "\n\n", "<think>"} <= added.keys()
+    assert [gemma.token_bytes.table[added[each]] for each in ("\u2581\u2581", "\n\n", "<think>")] == [
+        b"  ",
+        b"\n\n",
+        b"<think>",
+    ]
+    assert spelled(gemma, "a  b    c\n\nd <think>") == b"a  b    c\n\nd <think>"
+    assert added["\n\n"] in encode(gemma, [b"c\n\nd"]).ids
+    tokenizer = byte_level(400)
+    tokenizer.add_tokens([AddedToken("\u0120", special=False)])
+    assert token_bytes(tokenizer, "toy").table[tokenizer.token_to_id("\u0120")] == b" "
+
+
+def test_the_unknown_token_stands_for_no_text_though_it_is_not_marked_as_special():
+    bpe = Tokenizer(models.BPE(vocab={"<unk>": 0, "a": 1, "<0x62>": 2}, merges=[], unk_token="<unk>"))
+    unigram = Tokenizer(models.Unigram([("a", -1.0), ("<unk>", 0.0)], unk_id=1, byte_fallback=True))
+    for tokenizer, expected in ((bpe, (None, b"a", b"b")), (unigram, (b"a", None))):
+        tokenizer.decoder = decoders.ByteFallback()
+        assert token_bytes(tokenizer, "toy").table == expected
+
+
+def test_bpe_dropout_is_switched_off():
+    description = json.loads(byte_level(400).to_str())
+    description["model"]["dropout"] = 0.5
+    drawing = Tokenizer.from_str(json.dumps(description))
+    expected = encode(encoder(byte_level(400)), [TEXT.encode()]).ids
+    assert len({tuple(drawing.encode(TEXT).ids) for _ in range(3)}) > 1
+    assert encode(encoder(drawing), [TEXT.encode()]).ids.tolist() == expected.tolist()
+
+
+def test_a_tokenizer_that_fails_is_refused_by_name():
+    tokenizer = Tokenizer(models.Unigram([("a", -1.0)], unk_id=None, byte_fallback=False))
+    tokenizer.decoder = decoders.ByteFallback()
+    with pytest.raises(DataError, match=r"tokenizer failing cannot encode the text.*unk"):
+        encoder(tokenizer, "failing")
+
+
+@pytest.mark.parametrize(
+    "model", [models.WordLevel({"[UNK]": 0, "the": 1}, "[UNK]"), models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")]
+)
+def test_another_model_behind_byte_level_parts_is_refused_by_name(model):
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    with pytest.raises(DataError, match=r"tokenizer odd is neither.*its model is Word.*ByteLevel"):
+        token_bytes(tokenizer, "odd")
+
+
+def test_a_tokenizer_without_tokens_is_refused_by_name():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.decoder = decoders.ByteLevel()
+    with pytest.raises(DataError, match="tokenizer empty has no tokens"):
+        token_bytes(tokenizer, "empty")
 
 
 def test_wordpiece_is_refused_by_name():

@@ -58,8 +58,17 @@ def make_encoder(tokenizer: Tokenizer, prefix_id: int, name: str) -> Encoder:
 
 
 def encode(encoder: Encoder, texts: Sequence[bytes]) -> Encoded:
-    """Encode UTF-8 texts on all cores; a text whose tokens spell something else counts as lost."""
-    encodings = encoder.tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+    """Encode UTF-8 texts on all cores; a text whose tokens spell something else counts as lost.
+
+    Raises:
+        DataError: the tokenizer fails, as one does without a token for what it does not know; names it.
+    """
+    try:
+        encodings = encoder.tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+    except Exception as error:  # the Rust library raises plain Exception
+        raise DataError(
+            f"tokenizer {encoder.name} cannot encode the text", str(error), "choose another model"
+        ) from error
     ids = np.array(list(chain.from_iterable(encoding.ids for encoding in encodings)), dtype=np.int64)
     counts = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
     spelled = encoder.token_bytes.join(ids)

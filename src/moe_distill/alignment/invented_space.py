@@ -18,10 +18,12 @@ SILENCED: dict[Json, dict[str, Json]] = {
 
 
 def without_invented_space(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that puts no space before the text, reads special tokens as text, and neither cuts nor pads."""
+    """A copy that adds no space, reads special tokens as text, and neither cuts, pads nor draws lots."""
     description = json.loads(tokenizer.to_str())
     for component in ("normalizer", "pre_tokenizer"):
         description[component] = _silenced(description[component])
+    if "dropout" in description["model"]:
+        description["model"]["dropout"] = None  # BPE-dropout reads a text differently each time
     copy = Tokenizer.from_str(json.dumps(description))
     copy.encode_special_tokens = True
     copy.no_truncation()

@@ -3,12 +3,13 @@
 Two families are known. Byte-level BPE (GPT-2, Llama-3, Qwen, SmolLM) writes each byte as one printable
 character. SentencePiece with byte fallback (Llama-2, Mistral, Gemma) writes a space as U+2581 and a byte
 without a token of its own as `<0xNN>`. Special tokens stand for no text and have no bytes; added tokens that
-are not special (`<think>` in Qwen3) stand for their content.
+are not special (`<think>` in Qwen3) stand for their content, unless they are pieces of the model too (the runs of
+spaces in Gemma, whose content is written with the mark).
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypedDict
@@ -76,24 +77,33 @@ def token_bytes(tokenizer: Tokenizer, name: str) -> TokenBytes:
         DataError: the tokenizer is of neither family; `name` says which one.
     """
     description = json.loads(tokenizer.to_str())
-    kinds = set(_kinds(description["decoder"])) | set(_kinds(description["pre_tokenizer"]))
-    if "ByteLevel" in kinds:
+    model, kinds = description["model"], {*_kinds(description["decoder"]), *_kinds(description["pre_tokenizer"])}
+    if "ByteLevel" in kinds and model["type"] == "BPE":
         alphabet = gpt2_alphabet()
         decode: Callable[[str], bytes | None] = partial(_byte_level, alphabet)
-    elif "ByteFallback" in kinds:
+    elif "ByteFallback" in kinds and model["type"] in ("BPE", "Unigram"):
         decode = _sentencepiece
     else:
         raise DataError(
             f"tokenizer {name} is neither byte-level BPE nor SentencePiece with byte fallback",
-            f"its decoder and pre-tokenizer are {', '.join(sorted(kinds)) or 'absent'}",
+            f"its model is {model['type']}, its decoder and pre-tokenizer are {', '.join(sorted(kinds)) or 'absent'}",
             "choose a model whose tokenizer.json has a ByteLevel or ByteFallback decoder",
         )
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    if not vocabulary:
+        raise DataError(f"tokenizer {name} has no tokens", fix="choose another model")
     table: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
     for token, number in vocabulary.items():
         table[number] = decode(token)
+    of_model = set(tokenizer.get_vocab(with_added_tokens=False).values())
     for added in _added_tokens(description):
-        table[added["id"]] = None if added["special"] else added["content"].encode()
+        if added["special"]:
+            table[added["id"]] = None
+        elif added["id"] not in of_model or table[added["id"]] is None:
+            table[added["id"]] = added["content"].encode()
+    unknown = _unknown_id(model, vocabulary)
+    if unknown is not None:
+        table[unknown] = None
     is_fallback = [False] * len(table)
     if "ByteLevel" not in kinds:
         for token, number in vocabulary.items():
@@ -113,6 +123,12 @@ def _added_tokens(description: dict[str, object]) -> list[_AddedToken]:
     added = description["added_tokens"]
     assert isinstance(added, list)
     return added
+
+
+def _unknown_id(model: Mapping[str, object], vocabulary: Mapping[str, int]) -> int | None:
+    """The id of what the model puts for text that it has no token for, whether or not it is marked as special."""
+    unknown = model.get("unk_id", model.get("unk_token"))  # Unigram names an id, BPE a token
+    return unknown if unknown is None or isinstance(unknown, int) else vocabulary.get(str(unknown))
 
 
 def _kinds(component: object) -> Iterator[str]:
