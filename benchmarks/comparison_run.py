@@ -27,10 +27,10 @@ from moe_distill.losses.vocabulary import VocabularyMap, rule_map
 from moe_distill.pretrained import load_causal_lm, load_tokenizer
 from moe_distill.profile import Train
 from moe_distill.runtime import seed_everything
-from moe_distill.shards.windows import read_vocabulary_map
+from moe_distill.shards.vocabulary_map import read_vocabulary_map
 from moe_distill.training.batch import Batch
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, read_batch
-from moe_distill.training.inside import read_places
+from moe_distill.training.inside import load_places
 from moe_distill.training.optimizer import make_optimizer, set_learning_rate
 from moe_distill.training.order import batches_from
 from moe_distill.training.schedule import learning_rate_fraction
@@ -123,7 +123,7 @@ def load_world(run: Run) -> World:
         teacher=load_causal_lm(TEACHER_OF[run.objective], torch.float32, CPU) if run.objective in TEACHER_OF else None,
         vocabulary_map=vocabulary_map,
         rule_ids=read_vocabulary_map(windows / "vocabulary_map"),
-        places=read_places(windows / "vocabulary_map", vocabulary_map.frequencies)
+        places=load_places(windows / "vocabulary_map", vocabulary_map.frequencies)
         if vocabulary_map is not None and with_inside
         else None,
         is_exact=torch.tensor([token is not None and token in by_bytes for token in table]),

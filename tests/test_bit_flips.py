@@ -11,7 +11,8 @@ import torch
 
 from moe_distill.errors import DataError
 from moe_distill.replay.block import load_teacher_head
-from moe_distill.shards.windows import SPLITS, TEACHER_WINDOWS, WindowStore, read_vocabulary_map
+from moe_distill.shards.vocabulary_map import read_vocabulary_map
+from moe_distill.shards.windows import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.training.checkpoint import newest_checkpoint
 from moe_distill.training.data import Wanted, open_split, read_batch
 from moe_distill.training.phases import train_kd

@@ -17,14 +17,8 @@ from moe_distill.seal import read_object
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import TEACHER_TARGETS, open_targets
-from moe_distill.shards.windows import (
-    SPLITS,
-    STUDENT_WINDOWS,
-    TEACHER_WINDOWS,
-    VOCABULARY_MAP,
-    WindowStore,
-    open_vocabulary_map,
-)
+from moe_distill.shards.vocabulary_map import VOCABULARY_MAP, open_vocabulary_map
+from moe_distill.shards.windows import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 from moe_distill.training.checkpoint import check_checkpoint
 from moe_distill.work import RECORD_NAME, check_finished
 from moe_distill.workspace import sha256_file

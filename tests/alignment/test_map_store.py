@@ -9,7 +9,7 @@ from moe_distill.alignment import map_store
 from moe_distill.alignment.map_store import write_vocabulary_map
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
-from moe_distill.shards.windows import read_merges, read_vocabulary_map
+from moe_distill.shards.vocabulary_map import read_merges, read_vocabulary_map
 
 from .toy import byte_level, encoder, unigram
 

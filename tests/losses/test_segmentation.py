@@ -21,7 +21,7 @@ from moe_distill.losses.segmentation import (
     stays_apart,
     with_text,
 )
-from moe_distill.shards.windows import Merges
+from moe_distill.shards.vocabulary_map import Merges
 
 WORDS = ["the", "configuration", "configure", "con", "figures", "aaaa", "banana", "nab", "tion", "action"]
 

@@ -15,7 +15,7 @@ from moe_distill.losses.target import (
 )
 from moe_distill.losses.vocabulary import Continuations, continuation_map, rule_map
 from moe_distill.shards.targets import TAIL_TEMPERATURES
-from moe_distill.shards.windows import Merges
+from moe_distill.shards.vocabulary_map import Merges
 
 from .reference import (
     STUDENT_VOCABULARY,

@@ -12,8 +12,10 @@ from moe_distill.seal import read_object
 from moe_distill.shards.checks import check_finite, check_range
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import open_targets
-from moe_distill.shards.windows import TEACHER_WINDOWS, WindowStore, check_aligned, read_merges, read_vocabulary_map
-from tests.shards.forge import forge_column
+from moe_distill.shards.vocabulary_map import MAP_FIELDS, VOCABULARY_MAP, read_merges, read_vocabulary_map
+from moe_distill.shards.windows import TEACHER_WINDOWS, WindowStore, check_aligned
+from moe_distill.shards.writer import ShardWriter
+from tests.shards.forge import forge_column, forge_metadata
 
 from .conftest import OUTPUT_ROWS
 from .toy import FORMAT, write_store
@@ -121,6 +123,34 @@ def test_a_map_to_an_id_that_the_student_lacks_is_refused(vocabulary_map: Path) 
 def test_a_merge_of_an_id_that_the_student_lacks_is_refused(vocabulary_map: Path) -> None:
     forge_column(vocabulary_map, 0, "merge_results", lambda column: column[1].fill_(6))
     refusal(lambda: read_merges(vocabulary_map), "field merge_results, row 1 is 6", "from 0 to 5")
+
+
+@pytest.mark.parametrize(("field", "value"), [("merge_lefts", 4), ("merge_rights", 4), ("merge_rights", 5)])
+def test_a_merge_of_a_token_that_is_made_later_is_refused(tmp_path: Path, field: str, value: int) -> None:
+    """Ids 0 to 3 are bytes; 0 and 1 make 4, 2 and 3 make 5: forged, 4 is made of itself or of what is made of it."""
+    writer = ShardWriter(tmp_path, MAP_FIELDS, "teacher_ids", 1)
+    nothing = torch.zeros(0, dtype=torch.int32)
+    columns = {
+        "student_ids": torch.tensor([0]).int(),
+        "place_counts": torch.tensor([0]).int(),
+        "place_prefixes": nothing,
+        "place_student_ids": nothing,
+        "merge_lefts": torch.tensor([0, 2]).int(),
+        "merge_rights": torch.tensor([1, 3]).int(),
+        "merge_results": torch.tensor([4, 5]).int(),
+        "merge_are_blank": torch.zeros(2, dtype=torch.int8),
+    }
+    writer.append(columns, cursor=0)
+    writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
+    assert read_merges(tmp_path)[0].results.tolist() == [4, 5]
+    path = forge_column(tmp_path, 0, field, lambda column: column[0].fill_(value))
+    refusal(lambda: read_merges(tmp_path), f"{path}: row 0 of merges makes token 4 of", str(value), "a later row makes")
+
+
+@pytest.mark.parametrize("prefix", [12, -1, None])
+def test_a_prefix_that_is_no_token_is_refused(windows: WindowStore, prefix: int | None) -> None:
+    forge_metadata(windows.reader.folder, prefix_id=prefix)
+    refusal(lambda: WindowStore(windows.reader.folder, TEACHER_WINDOWS), f"begins windows with id {prefix} of 12")
 
 
 def test_every_flipped_bit_of_an_index_is_found(tmp_path: Path) -> None:

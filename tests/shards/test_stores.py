@@ -12,10 +12,8 @@ from moe_distill.shards.targets import (
     tail_log_density,
     target_fields,
 )
-from moe_distill.shards.windows import (
-    WindowStore,
-    read_vocabulary_map,
-)
+from moe_distill.shards.vocabulary_map import read_vocabulary_map
+from moe_distill.shards.windows import WindowStore
 
 
 def test_windows_are_numbered_over_all_files(windows):

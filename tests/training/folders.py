@@ -10,16 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from moe_distill.config import Params, load_params
 from moe_distill.profile import Capture
 from moe_distill.shards.provenance import windows_fingerprint
-from moe_distill.shards.windows import (
-    MAP_FIELDS,
-    MERGE_IDS,
-    STUDENT_FIELDS,
-    STUDENT_WINDOWS,
-    TEACHER_FIELDS,
-    TEACHER_WINDOWS,
-    VOCABULARY_MAP,
-    WindowStore,
-)
+from moe_distill.shards.vocabulary_map import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
+from moe_distill.shards.windows import STUDENT_FIELDS, STUDENT_WINDOWS, TEACHER_FIELDS, TEACHER_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.capture import capture
 from moe_distill.teacher.export_head import export_head

@@ -10,7 +10,7 @@ import torch
 from moe_distill.losses.continuations import count_continuations, load_vocabulary_map
 from moe_distill.losses.segmentation import may_follow
 from moe_distill.losses.vocabulary import MOST_CONTINUATIONS
-from moe_distill.shards.windows import MAP_FIELDS, VOCABULARY_MAP
+from moe_distill.shards.vocabulary_map import MAP_FIELDS, VOCABULARY_MAP
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, read_batch
 from tests.stores import STUDENT_VOCABULARY, Stores
@@ -75,12 +75,12 @@ def test_neighbours_meet_inside_a_window(stores: Stores, tmp_path: Path) -> None
             "place_student_ids": nothing,
             "merge_lefts": columns[0].contiguous(),
             "merge_rights": columns[1].contiguous(),
-            "merge_results": torch.zeros(len(pairs), dtype=torch.int32),
+            "merge_results": STUDENT_VOCABULARY + torch.arange(len(pairs), dtype=torch.int32),
             "merge_are_blank": torch.zeros(len(pairs), dtype=torch.int8),
         },
         cursor=0,
     )
-    writer.finish(VOCABULARY_MAP, "map", {"student_ids": STUDENT_VOCABULARY})
+    writer.finish(VOCABULARY_MAP, "map", {"student_ids": STUDENT_VOCABULARY + len(pairs)})
     found = load_vocabulary_map(tmp_path, stores.student)
     assert found.merges is not None
     allowed = may_follow(found.merges, *torch.tensor(pairs).T)

@@ -14,7 +14,7 @@ from moe_distill.losses.registry import ALL_TERMS, Terms, total_of
 from moe_distill.losses.segmentation import merge_rules
 from moe_distill.profile import Train
 from moe_distill.runtime import Runtime
-from moe_distill.shards.windows import Merges
+from moe_distill.shards.vocabulary_map import Merges
 from moe_distill.training import objective as objective_module
 from moe_distill.training import routing as routing_module
 from moe_distill.training import text_terms as text_terms_module
@@ -288,8 +288,9 @@ def test_the_target_of_a_position_knows_the_token_before_it(student: Student, fu
     batch = make_batch(0, [12, 9])
     ids = torch.arange(student.model.config.vocab_size)
     lefts, rights = torch.meshgrid(ids, ids, indexing="ij")
-    nothing = torch.zeros(len(ids) ** 2, dtype=torch.int64)
-    merges = merge_rules(Merges(lefts.flatten(), rights.flatten(), nothing, nothing.bool()), len(ids))
+    results = len(ids) + torch.arange(len(ids) ** 2)
+    of_all = Merges(lefts.flatten(), rights.flatten(), results, torch.zeros_like(results).bool())
+    merges = merge_rules(of_all, len(ids) + len(results))
     last = int(batch.input_ids_BL.flatten()[batch.places_N][batch.aligned_A][0])
     is_met = (lefts.flatten() != last) | (rights.flatten() % 2 == 0)  # odd ids alone are denied, after one token alone
     met = dataclasses.replace(merges, met=pair_keys(lefts.flatten(), rights.flatten())[is_met])

@@ -19,7 +19,7 @@ from moe_distill.errors import DataError
 from moe_distill.progress import say
 from moe_distill.shards.format import Metadata
 from moe_distill.shards.provenance import tokenizer_fingerprint
-from moe_distill.shards.windows import MAP_FIELDS, VOCABULARY_MAP, read_vocabulary_map
+from moe_distill.shards.vocabulary_map import MAP_FIELDS, VOCABULARY_MAP, read_vocabulary_map
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.workspace import fingerprint, fresh_folder, project_root, publish, sha256_file
 

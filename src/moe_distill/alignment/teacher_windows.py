@@ -24,7 +24,7 @@ class TeacherBatch:
     window_counts: Offsets  # [windows] tokens
     window_starts: Offsets  # [windows] bytes
     window_ends: Offsets  # [windows] bytes
-    documents: Offsets  # [windows] number of the document in the split
+    documents: Offsets  # [windows] number of the document among those drawn
     document_starts: Offsets  # [windows] byte at which that document begins in `text`
 
 

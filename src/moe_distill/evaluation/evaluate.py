@@ -14,13 +14,8 @@ from moe_distill.pretrained import load_causal_lm
 from moe_distill.profile import Evaluate
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
 from moe_distill.shards.targets import open_targets
-from moe_distill.shards.windows import (
-    STUDENT_WINDOWS,
-    TEACHER_WINDOWS,
-    WindowStore,
-    check_aligned,
-    open_vocabulary_map,
-)
+from moe_distill.shards.vocabulary_map import open_vocabulary_map
+from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, check_aligned
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 from moe_distill.losses.pairs import pair_keys, pairs_of
 from moe_distill.losses.segmentation import merge_rules, with_text
 from moe_distill.losses.vocabulary import Continuations, VocabularyMap, continuation_map
-from moe_distill.shards.windows import WindowStore, read_merges, read_vocabulary_map
+from moe_distill.shards.vocabulary_map import read_merges, read_vocabulary_map
+from moe_distill.shards.windows import WindowStore
 
 
 def load_vocabulary_map(folder: Path, windows: WindowStore) -> VocabularyMap:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from moe_distill.losses.entries import Entries
 from moe_distill.losses.pairs import pair_keys, pairs_of, place_of
-from moe_distill.shards.windows import Merges
+from moe_distill.shards.vocabulary_map import Merges
 
 NEVER = torch.iinfo(torch.int64).max  # rank of a merge that no rule makes
 LEAST_PROB = 1e-3  # of an entry, at T = 1, that is asked about: each of the others is too small to matter

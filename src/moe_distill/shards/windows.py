@@ -22,13 +22,12 @@ from moe_distill.shards.reader import ShardReader
 
 TEACHER_WINDOWS = "moe-distill/teacher-windows"
 STUDENT_WINDOWS = "moe-distill/student-windows"
-VOCABULARY_MAP = "moe-distill/vocabulary-map"
 SPLITS = ("train", "validation")
 
 TEACHER_FIELDS = {
     "token_ids": FieldSpec(table="tokens", dtype="int32"),
     "token_counts": FieldSpec(table="windows", dtype="int32"),
-    "documents": FieldSpec(table="windows", dtype="int32"),  # number of the document in its split
+    "documents": FieldSpec(table="windows", dtype="int32"),  # number of the document among those drawn of its split
     "byte_starts": FieldSpec(table="windows", dtype="int64"),  # in the document
     "byte_ends": FieldSpec(table="windows", dtype="int64"),
     "token_bytes": FieldSpec(table="vocabulary", dtype="int32"),  # bytes of each id of the tokenizer; 0: no text
@@ -38,17 +37,6 @@ STUDENT_FIELDS = TEACHER_FIELDS | {
     "next_teacher_ids": FieldSpec(table="tokens", dtype="int32"),  # token that begins where this one does, or -1
     "next_tokens": FieldSpec(table="tokens", dtype="int8"),  # NextToken
 }
-MAP_FIELDS = {
-    "student_ids": FieldSpec(table="teacher_ids", dtype="int32"),  # -1: no student token
-    "place_counts": FieldSpec(table="teacher_ids", dtype="int32"),  # bytes of the teacher's token
-    "place_prefixes": FieldSpec(table="places", dtype="int32"),  # number of the bytes before a place inside a token
-    "place_student_ids": FieldSpec(table="places", dtype="int32"),  # student token from the place on; -1: none
-    "merge_lefts": FieldSpec(table="merges", dtype="int32"),  # of the student's BPE, in the order of their ranks
-    "merge_rights": FieldSpec(table="merges", dtype="int32"),
-    "merge_results": FieldSpec(table="merges", dtype="int32"),  # what left and right become
-    "merge_are_blank": FieldSpec(table="merges", dtype="int8"),  # 1: the result is whitespace alone
-}
-MERGE_IDS = ("merge_lefts", "merge_rights", "merge_results")
 
 
 class NextToken(IntEnum):
@@ -79,6 +67,7 @@ class WindowStore:
     def __init__(self, folder: Path, store_format: str) -> None:
         self.reader = ShardReader(folder, store_format)
         self.token_bytes = torch.cat(list(self.reader.columns("token_bytes"))).long()  # [ids of the tokenizer]
+        self._check_prefix()
         for number in range(len(self.reader.index.files)):
             self._check(number)
         counts = [column.long() for column in self.reader.columns("token_counts")]
@@ -104,6 +93,11 @@ class WindowStore:
         assert isinstance(starts, list)
         documents = torch.cat(list(self.reader.columns("documents"))).long()
         return json.loads(names), torch.bucketize(documents, torch.tensor(starts), right=True) - 1
+
+    def _check_prefix(self) -> None:
+        prefix, n_ids = self.reader.index.metadata["prefix_id"], len(self.token_bytes)
+        if not isinstance(prefix, int) or not 0 <= prefix < n_ids:
+            raise DataError(f"{self.reader.folder} begins windows with id {prefix} of {n_ids}", fix=self.reader.fix)
 
     def _check(self, file_number: int) -> None:
         """Does every window's span of bytes hold its tokens, no more and no less?"""
@@ -146,42 +140,6 @@ def model_inputs(windows: WindowStore, numbers: Sequence[int]) -> tuple[Tensor, 
     tokens = [windows.tokens("token_ids", number).long() for number in numbers]
     padded = pad_sequence(tokens, batch_first=True, padding_value=prefix)
     return torch.cat([torch.full((len(tokens), 1), prefix), padded[:, :-1]], dim=1), tokens
-
-
-def open_vocabulary_map(folder: Path) -> ShardReader:
-    """Open a vocabulary map; an id that the student's tokenizer does not have is refused."""
-    reader = ShardReader(folder, VOCABULARY_MAP)
-    n_ids = int(str(reader.index.metadata["student_ids"]))
-    for name in ("student_ids", "place_student_ids"):
-        reader.expect(name, range(-1, n_ids))
-    for name in MERGE_IDS:
-        reader.expect(name, range(n_ids))
-    reader.expect("merge_are_blank", range(2))
-    return reader
-
-
-def read_vocabulary_map(folder: Path) -> Tensor:
-    """int64 [rows of the teacher's output matrix]: student id of each teacher id, -1 where there is none."""
-    reader = open_vocabulary_map(folder)
-    return torch.cat(list(reader.columns("student_ids"))).long()
-
-
-@dataclass(frozen=True)
-class Merges:
-    """Merges of a tokenizer, the first to be applied first, [merges]; there may be none."""
-
-    lefts: Tensor  # int64
-    rights: Tensor  # int64
-    results: Tensor  # int64: what left and right become
-    are_blank: Tensor  # bool: the result is whitespace alone
-
-
-def read_merges(folder: Path) -> tuple[Merges, int]:
-    """The merges of the student's tokenizer, and how many ids it has."""
-    reader = open_vocabulary_map(folder)
-    lefts, rights, results = (torch.cat(list(reader.columns(name))).long() for name in MERGE_IDS)
-    are_blank = torch.cat(list(reader.columns("merge_are_blank"))).bool()
-    return Merges(lefts, rights, results, are_blank), int(str(reader.index.metadata["student_ids"]))
 
 
 def check_aligned(student: WindowStore, teacher: WindowStore) -> None:

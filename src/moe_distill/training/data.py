@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from moe_distill.shards.pointers import check_pointers
 from moe_distill.shards.provenance import check_same_windows
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import open_targets, read_rows
@@ -47,7 +48,7 @@ def open_split(student_windows: Path, targets: Path | None) -> Split:
     reader = None if targets is None else open_targets(targets)
     if reader is not None:
         check_same_windows(windows.reader, reader)
-        windows.reader.expect("teacher_rows", range(-1, reader.rows("positions")))
+        check_pointers(windows, reader)
     return Split(windows, reader)
 
 

@@ -8,21 +8,19 @@ from torch import Tensor
 from moe_distill.losses.inside import InsidePlaces, InsideText, inside_places
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import read_rows
-from moe_distill.shards.windows import WindowStore, open_vocabulary_map
+from moe_distill.shards.vocabulary_map import read_places
+from moe_distill.shards.windows import WindowStore
 from moe_distill.training.batch import Inside
 
 
-def read_places(vocabulary_map: Path, frequencies_R: Tensor) -> InsidePlaces:
+def load_places(vocabulary_map: Path, frequencies_R: Tensor) -> InsidePlaces:
     """All places inside the teacher's tokens, from data/windows/student/vocabulary_map.
 
     Args:
         frequencies_R: of each teacher id in the text.
     """
-    reader = open_vocabulary_map(vocabulary_map)
-    counts, prefixes, student_ids = (
-        torch.cat(list(reader.columns(name))).long() for name in ("place_counts", "place_prefixes", "place_student_ids")
-    )
-    return inside_places(counts, prefixes, student_ids, frequencies_R)
+    places = read_places(vocabulary_map)
+    return inside_places(places.counts, places.prefixes, places.student_ids, frequencies_R)
 
 
 def read_inside(windows: WindowStore, targets: ShardReader, numbers: list[int]) -> Inside:

@@ -20,7 +20,7 @@ from moe_distill.runtime import Runtime, make_runtime, seed_everything
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, stated_positions
-from moe_distill.training.inside import read_places
+from moe_distill.training.inside import load_places
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
@@ -176,7 +176,7 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", split.windows)
     places = None
     if phase.wanted.inside:
-        places = read_places(inputs.windows / "vocabulary_map", vocabulary_map.frequencies).to(runtime.device)
+        places = load_places(inputs.windows / "vocabulary_map", vocabulary_map.frequencies).to(runtime.device)
     vocabulary_map = vocabulary_map.to(runtime.device)
     if not phase.wanted.runs:
         return Student(model, None, None, vocabulary_map, places)

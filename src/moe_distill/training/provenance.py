@@ -6,7 +6,7 @@ from moe_distill.errors import DataError
 from moe_distill.profile import Capture
 from moe_distill.replay.head import read_description
 from moe_distill.shards.provenance import check_capture, check_same_teacher, check_tokenizer, check_vocabulary_map
-from moe_distill.shards.windows import open_vocabulary_map
+from moe_distill.shards.vocabulary_map import open_vocabulary_map
 from moe_distill.training.data import Split
 
 

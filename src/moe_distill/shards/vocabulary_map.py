@@ -1,0 +1,109 @@
+"""The map from the teacher's ids to the student's on disk, and beside it what is known of both vocabularies.
+
+Tables: a row for each row of the teacher's output matrix, for each place (byte) in each of its tokens, and for each
+merge of the student's tokenizer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe_distill.errors import DataError
+from moe_distill.shards.format import FieldSpec
+from moe_distill.shards.reader import ShardReader
+
+VOCABULARY_MAP = "moe-distill/vocabulary-map"
+MAP_FIELDS = {
+    "student_ids": FieldSpec(table="teacher_ids", dtype="int32"),  # -1: no student token
+    "place_counts": FieldSpec(table="teacher_ids", dtype="int32"),  # bytes of the teacher's token
+    "place_prefixes": FieldSpec(table="places", dtype="int32"),  # number of the bytes before a place inside a token
+    "place_student_ids": FieldSpec(table="places", dtype="int32"),  # student token from the place on; -1: none
+    "merge_lefts": FieldSpec(table="merges", dtype="int32"),  # of the student's BPE, in the order of their ranks
+    "merge_rights": FieldSpec(table="merges", dtype="int32"),
+    "merge_results": FieldSpec(table="merges", dtype="int32"),  # what left and right become
+    "merge_are_blank": FieldSpec(table="merges", dtype="int8"),  # 1: the result is whitespace alone
+}
+MERGE_IDS = ("merge_lefts", "merge_rights", "merge_results")
+
+
+@dataclass(frozen=True)
+class Merges:
+    """Merges of a tokenizer, the first to be applied first, [merges]; there may be none.
+
+    Each makes a token that no other makes, of two that no later one makes.
+    """
+
+    lefts: Tensor  # int64
+    rights: Tensor  # int64
+    results: Tensor  # int64: what left and right become
+    are_blank: Tensor  # bool: the result is whitespace alone
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places in the teacher's tokens, those of one token side by side."""
+
+    counts: Tensor  # int64 [rows of the teacher's output matrix]: places of each token
+    prefixes: Tensor  # int64 [places]: number of the bytes before the place; equal bytes, equal numbers
+    student_ids: Tensor  # int64 [places]: the student's token from there on; -1: none
+
+
+def open_vocabulary_map(folder: Path) -> ShardReader:
+    """Open a vocabulary map; an id that the student's tokenizer does not have is refused."""
+    reader = ShardReader(folder, VOCABULARY_MAP)
+    n_ids = _n_student_ids(reader)
+    for name in ("student_ids", "place_student_ids"):
+        reader.expect(name, range(-1, n_ids))
+    for name in MERGE_IDS:
+        reader.expect(name, range(n_ids))
+    reader.expect("merge_are_blank", range(2))
+    return reader
+
+
+def read_vocabulary_map(folder: Path) -> Tensor:
+    """int64 [rows of the teacher's output matrix]: student id of each teacher id, -1 where there is none."""
+    return _column(open_vocabulary_map(folder), "student_ids")
+
+
+def read_places(folder: Path) -> Places:
+    """The places inside the teacher's tokens."""
+    reader = open_vocabulary_map(folder)
+    return Places(*(_column(reader, name) for name in ("place_counts", "place_prefixes", "place_student_ids")))
+
+
+def read_merges(folder: Path) -> tuple[Merges, int]:
+    """The merges of the student's tokenizer, and how many ids it has.
+
+    Raises:
+        DataError: a merge is of a token that it or a later one makes; names it.
+    """
+    reader = open_vocabulary_map(folder)
+    lefts, rights, results = (_column(reader, name) for name in MERGE_IDS)
+    merges, n_ids = Merges(lefts, rights, results, _column(reader, "merge_are_blank").bool()), _n_student_ids(reader)
+    wrong = out_of_order(merges, n_ids).nonzero()
+    if len(wrong):
+        number = int(wrong[0])
+        made_of = f"{int(lefts[number])} and {int(rights[number])}"
+        raise DataError(
+            f"{reader.path(0)}: row {number} of merges makes token {int(results[number])} of {made_of}",
+            "it or a later row makes one of the two",
+            reader.fix,
+        )
+    return merges, n_ids
+
+
+def out_of_order(merges: Merges, n_ids: int) -> Tensor:
+    """Which merges are of a token that is not made before, bool [merges]."""
+    ranks = torch.arange(len(merges.results))
+    made_by = torch.full((n_ids,), -1).index_copy(0, merges.results, ranks)
+    return (made_by[merges.lefts] >= ranks) | (made_by[merges.rights] >= ranks)
+
+
+def _column(reader: ShardReader, name: str) -> Tensor:
+    return torch.cat(list(reader.columns(name))).long()
+
+
+def _n_student_ids(reader: ShardReader) -> int:
+    return int(str(reader.index.metadata["student_ids"]))
