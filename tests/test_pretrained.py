@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.errors import DataError
-from moe_distill.pretrained import load_causal_lm
+from moe_distill.pretrained import load_causal_lm, prefix_token_id
 
 CPU = torch.device("cpu")
 
@@ -98,3 +99,25 @@ def test_a_model_that_needs_code_of_its_own(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text("raise SystemExit('code of a model folder was run')")
     assert "holds no usable model" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ({"bos_token_id": 1, "eos_token_id": 2}, 1),
+        ({"bos_token_id": None, "eos_token_id": [2, 1]}, 2),
+        ({"bos_token_id": [], "eos_token_id": 2}, 2),
+        ({"bos_token_id": -1, "eos_token_id": 0}, 0),
+        ({"bos_token_id": 99, "eos_token_id": 2}, 2),
+    ],
+)
+def test_windows_begin_with_bos_or_else_eos(tmp_path: Path, ids: dict[str, object], expected: int) -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2}, merges=[]))
+    (tmp_path / "config.json").write_text(json.dumps(ids))
+    assert prefix_token_id(tmp_path, tokenizer) == expected
+
+
+def test_a_model_without_either_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": -1, "eos_token_id": []}))
+    with pytest.raises(DataError, match="names neither a bos_token_id nor an eos_token_id"):
+        prefix_token_id(tmp_path, Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))

@@ -93,9 +93,9 @@ def prefix_token_id(folder: Path, tokenizer: Tokenizer) -> int:
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for name in ("bos_token_id", "eos_token_id"):
         token_id = settings.get(name)
-        first = token_id[0] if isinstance(token_id, list) else token_id
-        if first is not None and tokenizer.id_to_token(first) is not None:
-            return int(first)
+        first = next(iter(token_id), None) if isinstance(token_id, list) else token_id
+        if isinstance(first, int) and first >= 0 and tokenizer.id_to_token(first) is not None:
+            return first
     raise DataError(f"{folder}/config.json names neither a bos_token_id nor an eos_token_id", fix="add one")
 
 

@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
     """The least a model folder must have; the weights are two tensors of 6 and 4 numbers."""
     source = tmp_path / "source"
     source.mkdir()
-    (source / "config.json").write_text('{"model_type": "llama"}')
+    (source / "config.json").write_text('{"model_type": "llama", "vocab_size": 7}')
     (source / "tokenizer.json").write_text("{}")
     save_file({"a": torch.zeros(2, 3), "b": torch.zeros(4)}, source / "model.safetensors")
     return source
@@ -63,6 +63,12 @@ def test_pickled_weights_alone_are_refused(folder: Path, tmp_path: Path) -> None
 def test_remote_code_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"auto_map": {"AutoModelForCausalLM": "own.Model"}}))
     with pytest.raises(DataError, match=r"the model needs Python code of its own.*auto_map"):
+        copy_model_folder(folder, "the model", tmp_path / "copy")
+
+
+def test_a_multimodal_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "both", "text_config": {"vocab_size": 7}}))
+    with pytest.raises(DataError, match=r"the model is no language model of text alone.*vocab_size"):
         copy_model_folder(folder, "the model", tmp_path / "copy")
 
 

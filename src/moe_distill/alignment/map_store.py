@@ -84,6 +84,8 @@ def _output_rows(folder: Path, encoder: Encoder) -> int:
     n_ids = len(encoder.token_bytes.table)
     if rows < n_ids:
         raise DataError(
-            f"{folder} has {rows} output rows and a tokenizer of {n_ids} ids", "the tokenizer is another model's"
+            f"{folder} has {rows} output rows and a tokenizer of {n_ids} ids",
+            "the tokenizer is another model's",
+            "change `models` in the profile",
         )
     return rows

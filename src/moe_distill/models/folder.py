@@ -37,6 +37,12 @@ def check_model_folder(folder: Path, name: str) -> None:
             "its config.json has `auto_map`, and code from a model repository is never run",
             "use a model whose architecture is part of transformers",
         )
+    if not isinstance(config.get("vocab_size"), int):
+        raise DataError(
+            f"{name} is no language model of text alone",
+            "its config.json has no `vocab_size` at the top, as those of multimodal models have none",
+            "use a checkpoint of the language model itself",
+        )
     if not any(folder.glob("*.safetensors")):
         raise DataError(
             f"{name} has no *.safetensors",

@@ -17,6 +17,7 @@ from moe_distill.seal import read_object, unsealed
 from moe_distill.workspace import Json
 
 FORMAT_VERSION = 4
+WRITTEN_BY = {"moe-distill/teacher-targets": "teacher"}  # all other stores by tokenize
 INDEX_NAME = "index.json"
 DTYPES = {
     "int8": torch.int8,
@@ -92,6 +93,11 @@ def store_bytes(fields: Mapping[str, FieldSpec], rows: Mapping[str, int]) -> int
     return sum(rows[table] * size for table, size in row_bytes(fields).items())
 
 
+def command_to_write(store_format: str) -> str:
+    """The command that writes a store anew."""
+    return f"run: dvc repro -f {WRITTEN_BY.get(store_format, 'tokenize')}"
+
+
 def shard_name(number: int) -> str:
     return f"shard_{number:05d}.safetensors"
 
@@ -110,7 +116,8 @@ def read_index(folder: Path, expected_format: str) -> Index:
         header = _Header.model_validate(content)
         found, expected = (header.format, header.format_version), (expected_format, FORMAT_VERSION)
         if found != expected:
-            raise DataError(f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}")
+            what = f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}"
+            raise DataError(what, "another release of moe-distill wrote it", command_to_write(expected_format))
         return Index.model_validate(unsealed(path, content))
     except ValidationError as error:
         raise DataError(f"{path} is not an index", why=f"{error.errors()[0]['msg']}", fix="run: dvc repro") from error

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from moe_distill.errors import DataError, repair
 from moe_distill.shards.checks import check_finite, check_range
-from moe_distill.shards.format import DTYPES, FileEntry, Index, read_index
+from moe_distill.shards.format import DTYPES, FileEntry, Index, command_to_write, read_index
 from moe_distill.workspace import sha256_file
-
-WRITTEN_BY = {"moe-distill/teacher-targets": "teacher"}  # all others by tokenize
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class ShardReader:
     @property
     def fix(self) -> str:
         """The command that writes the store anew."""
-        return f"run: dvc repro -f {WRITTEN_BY.get(self.index.format, 'tokenize')}"
+        return command_to_write(self.index.format)
 
     def path(self, file_number: int) -> Path:
         return self.folder / self.index.files[file_number].name

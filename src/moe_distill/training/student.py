@@ -38,7 +38,10 @@ class Heads(nn.Module):
 
 @dataclass(frozen=True)
 class StudentStates:
-    """Hidden states of a batch: what the head reads, and all layers if asked (0 = embeddings)."""
+    """Hidden states of a batch: what the head reads, and all layers if asked (0 = embeddings).
+
+    The last layer's come after the final norm, as transformers gives them; the teacher's captured states before its own.
+    """
 
     final_BLD: Tensor
     layers: tuple[Tensor, ...]
