@@ -1,14 +1,15 @@
 """Which objective distils best across tokenizers? (docs/log.md)
 
-Same teacher, same shards, same initial student, same steps and the same search of learning rate and weight for every
+Same teacher, same shards, same initial student, same steps and the same search of weight and learning rate for every
 objective. Two regimes: all of the training text, and a quarter of it repeated. The ceiling is full-vocabulary KD into
 a student that shares the teacher's tokenizer, its gain counted from its own LM-only run. After `dvc repro` with
 profile tiny, from the project's folder:
 
     python benchmarks/objectives.py prepare            # windows, shards and students under .work/benchmarks
-    python benchmarks/objectives.py search             # quarter, seed 0, half the steps, every learning rate and weight
-    python benchmarks/objectives.py compare            # both regimes, three seeds, each objective's best pair
-    python benchmarks/objectives.py compare --steps 800 --rate 2e-3    # the profile's own schedule: less noise
+    python benchmarks/objectives.py weights            # quarter, seed 0, a quarter of the steps: every weight
+    python benchmarks/objectives.py rates              # quarter, seed 0, all steps: every learning rate
+    python benchmarks/objectives.py compare            # quarter, three seeds, each objective's best rate
+    python benchmarks/objectives.py compare --regimes quarter,whole --steps 400 --rate 4e-3
     python benchmarks/objectives.py variants           # of ours: maps, temperature and order; quarter, three seeds
     python benchmarks/objectives.py native             # ceilings of the student's own tokenizer; quarter, seed 0
     python benchmarks/objectives.py table
@@ -20,7 +21,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Iterator
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -38,7 +39,9 @@ RUNS = HOME / "runs.tsv"
 REGIMES = {"whole": 1.0, "quarter": 0.25}
 OBJECTIVES = ("lm", "ours", "shared_strings", "uld", "alm_1", "alm_100", "same_lm", "same_full")
 WEIGHTS, SEEDS = (0.5, 0.9), (0, 1, 2)
-SEARCH_STEPS, STEPS = 200, 400
+SEARCH_STEPS, STEPS = 200, 800
+SEARCH_RATE = 4e-3
+RATES = "2e-3,4e-3,8e-3"
 app = typer.Typer(add_completion=False)
 
 
@@ -62,29 +65,37 @@ def prepare() -> None:
 
 
 @app.command()
-def search(rates: str = "2e-3,4e-3", processes: int = 2) -> None:
-    """Every learning rate and weight, on a quarter of the text with seed 0."""
-    runs = []
-    for objective in OBJECTIVES:
-        weights = (0.0,) if objective.endswith("lm") else WEIGHTS
-        pairs = [(float(rate), weight) for rate in rates.split(",") for weight in weights]
-        runs += [Run("quarter", objective, 0, rate, weight, SEARCH_STEPS) for rate, weight in pairs]
-    run_all(runs, processes)
+def weights(processes: int = 2) -> None:
+    """Every weight of distillation, in a short run."""
+    names = [(name, weight) for name in OBJECTIVES for weight in ((0.0,) if name.endswith("lm") else WEIGHTS)]
+    run_all([Run("quarter", name, 0, SEARCH_RATE, weight, SEARCH_STEPS) for name, weight in names], processes)
+
+
+@app.command()
+def rates(
+    objectives: str = ",".join(OBJECTIVES), steps: int = STEPS, candidates: str = RATES, processes: int = 2
+) -> None:
+    """Every learning rate, each objective with its best weight."""
+    names = [(float(rate), name) for rate in candidates.split(",") for name in objectives.split(",")]
+    run_all([Run("quarter", name, 0, rate, best_weight(name), steps) for rate, name in names], processes)
 
 
 @app.command()
 def compare(
-    regimes: str = "quarter,whole",
+    regimes: str = "quarter",
     objectives: str = ",".join(OBJECTIVES),
     steps: int = STEPS,
     rate: float | None = None,
     processes: int = 2,
 ) -> None:
-    """Every objective with the best of its search, or at another rate and number of steps, three seeds."""
-    best = searched()
-    chosen = [best[name] for name in objectives.split(",")]
-    runs = [replace(run, regime=regime, seed=seed) for regime in regimes.split(",") for seed in SEEDS for run in chosen]
-    run_all([at(run, steps, rate) for run in runs], processes)
+    """Three seeds of every objective at the best of its rates, or at a rate that is told."""
+    runs = [
+        Run(regime, name, seed, rate or best_rate(name, steps), best_weight(name), steps)
+        for regime in regimes.split(",")
+        for seed in SEEDS
+        for name in objectives.split(",")
+    ]
+    run_all(runs, processes)
 
 
 @app.command()
@@ -95,10 +106,14 @@ def variants(
     rate: float | None = None,
     processes: int = 2,
 ) -> None:
-    """Variants of our objective with the weight, and unless told with the rate, that `search` found for it."""
-    best, numbers = searched()["ours"], map(int, seeds.split(","))
-    runs = [replace(best, objective=name, seed=seed) for seed in numbers for name in names.split(",")]
-    run_all([at(run, steps, rate) for run in runs], processes)
+    """Variants of our objective with its weight, and unless told with its rate."""
+    rate = rate or best_rate("ours", steps)
+    runs = [
+        Run("quarter", name, int(seed), rate, best_weight(name), steps)
+        for seed in seeds.split(",")
+        for name in names.split(",")
+    ]
+    run_all(runs, processes)
 
 
 @app.command()
@@ -123,52 +138,52 @@ def native(
         train_tiny_teacher(
             teacher, models.seed, corpus / "train.parquet", corpus / "validation.parquet", NATIVE_TEACHER
         )
-    run = replace(searched()["ours"], steps=steps, learning_rate=rate)
-    names = ("native_full", "native_aligned")
-    run_all([replace(run, objective=name, seed=int(seed)) for seed in seeds.split(",") for name in names], processes)
+    runs = [
+        Run("quarter", name, int(seed), rate, best_weight(name), steps)
+        for seed in seeds.split(",")
+        for name in ("native_full", "native_aligned")
+    ]
+    run_all(runs, processes)
 
 
 @app.command()
 def table() -> None:
-    """Mean and spread over the seeds, gain over LM only, and share of the ceiling's gain, for equal steps and rates."""
-    best = searched()
-    compared: dict[tuple[str, int, float], dict[str, list[float]]] = {}
+    """Mean and spread over the seeds at the best rate, gain over LM only, and share of the ceiling's gain."""
+    compared: dict[tuple[str, int], dict[str, list[float]]] = {}
     for run, value in finished():
-        if run.steps > SEARCH_STEPS and run.weight == weight_of(run.objective, best):
-            of_kind = compared.setdefault((run.regime, run.steps, run.learning_rate), {})
+        if run.steps > SEARCH_STEPS and run.learning_rate == best_rate(run.objective, run.steps):
+            of_kind = compared.setdefault((run.regime, run.steps), {})
             of_kind.setdefault(run.objective, []).append(value)
     for kind, values in compared.items():
-        print_table(*kind, values, {name: weight_of(name, best) for name in values})
+        print_table(*kind, values)
 
 
-def at(run: Run, steps: int, rate: float | None) -> Run:
-    return replace(run, steps=steps, learning_rate=rate or run.learning_rate)
-
-
-def weight_of(objective: str, best: dict[str, Run]) -> float:
-    """What its search chose; a variant of ours shares the weight of ours."""
-    return best.get(objective, best["ours"]).weight
-
-
-def print_table(
-    regime: str, steps: int, rate: float, values: dict[str, list[float]], weights: dict[str, float]
-) -> None:
+def print_table(regime: str, steps: int, values: dict[str, list[float]]) -> None:
     means = {name: statistics.mean(found) for name, found in values.items()}
     ceiling = means["same_lm"] - means["same_full"] if {"same_lm", "same_full"} <= means.keys() else math.nan
-    print(f"\n{regime}, {steps} steps, learning rate {rate}\n")
-    print("| objective | weight | seeds | bits per byte | spread | gain | share of the ceiling's gain |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"\n{regime}, {steps} steps\n")
+    print("| objective | weight | rate | seeds | bits per byte | spread | gain | share of the ceiling's gain |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, mean in means.items():
         gain = means.get("same_lm" if name.startswith("same") else "lm", math.nan) - mean
         spread = max(values[name]) - min(values[name])
-        row = f"| {name} | {weights[name]} | {len(values[name])} | {mean:.4f} | {spread:.4f}"
-        print(f"{row} | {gain:.4f} | {gain / ceiling:.2f} |")
+        row = f"| {name} | {best_weight(name)} | {best_rate(name, steps)} | {len(values[name])} | {mean:.4f}"
+        print(f"{row} | {spread:.4f} | {gain:.4f} | {gain / ceiling:.2f} |")
 
 
-def searched() -> dict[str, Run]:
-    """Each objective with the rate and weight that were best in its search, to be run in all steps."""
-    by_value = sorted((pair for pair in finished() if pair[0].steps == SEARCH_STEPS), key=lambda pair: -pair[1])
-    return {run.objective: replace(run, steps=STEPS) for run, _ in by_value}
+def best_weight(objective: str) -> float:
+    """What the search of weights found; a variant of ours shares the weight of ours."""
+    asked = ("quarter", objective if objective in OBJECTIVES else "ours", SEARCH_STEPS)
+    return min((value, run.weight) for run, value in finished() if (run.regime, run.objective, run.steps) == asked)[1]
+
+
+def best_rate(objective: str, steps: int) -> float:
+    """What the search of rates found: the best of the runs with seed 0 on a quarter of the text."""
+    asked = ("quarter", objective, 0, steps)
+    found = ((value, run) for run, value in finished())
+    return min(
+        (value, run.learning_rate) for value, run in found if (run.regime, run.objective, run.seed, run.steps) == asked
+    )[1]
 
 
 def finished() -> Iterator[tuple[Run, float]]:

@@ -16,6 +16,7 @@ from moe_distill.shards.provenance import check_same_windows, check_tokenizer, c
 from moe_distill.shards.targets import open_targets
 from moe_distill.shards.vocabulary_map import open_vocabulary_map
 from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, check_aligned
+from moe_distill.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     check_tokenizer(windows.reader, inputs.student)
     check_aligned(windows, teacher_windows)
     train_windows = WindowStore(inputs.windows / "student/train", STUDENT_WINDOWS)
-    vocabulary_map = load_vocabulary_map(inputs.windows / "student/vocabulary_map", train_windows).to(device)
+    vocabulary_map = to_device(load_vocabulary_map(inputs.windows / "student/vocabulary_map", train_windows), device)
 
     scores: dict[str, Score] = {}
     for name, folder in (

@@ -20,6 +20,7 @@ from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.targets import read_rows
 from moe_distill.shards.windows import WindowStore, model_inputs
+from moe_distill.tensors import to_device
 
 CHUNK_POSITIONS = 2048
 
@@ -93,7 +94,7 @@ def compare(
     confidence, correct = [], []
     for batch in _batches(model, windows, batch_windows):
         rows = [windows.tokens("teacher_rows", number) for number in batch.numbers]
-        cached, aligned = read_rows(targets, rows).to(device), torch.cat(rows).ge(0).to(device)
+        cached, aligned = to_device(read_rows(targets, rows), device), torch.cat(rows).ge(0).to(device)
         numbers = aligned.cumsum(0) - 1  # of a position's row among the cached ones
         for chunk, logits_NV in _logits(model, batch):
             top, chosen = logits_NV.softmax(-1).max(-1)

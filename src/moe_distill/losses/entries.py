@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_distill.losses.pairs import pair_keys, pairs_of, place_of
+from moe_distill.losses.pairs import index_of, pair_keys, pairs_of
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -38,7 +38,7 @@ def merged(rows_X: Tensor, ids_X: Tensor, logprobs_X: Tensor) -> Entries:
 
 def probs_at(entries: Entries, rows_X: Tensor, ids_X: Tensor) -> Tensor:
     """Probability of some ids of some rows, [X]; 0 where there is no entry."""
-    place_X = place_of(pair_keys(entries.rows, entries.ids), pair_keys(rows_X, ids_X))
+    place_X = index_of(pair_keys(entries.rows, entries.ids), pair_keys(rows_X, ids_X))
     return F.pad(entries.logprobs.exp(), (0, 1))[place_X]  # -1, nowhere, is the 0 at the end
 
 

@@ -11,7 +11,7 @@ teacher tokens, B byte strings that teacher tokens begin with.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,9 +35,6 @@ class InsidePlaces:
     student_ids: Tensor  # int64 [P]: the student's token from there on; -1: none
     frequencies: Tensor  # fp32 [R]: of each teacher id in the text; they sum to 1
     prefix_frequencies: Tensor  # fp32 [B]: of all ids that go on after the bytes of that number
-
-    def to(self, device: torch.device) -> "InsidePlaces":
-        return InsidePlaces(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def inside_places(counts_R: Tensor, prefixes_P: Tensor, student_ids_P: Tensor, frequencies_R: Tensor) -> InsidePlaces:

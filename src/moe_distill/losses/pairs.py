@@ -14,7 +14,7 @@ def pairs_of(keys: Tensor) -> tuple[Tensor, Tensor]:
     return keys >> 32, keys & 0xFFFF_FFFF
 
 
-def place_of(ascending: Tensor, wanted: Tensor) -> Tensor:
+def index_of(ascending: Tensor, wanted: Tensor) -> Tensor:
     """Where each wanted number stands in a list of ascending ones; -1: nowhere."""
     if not len(ascending):
         return torch.full_like(wanted, -1)

@@ -16,13 +16,13 @@ Legend: N positions, E entries, V student vocabulary, X pairs, P merges.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from moe_distill.losses.entries import Entries
-from moe_distill.losses.pairs import pair_keys, pairs_of, place_of
+from moe_distill.losses.pairs import index_of, pair_keys, pairs_of
 from moe_distill.shards.vocabulary_map import Merges
 
 NEVER = torch.iinfo(torch.int64).max  # rank of a merge that no rule makes
@@ -40,9 +40,6 @@ class MergeRules:
     pairs: Tensor  # int64 [P]: what merges at a border, as `pair_keys`, ascending
     pair_ranks: Tensor  # int64 [P]
     met: Tensor  # int64: pairs of the text that the rules deny, as `pair_keys`, ascending
-
-    def to(self, device: torch.device) -> "MergeRules":
-        return MergeRules(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def merge_rules(merges: Merges, n_ids: int) -> MergeRules:
@@ -67,7 +64,7 @@ def with_text(rules: MergeRules, keys: Tensor) -> MergeRules:
 def may_follow(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -> Tensor:
     """Whether the student ever reads the second id after the first, bool [X]."""
     keys, place_X = pair_keys(previous_ids_X, next_ids_X).unique(return_inverse=True)
-    allowed = place_of(rules.met, keys) >= 0
+    allowed = index_of(rules.met, keys) >= 0
     allowed[~allowed] = stays_apart(rules, *pairs_of(keys[~allowed]))
     return allowed[place_X]
 
@@ -82,7 +79,7 @@ def stays_apart(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -
     live, left, right = torch.arange(len(apart_X), device=apart_X.device), previous_ids_X, next_ids_X
     limit = torch.full_like(left, NEVER)  # rank of the merge that uses up one of the two
     while len(live):
-        place = place_of(rules.pairs, pair_keys(left, right))
+        place = index_of(rules.pairs, pair_keys(left, right))
         due = rules.pair_ranks[place].masked_fill(place < 0, NEVER)
         falls = due < limit
         apart_X[live] = ~falls

@@ -56,8 +56,8 @@ class SparseTarget:
     def probs(self) -> Tensor:
         return self.logprobs.exp()
 
-    def take(self, rows: Tensor) -> "SparseTarget":
-        """Some of the rows, by number or by mask."""
+    def take(self, rows: Tensor | slice) -> "SparseTarget":
+        """Some of the rows, by number, mask or slice."""
         return SparseTarget(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 

@@ -63,15 +63,6 @@ class VocabularyMap:
         """The student id with the largest share of each teacher id, int64 [R]; -1: no student token."""
         return self.student_ids[:, 0].masked_fill(self.log_shares[:, 0] == float("-inf"), -1)
 
-    def to(self, device: torch.device) -> "VocabularyMap":
-        return VocabularyMap(
-            self.student_ids.to(device),
-            self.log_shares.to(device),
-            self.frequencies.to(device),
-            self.student_frequencies.to(device),
-            None if self.merges is None else self.merges.to(device),
-        )
-
 
 def rule_map(rule_ids_R: Tensor) -> VocabularyMap:
     """The rule alone: each teacher id goes whole to one student id, -1: to none; all are met equally often."""

@@ -77,9 +77,6 @@ class TeacherRows:
         """Some of the rows."""
         return TeacherRows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def to(self, device: torch.device) -> "TeacherRows":
-        return TeacherRows(*(getattr(self, field.name).to(device) for field in fields(self)))
-
 
 def read_rows(targets: ShardReader, rows_of_windows: list[Tensor]) -> TeacherRows:
     """The rows of windows, in order; a row number below 0 is left out.

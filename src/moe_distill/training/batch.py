@@ -5,17 +5,12 @@ W windows with a run of teacher states, R positions of a run (padded), S capture
 J chunks. In runs, N are their real positions.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from moe_distill.losses.inside import InsideText
 from moe_distill.shards.targets import TeacherRows
-
-Tensors = TypeVar("Tensors")
 
 
 @dataclass(frozen=True)
@@ -114,20 +109,3 @@ class Counts:
 
 
 NO_COUNTS = Counts(0, 0, 0, 0, 0, 0)
-
-
-def to_device(value: Tensors, device: torch.device) -> Tensors:
-    """Move every tensor of a (nested) dataclass."""
-    moved: Tensors = _map_tensors(value, lambda tensor: tensor.to(device, non_blocking=True))
-    return moved
-
-
-def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        changed: dict[str, Any] = {
-            field.name: _map_tensors(getattr(value, field.name), change) for field in fields(value)
-        }
-        return type(value)(**changed)
-    return value

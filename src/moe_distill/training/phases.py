@@ -19,6 +19,7 @@ from moe_distill.replay.block import TeacherHead, load_teacher_head
 from moe_distill.runtime import Runtime, make_runtime, seed_everything
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
+from moe_distill.tensors import to_device
 from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, stated_positions
 from moe_distill.training.inside import load_places
 from moe_distill.training.loop import Phase, Result, Setting, run_phase
@@ -176,8 +177,8 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", split.windows)
     places = None
     if phase.wanted.inside:
-        places = load_places(inputs.windows / "vocabulary_map", vocabulary_map.frequencies).to(runtime.device)
-    vocabulary_map = vocabulary_map.to(runtime.device)
+        places = to_device(load_places(inputs.windows / "vocabulary_map", vocabulary_map.frequencies), runtime.device)
+    vocabulary_map = to_device(vocabulary_map, runtime.device)
     if not phase.wanted.runs:
         return Student(model, None, None, vocabulary_map, places)
     metadata = split.targets.index.metadata

@@ -7,7 +7,8 @@ import torch
 
 from moe_distill.losses.registry import LossTerm, Terms, total_of
 from moe_distill.runtime import Runtime
-from moe_distill.training.batch import NO_COUNTS, Batch, Counts, to_device
+from moe_distill.tensors import to_device
+from moe_distill.training.batch import NO_COUNTS, Batch, Counts
 from moe_distill.training.data import Split, Wanted, read_batch
 from moe_distill.training.objective import Evaluated, Objective, Student, evaluate_objective
 from moe_distill.training.routing import ExpertUse, gate_terms

@@ -40,7 +40,7 @@ class Heads(nn.Module):
 class StudentStates:
     """Hidden states of a batch: what the head reads, and all layers if asked (0 = embeddings).
 
-    The last layer's come after the final norm, as transformers gives them; the teacher's captured states before its own.
+    The last layer's are after the final norm, as transformers gives them; the teacher's captured ones before its own.
     """
 
     final_BLD: Tensor

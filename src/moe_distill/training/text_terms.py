@@ -44,8 +44,9 @@ class PlacedTarget:
 
     def between(self, start: int, stop: int) -> "PlacedTarget":
         """Those at positions [start, stop), counted from `start`."""
-        chosen = (self.positions >= start) & (self.positions < stop)
-        return PlacedTarget(self.positions[chosen] - start, self.target.take(chosen))
+        bounds = torch.tensor([start, stop], device=self.positions.device)
+        first, last = torch.searchsorted(self.positions, bounds).tolist()
+        return PlacedTarget(self.positions[first:last] - start, self.target.take(slice(first, last)))
 
 
 def text_targets(

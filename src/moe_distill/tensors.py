@@ -1,0 +1,23 @@
+"""Dataclasses of tensors, moved as one."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Tensors = TypeVar("Tensors")
+
+
+def to_device(value: Tensors, device: torch.device) -> Tensors:
+    """A copy of a (nested) dataclass with every tensor of it on `device`; all else is as it was."""
+    moved: Tensors = _moved(value, device)
+    return moved
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+    return value
