@@ -17,7 +17,7 @@ from moe_distill.losses.segmentation import (
     MergeRules,
     may_follow,
     merge_rules,
-    resegmented,
+    noncanonical,
     stays_apart,
     with_text,
 )
@@ -119,7 +119,7 @@ def entries(*probs: list[float]) -> Entries:
 def test_entries_that_cannot_follow_go_and_the_next_token_stays() -> None:
     previous = torch.tensor([0, 0, 1])  # after a no b; after b anything
     asked = entries(*[[0.3, 0.2, 0.5]] * 3)
-    gone = resegmented(merge_rules(MERGES, 5), asked, previous, torch.tensor([0, 1, 1]))
+    gone = noncanonical(merge_rules(MERGES, 5), asked, previous, torch.tensor([0, 1, 1]))
     assert gone.view(3, 3).tolist() == [[False, True, False], [False] * 3, [False] * 3]
 
 
@@ -127,15 +127,15 @@ def test_small_entries_are_not_asked_and_a_row_is_never_emptied() -> None:
     previous = torch.zeros(3, dtype=torch.int64)
     most, more = MOST_GONE - 0.01, MOST_GONE + 0.01
     asked = entries([1 - 5e-4, 5e-4], [1 - most, most], [1 - more, more])
-    gone = resegmented(merge_rules(MERGES, 5), asked, previous, None)
+    gone = noncanonical(merge_rules(MERGES, 5), asked, previous, None)
     assert gone.view(3, 2).tolist() == [[False, False], [False, True], [False, False]]
-    knowing = resegmented(merge_rules(MERGES, 5), asked, previous, torch.zeros_like(previous))
+    knowing = noncanonical(merge_rules(MERGES, 5), asked, previous, torch.zeros_like(previous))
     assert knowing.view(3, 2).tolist() == [[False, False], [False, True], [False, True]]
     in_the_tail = entries([0.6 * (1 - more), 0.6 * more])  # of the entries, not of 1
-    assert not resegmented(merge_rules(MERGES, 5), in_the_tail, previous[:1], None).any()
+    assert not noncanonical(merge_rules(MERGES, 5), in_the_tail, previous[:1], None).any()
 
 
 def test_rows_without_entries() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     empty = Entries(nothing, nothing, nothing.float())
-    assert resegmented(merge_rules(MERGES, 5), empty, torch.tensor([0, 1]), None).shape == (0,)
+    assert noncanonical(merge_rules(MERGES, 5), empty, torch.tensor([0, 1]), None).shape == (0,)

@@ -2,7 +2,8 @@
 
 The teacher does not know that one of the student's tokens ends here. Part of its probability goes to texts that the
 student would have cut elsewhere: after "con" the student never reads "fig" where its tokenizer has "config". Given
-that its token did end here, that probability is 0, and the rest is renormalised.
+that its token did end here, that probability is 0, and the rest is renormalised: of all ways to cut a text the student
+reads the canonical one alone (Vieira et al. 2025, "Language models over canonical byte-pair encodings").
 
 BPE (Sennrich et al. 2016) applies the merge of lowest rank first, the leftmost of equal ones, so each token lives from
 the rank of the merge that makes it to the rank of the merge that uses it up. Where two texts meet, the tokens on both
@@ -93,7 +94,7 @@ def stays_apart(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -
     return apart_X
 
 
-def resegmented(rules: MergeRules, entries: Entries, previous_ids_N: Tensor, next_ids_N: Tensor | None) -> Tensor:
+def noncanonical(rules: MergeRules, entries: Entries, previous_ids_N: Tensor, next_ids_N: Tensor | None) -> Tensor:
     """Which entries cannot follow the student's last token, bool [E].
 
     Args:

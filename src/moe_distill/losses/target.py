@@ -21,7 +21,7 @@ from torch import Tensor
 
 from moe_distill.losses.entries import NEGATIVE_INFINITY, Entries, merged, padded
 from moe_distill.losses.merging import merged_tail_ratio, merging_factors
-from moe_distill.losses.segmentation import resegmented
+from moe_distill.losses.segmentation import noncanonical
 from moe_distill.losses.tail import outside_logsumexp, tail_probs
 from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.targets import TeacherRows
@@ -111,7 +111,7 @@ def sparse_target(
             outside_N = outside_N + merged_tail_ratio(rows, samples, temperature, factors_X).log()
     if previous_ids_N is not None and vocabulary_map.merges is not None:
         next_ids_N = None if text is None else text.student_ids
-        entries = entries.without(resegmented(vocabulary_map.merges, at_one, previous_ids_N, next_ids_N))
+        entries = entries.without(noncanonical(vocabulary_map.merges, at_one, previous_ids_N, next_ids_N))
     ids = padded(entries.rows, entries.ids, len(outside_N), 0)
     logprobs = padded(entries.rows, entries.logprobs, len(outside_N), NEGATIVE_INFINITY)
     known_N = torch.cat([logprobs, head.unmapped / temperature], dim=-1).logsumexp(-1)
