@@ -3,16 +3,11 @@
 import numpy as np
 import torch
 
-from moe_distill.alignment.boundaries import (
-    aligned_rows,
-    code_point_boundaries,
-    next_token_relation,
-    token_starts,
-)
+from moe_distill.alignment.boundaries import aligned_rows, next_token_relation
 from moe_distill.alignment.encode import Encoded, Encoder, encode, without
 from moe_distill.alignment.tally import SPELL, Tally, WindowLimits, lost_line, no_cut
 from moe_distill.alignment.teacher_windows import TeacherBatch
-from moe_distill.alignment.windows import cuttable, split_evenly
+from moe_distill.alignment.windows import lay_out, split_evenly
 from moe_distill.documents import Document
 from moe_distill.shards.windows import NextToken
 
@@ -29,16 +24,15 @@ def student_columns(
     max_tokens = limits.student_max_length - 1
     spans = zip(windows.window_starts.tolist(), windows.window_ends.tolist(), strict=True)
     encoded = encode(student, [windows.text[start:stop] for start, stop in spans])
-    unspelled = [(window, SPELL, offset) for window, offset in encoded.lost]
-    encoded, uncut = cuttable(student, encoded, windows.text, windows.window_starts, max_tokens)
-    lost = unspelled + [(window, no_cut(max_tokens), offset) for window, offset in uncut]
-    encoded = _drop_lost_documents(encoded, lost, windows, batch, first_document, student, tally)
-    lengths = student.token_bytes.lengths[encoded.ids]
-    starts = token_starts(lengths, windows.window_starts, encoded.counts)
-    ends = starts + lengths
+    layout = lay_out(student, encoded, windows.text, windows.window_starts, max_tokens)
+    lost = [(window, SPELL, offset) for window, offset in encoded.lost]
+    lost += [(window, no_cut(max_tokens), offset) for window, offset in layout.uncut]
+    if lost:
+        kept = _without_documents(layout.encoded, lost, windows, batch, first_document, student, tally)
+        layout = lay_out(student, kept, windows.text, windows.window_starts, max_tokens)
+    encoded, starts, ends, whole = layout.encoded, layout.starts, layout.ends, layout.between_characters
     rows = aligned_rows(starts, windows.starts)
     relation = next_token_relation(ends, windows.ends, rows)
-    whole = code_point_boundaries(windows.text)[ends]
     common = np.isin(ends, windows.ends, assume_unique=True)
     stops, forced = split_evenly(encoded.counts, common & whole, whole, max_tokens)
     owners = np.searchsorted(np.cumsum(encoded.counts), stops)
@@ -63,7 +57,7 @@ def student_columns(
     }
 
 
-def _drop_lost_documents(
+def _without_documents(
     encoded: Encoded,
     lost: list[tuple[int, str, int]],
     windows: TeacherBatch,
@@ -77,8 +71,6 @@ def _drop_lost_documents(
     Args:
         lost: numbers of windows, what cannot be done, and at which byte of the window.
     """
-    if not lost:
-        return encoded
     lost_documents: set[int] = set()
     for window, what, offset in lost:
         document = int(windows.documents[window])

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_distill.alignment.boundaries import Offsets, code_point_boundaries, token_starts
+from moe_distill.alignment.boundaries import Offsets
 from moe_distill.alignment.encode import Encoder, encode
 from moe_distill.alignment.tally import SPELL, Tally, WindowLimits, lost_line, no_cut
-from moe_distill.alignment.windows import cut, cuttable
+from moe_distill.alignment.windows import cut, lay_out
 from moe_distill.documents import Document
 
 
@@ -35,12 +35,12 @@ def teacher_windows(
     text, text_starts = b"".join(texts), _starts([len(text) for text in texts])
     encoded = encode(teacher, texts)
     tally.lost.extend(lost_line(teacher.name, batch[number], SPELL, offset) for number, offset in encoded.lost)
-    encoded, uncut = cuttable(teacher, encoded, text, text_starts, max_tokens)
-    tally.lost.extend(lost_line(teacher.name, batch[number], no_cut(max_tokens), offset) for number, offset in uncut)
-    lengths = teacher.token_bytes.lengths[encoded.ids]
-    starts = token_starts(lengths, text_starts, encoded.counts)
-    ends = starts + lengths
-    stops = cut(encoded.counts, code_point_boundaries(text)[ends], max_tokens)
+    layout = lay_out(teacher, encoded, text, text_starts, max_tokens)
+    tally.lost.extend(
+        lost_line(teacher.name, batch[number], no_cut(max_tokens), offset) for number, offset in layout.uncut
+    )
+    encoded, starts, ends = layout.encoded, layout.starts, layout.ends
+    stops = cut(encoded.counts, layout.between_characters, max_tokens)
     owners = np.searchsorted(np.cumsum(encoded.counts), stops)
     counts = np.diff(stops, prepend=0)
     return TeacherBatch(

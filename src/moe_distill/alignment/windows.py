@@ -4,6 +4,8 @@ Texts lie one after the other: `counts` holds the tokens of each, 0 for one that
 as numbers of tokens, counted over all texts: a window [start, end) ends after token `end - 1`.
 """
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,27 +13,36 @@ from moe_distill.alignment.boundaries import Flags, Offsets, code_point_boundari
 from moe_distill.alignment.encode import Encoded, Encoder, without
 
 
-def cuttable(
-    encoder: Encoder, encoded: Encoded, text: bytes, text_starts: Offsets, max_tokens: int
-) -> tuple[Encoded, list[tuple[int, int]]]:
-    """Leave out texts that have more than `max_tokens` tokens on end of which none ends between two characters.
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of several texts lie, in bytes of all texts joined."""
+
+    encoded: Encoded  # without the texts that no windows fit
+    starts: Offsets  # [tokens]
+    ends: Offsets  # [tokens]
+    between_characters: Flags  # [tokens]: whether the token's end is
+    uncut: list[tuple[int, int]]  # of each text that no windows fit its number, and the byte of it where they end
+
+
+def lay_out(encoder: Encoder, encoded: Encoded, text: bytes, text_starts: Offsets, max_tokens: int) -> Layout:
+    """Lay out tokens, and leave out texts with more than `max_tokens` on end of which none ends between two characters.
 
     Such are a Qwen3 tokenizer's for a long run of some Korean syllables, whose tokens reach from one into the next.
 
     Args:
         text: all texts, joined.
         text_starts: byte at which each text begins in it.
-
-    Returns:
-        The others, and of each that is left out its number and the byte of it at which those tokens begin.
     """
     lengths = encoder.token_bytes.lengths[encoded.ids]
     starts = token_starts(lengths, text_starts, encoded.counts)
-    texts, tokens = uncuttable(encoded.counts, code_point_boundaries(text)[starts + lengths], max_tokens)
+    ends = starts + lengths
+    between_characters = code_point_boundaries(text)[ends]
+    texts, tokens = uncuttable(encoded.counts, between_characters, max_tokens)
     if not len(texts):
-        return encoded, []
+        return Layout(encoded, starts, ends, between_characters, [])
     offsets = starts[tokens] - text_starts[texts]
-    return without(encoded, texts.tolist()), list(zip(texts.tolist(), offsets.tolist(), strict=True))
+    others = lay_out(encoder, without(encoded, texts.tolist()), text, text_starts, max_tokens)
+    return replace(others, uncut=list(zip(texts.tolist(), offsets.tolist(), strict=True)))
 
 
 def uncuttable(counts: Offsets, may_cut: Flags, max_tokens: int) -> tuple[Offsets, Offsets]:
