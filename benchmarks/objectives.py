@@ -151,7 +151,8 @@ def table() -> None:
     """Mean and spread over the seeds at the best rate, gain over LM only, and share of the ceiling's gain."""
     compared: dict[tuple[str, int], dict[str, list[float]]] = {}
     for run, value in finished():
-        if run.steps > SEARCH_STEPS and run.learning_rate == best_rate(run.objective, run.steps):
+        best = run.steps > SEARCH_STEPS and (best_weight(run.objective), best_rate(run.objective, run.steps))
+        if best == (run.weight, run.learning_rate):
             of_kind = compared.setdefault((run.regime, run.steps), {})
             of_kind.setdefault(run.objective, []).append(value)
     for kind, values in compared.items():
@@ -173,17 +174,21 @@ def print_table(regime: str, steps: int, values: dict[str, list[float]]) -> None
 
 def best_weight(objective: str) -> float:
     """What the search of weights found; a variant of ours shares the weight of ours."""
-    asked = ("quarter", objective if objective in OBJECTIVES else "ours", SEARCH_STEPS)
-    return min((value, run.weight) for run, value in finished() if (run.regime, run.objective, run.steps) == asked)[1]
+    return best_run(objective if objective in OBJECTIVES else "ours", SEARCH_STEPS).weight
 
 
 def best_rate(objective: str, steps: int) -> float:
-    """What the search of rates found: the best of the runs with seed 0 on a quarter of the text."""
+    """What the search of rates found."""
+    return best_run(objective, steps).learning_rate
+
+
+def best_run(objective: str, steps: int) -> Run:
+    """The best of a search: on a quarter of the text, with seed 0."""
     asked = ("quarter", objective, 0, steps)
-    found = ((value, run) for run, value in finished())
-    return min(
-        (value, run.learning_rate) for value, run in found if (run.regime, run.objective, run.seed, run.steps) == asked
-    )[1]
+    found = [pair for pair in finished() if (pair[0].regime, pair[0].objective, pair[0].seed, pair[0].steps) == asked]
+    if not found:
+        raise typer.BadParameter(f"no search has run {objective} for {steps} steps: see `weights` and `rates`")
+    return min(found, key=lambda pair: pair[1])[0]
 
 
 def finished() -> Iterator[tuple[Run, float]]:

@@ -5,22 +5,12 @@ bytes before a place have equal numbers), and which of its own tokens comes next
 segmentation of the remaining bytes.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.vocabulary_map import first_student_ids
-
-
-@dataclass(frozen=True)
-class Places:
-    """The places of one token side by side, the tokens in order of their ids."""
-
-    counts: NDArray[np.int32]  # [rows of the teacher's output matrix]: bytes of each token
-    prefixes: NDArray[np.int32]  # [places]: number of the bytes before the place
-    student_ids: NDArray[np.int32]  # [places]: -1: no student token
+from moe_distill.shards.vocabulary_map import Places
 
 
 def places_inside(teacher: Encoder, student: Encoder, output_rows: int) -> Places:
@@ -37,6 +27,8 @@ def places_inside(teacher: Encoder, student: Encoder, output_rows: int) -> Place
             prefixes.append(numbers.setdefault(token[:place], len(numbers)))
             rests.append(rest_numbers.setdefault(token[place:], len(rest_numbers)))
     student_ids = first_student_ids(student, list(rest_numbers))[rests]
-    counts = np.zeros(output_rows, dtype=np.int32)
+    counts = np.zeros(output_rows, dtype=np.int64)
     counts[: len(teacher.token_bytes.table)] = teacher.token_bytes.lengths
-    return Places(counts, np.array(prefixes, dtype=np.int32), student_ids)
+    return Places(
+        torch.from_numpy(counts), torch.tensor(prefixes, dtype=torch.int64), torch.from_numpy(student_ids).long()
+    )

@@ -43,9 +43,9 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
             places = places_inside(*encoders, output_rows=output_rows)
             columns = {
                 "student_ids": torch.from_numpy(student_ids),
-                "place_counts": torch.from_numpy(places.counts),
-                "place_prefixes": torch.from_numpy(places.prefixes),
-                "place_student_ids": torch.from_numpy(places.student_ids),
+                "place_counts": places.counts.int(),
+                "place_prefixes": places.prefixes.int(),
+                "place_student_ids": places.student_ids.int(),
                 "merge_lefts": merges.lefts.int(),
                 "merge_rights": merges.rights.int(),
                 "merge_results": merges.results.int(),

@@ -4,7 +4,7 @@ The teacher's distribution is the one of the common boundary before. Of its kept
 with the bytes written since then are still possible; their probabilities, made to sum to 1, go to the student's
 tokens that come next in each. Tokens outside the top-k may be possible too: they are expected to have the part of the
 tail's mass that they have of its tokens in the text. That part stays in the residual, and a position counts as known
-only where the kept part outweighs it. Tokens are tempered first, then merged, whatever the order elsewhere: few merge.
+only where the kept part outweighs it. Tokens are tempered first, then merged, whatever the order elsewhere.
 
 Legend: N positions, K kept logits and the next token, R rows of the teacher's output matrix, P places (bytes) in all
 teacher tokens, B byte strings that teacher tokens begin with.

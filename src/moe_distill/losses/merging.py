@@ -46,9 +46,8 @@ def merged_tail_ratio(rows: TeacherRows, samples: HandedOut, temperature: float,
     """The tail's mass when merged first over its mass when tempered first, [N], as the samples tell; 1 without any."""
     masses_NM = (rows.tail_logprobs / temperature - rows.tail_log_density).exp()
     merged_X = samples.log_shares.exp() * factors_X
-    ratios = torch.ones_like(masses_NM.flatten()).index_fill(
-        0, samples.sources, 0.0
-    )  # 1 where there is no place for it
+    # A sample without a place keeps its mass: ratio 1
+    ratios = torch.ones_like(masses_NM.flatten()).index_fill(0, samples.sources, 0.0)
     ratios_NM = ratios.index_add(0, samples.sources, merged_X).view_as(masses_NM)
     total_N = masses_NM.sum(-1)
     return torch.where(total_N > 0.0, (masses_NM * ratios_NM).sum(-1) / total_N.clamp_min(LEAST), 1.0)

@@ -18,7 +18,8 @@ def check_pointers(windows: WindowStore, targets: ShardReader) -> None:
     reader.expect("teacher_rows", range(-1, targets.rows("positions")))
     reader.expect("next_teacher_ids", range(-1, int(str(targets.index.metadata["output_rows"]))))
     reader.expect("next_tokens", range(len(NextToken)))
-    stops = torch.tensor([targets.first_row("positions", number) for number in range(1, len(targets.index.files))])
+    first_rows = [targets.first_row("positions", number) for number in range(1, len(targets.index.files))]
+    stops = torch.tensor(first_rows, dtype=torch.int64)
     for number in range(len(reader.index.files)):
         _check(reader, number, stops)
 

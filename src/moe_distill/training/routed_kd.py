@@ -55,7 +55,6 @@ def routed_kd(
     teacher's own gate, keeps the gate from paying for that with the text. It counts where a kept id stands for the
     student's next token. Chunk by chunk, so that neither [N, V] logits nor [N, K, T] rows are ever held whole.
     """
-
     likeliest_R = vocabulary_map.likeliest
 
     def of_chunk(chunk: Tensor) -> Tensor:
