@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 import typer
 
-from moe_distill.config import Params, load_params
+from moe_distill.config.params import Params, load_params
 from moe_distill.evaluation.measure import compare, score
-from moe_distill.losses.continuations import load_vocabulary_map
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.pretrained import load_causal_lm
-from moe_distill.shards.targets import open_targets
-from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore
+from moe_distill.models.pretrained import load_causal_lm
+from moe_distill.shards.teacher_store import open_targets
+from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
+from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs, train_kd, train_router
 
 WINDOWS, TARGETS = Path("data/windows/student"), Path("data/teacher_shards")
@@ -57,7 +57,7 @@ def main(output: Path, seeds: str = "0,1,2", variants: str = "", steps: int = 80
 
 def losses_of(params: Params) -> Iterator[tuple[str, Figures]]:
     """Each variant and its weights: those of params.yaml, one at a time and together."""
-    weights = params.study.losses.model_dump()
+    weights = params.experiment.losses.model_dump()
     off = dict.fromkeys(weights, 0.0)
     yield "none", off
     for term in HIDDEN_TERMS + ROUTER_TERMS:
@@ -68,16 +68,16 @@ def losses_of(params: Params) -> Iterator[tuple[str, Figures]]:
 
 
 def with_losses(params: Params, seed: int, steps: int, losses: Figures) -> Params:
-    study = params.study.model_dump() | {"seed": seed, "losses": losses}
+    experiment = params.experiment.model_dump() | {"seed": seed, "losses": losses}
     profile = params.profile.model_dump()
     return Params.model_validate(
-        {"study": study, "profile": profile | {"train": profile["train"] | {"max_steps": steps}}}
+        {"experiment": experiment, "profile": profile | {"train": profile["train"] | {"max_steps": steps}}}
     )
 
 
 def first_phase(params: Params, output: Path) -> None:
     torch.set_num_threads(1)
-    folder = output / f"phase1_{params.study.seed}"
+    folder = output / f"phase1_{params.experiment.seed}"
     if not (folder / "done").is_file():
         inputs = TrainingInputs(WINDOWS, TARGETS, Path("models/student_init"), None, None)
         train_kd(params, inputs, outputs_in(folder, folder / "optimizer"))
@@ -87,7 +87,7 @@ def first_phase(params: Params, output: Path) -> None:
 def second_phase(params: Params, output: Path, name: str) -> None:
     """Phase 2 under the weights of `params`, and the figures of the exported student."""
     torch.set_num_threads(1)
-    phase1, folder = output / f"phase1_{params.study.seed}", output / f"{name}_{params.study.seed}"
+    phase1, folder = output / f"phase1_{params.experiment.seed}", output / f"{name}_{params.experiment.seed}"
     if folder.with_suffix(".json").is_file():
         return
     inputs = TrainingInputs(WINDOWS, TARGETS, phase1 / "student", Path("models/teacher_head"), phase1 / "optimizer")

@@ -16,24 +16,24 @@ from transformers import PreTrainedModel
 
 from moe_distill.alignment.encode import make_encoder
 from moe_distill.alignment.token_bytes import token_bytes
-from moe_distill.config import load_params
+from moe_distill.config.params import load_params
+from moe_distill.config.profile import Train
 from moe_distill.losses.chunk import chunk_kl
-from moe_distill.losses.continuations import load_vocabulary_map
-from moe_distill.losses.inside import InsidePlaces, inside_target
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
-from moe_distill.losses.target import NextTokens, Order, sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap, rule_map
-from moe_distill.pretrained import load_causal_lm, load_tokenizer
-from moe_distill.profile import Train
-from moe_distill.runtime import seed_everything
-from moe_distill.shards.vocabulary_map import read_vocabulary_map
+from moe_distill.models.pretrained import load_causal_lm, load_tokenizer
+from moe_distill.shards.vocabulary_store import read_vocabulary_map
+from moe_distill.targets.inside import InsidePlaces, inside_target
+from moe_distill.targets.next_token_counts import load_vocabulary_map
+from moe_distill.targets.sparse_target import NextTokens, Order, sparse_target
+from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.training.batch import Batch
-from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, read_batch
+from moe_distill.training.batch_order import batches_from
+from moe_distill.training.data import TEXT_ONLY, BatchFields, Split, open_split, read_batch
 from moe_distill.training.inside import load_places
 from moe_distill.training.optimizer import make_optimizer, set_learning_rate
-from moe_distill.training.order import batches_from
 from moe_distill.training.schedule import learning_rate_fraction
+from moe_distill.utils.device import seed_everything
 
 HOME = Path(".work/benchmarks")
 TEACHER, STUDENT, SAME_STUDENT = Path("models/teacher"), Path("models/student_init"), HOME / "student_same"
@@ -145,7 +145,7 @@ def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
 
 def take_step(run: Run, world: World, numbers: list[int], optimizer: torch.optim.Optimizer, train: Train) -> None:
     with_inside = run.objective in OURS and OURS[run.objective].inside
-    batch = read_batch(world.train, numbers, Wanted(inside=with_inside))
+    batch = read_batch(world.train, numbers, BatchFields(inside=with_inside))
     logits_NV = student_logits(world.student, batch)
     nll_N = lm_nll(logits_NV, batch.labels_N)
     covered_N, distillation = objective_of(run, world, numbers, batch, logits_NV, nll_N)
@@ -224,7 +224,7 @@ def bits_per_byte(world: World) -> float:
     world.student.eval()
     nll, n_bytes = 0.0, 0
     for numbers in torch.arange(len(world.validation.windows)).split(32):
-        batch = read_batch(world.validation, numbers.tolist(), TEXT_ALONE)
+        batch = read_batch(world.validation, numbers.tolist(), TEXT_ONLY)
         nll += float(lm_nll(student_logits(world.student, batch), batch.labels_N).double().sum())
         n_bytes += batch.n_bytes
     return nll / math.log(2) / n_bytes

@@ -16,15 +16,15 @@ import torch
 import typer
 from torch import Tensor
 
-from moe_distill.losses.continuations import load_vocabulary_map
 from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import NextTokens, Order, sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap
-from moe_distill.pretrained import load_causal_lm
-from moe_distill.shards.targets import TeacherRows, teacher_rows
-from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
+from moe_distill.models.pretrained import load_causal_lm
+from moe_distill.shards.teacher_store import TeacherRows, teacher_rows
+from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
+from moe_distill.targets.next_token_counts import load_vocabulary_map
+from moe_distill.targets.sparse_target import NextTokens, Order, sparse_target
+from moe_distill.targets.token_shares import VocabularyMap
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.data import TEXT_ALONE, Split, read_batch
+from moe_distill.training.data import TEXT_ONLY, Split, read_batch
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def main(
     order: Order = "map_then_temper",
 ) -> None:
     split = Split(WindowStore(Path("data/windows/student/train"), STUDENT_WINDOWS), None)
-    batch = read_batch(split, list(range(windows)), TEXT_ALONE)
+    batch = read_batch(split, list(range(windows)), TEXT_ONLY)
     rows = torch.cat([split.windows.tokens("teacher_rows", number) for number in range(windows)])
     logits_AV = teacher_logits(rows[rows >= 0])
     vocabulary_map = load_vocabulary_map(Path("data/windows/student/vocabulary_map"), split.windows)

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from moe_distill.alignment.encode import Encoder, make_encoder
-from moe_distill.alignment.tally import WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import UNMAPPED, vocabulary_map
-from moe_distill.documents import Document
-from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
+from moe_distill.alignment.window_limits import WindowLimits
+from moe_distill.corpus.documents import Document
+from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
 
 DOCUMENT_CHARACTERS = 20_000
 LIMITS = WindowLimits(teacher_max_length=384, student_max_length=384, shard_tokens=1 << 20, max_windows=None)

@@ -6,7 +6,7 @@ Legend: N positions, A of them aligned, V student vocabulary, K kept logits of t
 import torch
 from torch import Tensor
 
-from moe_distill.shards.targets import TeacherRows
+from moe_distill.shards.teacher_store import TeacherRows
 
 
 def shared_strings(logits_AV: Tensor, rows: TeacherRows, student_ids: Tensor, is_exact: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ import typer
 from tokenizers import Tokenizer
 
 from moe_distill.alignment.encode import Encoder, make_encoder
-from moe_distill.alignment.tally import WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
-from moe_distill.documents import Document
+from moe_distill.alignment.window_limits import WindowLimits
+from moe_distill.corpus.documents import Document
 
 DOCUMENT_CHARACTERS = 20_000
 LIMITS = WindowLimits(teacher_max_length=384, student_max_length=384, shard_tokens=1 << 20, max_windows=None)

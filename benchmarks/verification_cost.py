@@ -12,10 +12,10 @@ from typing import Any
 
 import typer
 
-from moe_distill.config import load_params
+from moe_distill.config.params import load_params
 from moe_distill.replay import head
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.windows import WindowStore
+from moe_distill.shards.window_store import WindowStore
 
 spent = 0.0
 

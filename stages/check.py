@@ -5,12 +5,12 @@ Needs no torch; takes well under a second, reading local files aside.
 
 from pathlib import Path
 
-from moe_distill.config import Params, unpinned_revisions
-from moe_distill.local_inputs import OUTPUT as LOCAL_INPUTS
-from moe_distill.local_inputs import local_inputs
-from moe_distill.progress import say
-from moe_distill.stage import run
-from moe_distill.workspace import write_json
+from moe_distill.config.params import Params, unpinned_revisions
+from moe_distill.log import log
+from moe_distill.pipeline.local_inputs import OUTPUT as LOCAL_INPUTS
+from moe_distill.pipeline.local_inputs import local_inputs
+from moe_distill.pipeline.stage_runner import run
+from moe_distill.utils.files import write_json
 
 OUTPUT = Path("data/checked.json")
 
@@ -19,7 +19,7 @@ def main(params: Params) -> None:
     write_json(OUTPUT, {"parameters": "valid"})  # a constant: no later stage changes because of it
     write_json(LOCAL_INPUTS, local_inputs(params.profile))
     for key in unpinned_revisions(params.profile):
-        say(f"check: warning: `{key}` is not a commit; what it names can change between two runs")
+        log(f"check: warning: `{key}` is not a commit; what it names can change between two runs")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from moe_distill.config import Params
+from moe_distill.config.params import Params
 from moe_distill.corpus.build import build_corpus
-from moe_distill.stage import run
-from moe_distill.workspace import fresh_folder, write_json
+from moe_distill.pipeline.stage_runner import run
+from moe_distill.utils.files import fresh_folder, write_json
 
 
 def main(params: Params) -> None:
     with fresh_folder(Path("data/corpus")) as folder:
-        figures = build_corpus(params.profile.corpus, folder)
-    write_json(Path("metrics/corpus.json"), figures)
+        metrics = build_corpus(params.profile.corpus, folder)
+    write_json(Path("metrics/corpus.json"), metrics)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,19 @@
 import json
 from pathlib import Path
 
-from moe_distill.config import Params
+from moe_distill.config.params import Params
 from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate
 from moe_distill.evaluation.report import write_report
-from moe_distill.runtime import make_runtime, seed_everything
-from moe_distill.stage import run
-from moe_distill.tracking import track
-from moe_distill.workspace import fresh_folder, write_json
+from moe_distill.pipeline.stage_runner import run
+from moe_distill.tracking.mlflow_runs import track
+from moe_distill.utils.device import make_runtime, seed_everything
+from moe_distill.utils.files import fresh_folder, write_json
 
 STAGES = ["train_kd", "train_router", "control", "evaluate"]
 
 
 def main(params: Params) -> None:
-    seed_everything(params.study.seed)
+    seed_everything(params.experiment.seed)
     inputs = EvaluationInputs(
         windows=Path("data/windows"),
         targets=Path("data/teacher_shards"),
@@ -24,12 +24,12 @@ def main(params: Params) -> None:
         student_lm_only=Path("models/student_lm_only"),
         student=Path("models/student"),
     )
-    figures = evaluate(inputs, params.profile.evaluate, make_runtime("fp32").device)
+    metrics = evaluate(inputs, params.profile.evaluate, make_runtime("fp32").device)
     teacher = json.loads(Path("metrics/teacher.json").read_text(encoding="utf-8"))
-    figures["teacher_tokens_per_second"] = teacher["positions_per_second"]
-    write_json(Path("metrics/evaluate.json"), figures)
+    metrics["teacher_tokens_per_second"] = teacher["positions_per_second"]
+    write_json(Path("metrics/evaluate.json"), metrics)
     with fresh_folder(Path("reports")) as folder:
-        write_report(params, figures, Path("metrics/curves"), inputs.student, folder)
+        write_report(params, metrics, Path("metrics/curves"), inputs.student, folder)
     track(params, STAGES)
 
 

@@ -3,12 +3,12 @@
 from functools import partial
 from pathlib import Path
 
-from moe_distill.config import Params
-from moe_distill.definition import stage_code
-from moe_distill.stage import run
+from moe_distill.config.params import Params
+from moe_distill.pipeline.dvc_stage import stage_code
+from moe_distill.pipeline.resumable_work import compute_once
+from moe_distill.pipeline.stage_runner import run
 from moe_distill.teacher.run import capture_key, run_teacher
-from moe_distill.work import compute_once
-from moe_distill.workspace import fingerprint, write_json
+from moe_distill.utils.files import fingerprint, write_json
 
 WINDOWS, TEACHER = Path("data/windows/teacher"), Path("models/teacher")
 
@@ -19,8 +19,8 @@ def main(params: Params) -> None:
     step_windows = params.profile.train.batch_windows  # no dependency: it can only refuse
     compute = partial(run_teacher, capture, WINDOWS, TEACHER, step_windows=step_windows)
     outputs = {"shards": Path("data/teacher_shards"), "head": Path("models/teacher_head")}
-    figures = compute_once("teacher", key, compute, outputs)
-    write_json(Path("metrics/teacher.json"), figures)
+    metrics = compute_once("teacher", key, compute, outputs)
+    write_json(Path("metrics/teacher.json"), metrics)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from moe_distill.alignment.corpus_windows import write_windows
-from moe_distill.config import Params
-from moe_distill.stage import run
-from moe_distill.workspace import fresh_folder, write_json
+from moe_distill.config.params import Params
+from moe_distill.pipeline.stage_runner import run
+from moe_distill.utils.files import fresh_folder, write_json
 
 WINDOWS = Path("data/windows")
 
@@ -13,8 +13,8 @@ WINDOWS = Path("data/windows")
 def main(params: Params) -> None:
     with fresh_folder(WINDOWS) as folder:
         models = Path("models/teacher"), Path("models/student_init")
-        figures = write_windows(params.profile.windows, Path("data/corpus"), *models, folder)
-    write_json(Path("metrics/tokenize.json"), figures)
+        metrics = write_windows(params.profile.windows, Path("data/corpus"), *models, folder)
+    write_json(Path("metrics/tokenize.json"), metrics)
 
 
 if __name__ == "__main__":

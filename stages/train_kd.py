@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from moe_distill.config import Params
-from moe_distill.stage import run
+from moe_distill.config.params import Params
+from moe_distill.pipeline.stage_runner import run
+from moe_distill.pipeline.training_stage import run_training
 from moe_distill.training.phases import TrainingInputs, train_kd
-from moe_distill.training_stage import run_training
 
 STAGE = "train_kd"
 

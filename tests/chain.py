@@ -9,11 +9,11 @@ from pydoc_data.topics import topics
 import yaml
 
 from moe_distill.alignment.corpus_windows import write_windows
-from moe_distill.config import Params, load_params
-from moe_distill.corpus.writer import open_writer
-from moe_distill.documents import Document
+from moe_distill.config.params import Params, load_params
+from moe_distill.config.profile import Profile
+from moe_distill.corpus.documents import Document
+from moe_distill.corpus.parquet_writer import open_writer
 from moe_distill.models.provide import provide_student, provide_teacher
-from moe_distill.profile import Profile
 from moe_distill.teacher.run import run_teacher
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs
 
@@ -67,7 +67,7 @@ class Chain:
 def small_params() -> Params:
     """Profile `test`, smaller still."""
     profile = yaml.safe_load((ROOT / "profiles/test.yaml").read_text())
-    return Params(study=load_params(ROOT).study, profile=Profile.model_validate(_merged(profile, CHANGES)))
+    return Params(experiment=load_params(ROOT).experiment, profile=Profile.model_validate(_merged(profile, CHANGES)))
 
 
 def write_corpus(folder: Path, texts: list[str]) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.targets import TEACHER_TARGETS, open_targets, target_fields
-from moe_distill.shards.windows import (
+from moe_distill.shards.teacher_store import TEACHER_TARGETS, open_targets, target_fields
+from moe_distill.shards.window_store import (
     STUDENT_FIELDS,
     STUDENT_WINDOWS,
     TEACHER_FIELDS,

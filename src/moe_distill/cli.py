@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from moe_distill.config import load_params
+from moe_distill.config.params import load_params
 from moe_distill.errors import DataError, MoeDistillError
-from moe_distill.progress import say
-from moe_distill.workspace import project_root
+from moe_distill.log import log
+from moe_distill.utils.files import project_root
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -19,11 +19,11 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def doctor() -> None:
     """Check parameters, device, precision and disk before a long run; takes seconds."""
-    from moe_distill.doctor import examine  # torch: seconds that `--help` need not wait for
+    from moe_distill.commands.doctor import examine  # torch: seconds that `--help` need not wait for
 
     failures = 0
     for finding in examine(load_params()):
-        say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.text}")
+        log(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.text}")
         failures += not finding.ok
     raise typer.Exit(4 if failures else 0)
 
@@ -31,23 +31,23 @@ def doctor() -> None:
 @app.command()
 def plan() -> None:
     """Say how many windows, steps, teacher rows and router positions the parameters come to, and the shards' size."""
-    from moe_distill.plan import describe
+    from moe_distill.commands.plan import describe
 
     for line in describe(load_params()):
-        say(line)
+        log(line)
 
 
 @app.command()
 def verify() -> None:
     """Read every byte of every output and of work in progress, and compare with the recorded hashes."""
-    from moe_distill.verify import verify as read_through
+    from moe_distill.commands.verify import verify as read_through
 
     found = list(read_through(Path(), project_root() / ".work"))
     for each in found:
         whole = f"skip  {each.path}: {each.unread}" if each.unread else f"ok    {each.path}"
-        say(whole if each.fault is None else f"FAIL  {each.fault}")
+        log(whole if each.fault is None else f"FAIL  {each.fault}")
     if not found:
-        say("nothing to verify yet; run: dvc repro")
+        log("nothing to verify yet; run: dvc repro")
     if any(each.fault for each in found):
         raise typer.Exit(DataError.exit_code)
 
@@ -55,21 +55,21 @@ def verify() -> None:
 @app.command()
 def recover(
     shard: Annotated[
-        Path | None, typer.Option(help="evict this corrupt file from workspace, DVC cache and .work")
+        Path | None, typer.Option(help="remove this corrupt file from workspace, DVC cache and .work")
     ] = None,
 ) -> None:
-    """Put right what a killed `dvc exp run` left in git and .dvc, or evict a corrupt file; keeps your edits."""
-    from moe_distill.dvc_state import mend
-    from moe_distill.recovery import evict
+    """Put right what a killed `dvc exp run` left in git and .dvc, or remove a corrupt file; keeps your edits."""
+    from moe_distill.commands.recover import remove_corrupt
+    from moe_distill.pipeline.dvc_repair import repair_repository
 
     if shard is not None:
-        for path in evict(shard):
-            say(f"removed {path}")
-        say(f"{shard} is gone; bring it back with: dvc pull, or dvc repro")
+        for path in remove_corrupt(shard):
+            log(f"removed {path}")
+        log(f"{shard} is gone; bring it back with: dvc pull, or dvc repro")
         return
-    done = list(mend(Path()))
+    done = list(repair_repository(Path()))
     for line in done or ["nothing to put right"]:
-        say(line)
+        log(line)
 
 
 @app.command()
@@ -77,19 +77,19 @@ def clean(
     days: Annotated[float, typer.Option(help="leave what was touched in these days")] = 7.0,
 ) -> None:
     """Remove unfinished work that nobody continues (.work)."""
-    from moe_distill.recovery import abandoned_folders, remove_folder
+    from moe_distill.commands.recover import abandoned_folders, remove_folder
 
     freed = 0
     for folder in abandoned_folders(days):
-        say(f"removed {folder}")
+        log(f"removed {folder}")
         freed += remove_folder(folder)
-    say(f"{freed:,} bytes freed")
+    log(f"{freed:,} bytes freed")
 
 
 @app.command()
 def track() -> None:
     """Bring MLflow up to what the files of this workspace say, also where every stage came from DVC's cache."""
-    from moe_distill.tracking import track as fill_in
+    from moe_distill.tracking.mlflow_runs import track as fill_in
 
     fill_in(load_params(), ["train_kd", "train_router", "control", "evaluate"])
 

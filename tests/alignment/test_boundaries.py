@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_distill.alignment.boundaries import aligned_rows, code_point_boundaries, next_token_relation, token_starts
-from moe_distill.shards.windows import NextToken
+from moe_distill.shards.window_store import NextToken
 
 LENGTHS = st.lists(st.integers(1, 5), min_size=1, max_size=20)
 

@@ -3,9 +3,9 @@
 import tracemalloc
 from collections.abc import Iterator
 
-from moe_distill.alignment.tally import WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
-from moe_distill.documents import Document
+from moe_distill.alignment.window_limits import WindowLimits
+from moe_distill.corpus.documents import Document
 
 from .toy import TEXT, byte_level, document, encoder
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from moe_distill.alignment.bpe_merges import merges_of
 from moe_distill.alignment.encode import encode
-from moe_distill.alignment.merges import merges_of
-from moe_distill.alignment.tally import Tally, WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
-from moe_distill.losses.segmentation import merge_rules, stays_apart
+from moe_distill.alignment.window_limits import Tally, WindowLimits
+from moe_distill.targets.canonical import merge_rules, stays_apart
 from tests.assets import real_text
 
 from .toy import document

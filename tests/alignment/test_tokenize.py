@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
 from moe_distill.alignment.encode import Encoder
-from moe_distill.alignment.tally import WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
+from moe_distill.alignment.window_limits import WindowLimits
 from moe_distill.errors import DataError
 from moe_distill.shards.provenance import windows_fingerprint
-from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
+from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
 
 from .toy import TEXT, Split, byte_level, document, encoder, make_split, sentencepiece, token_ends
 

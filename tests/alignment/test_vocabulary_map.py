@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 
 from moe_distill.alignment.encode import ORDINARY_TEXT, Encoder
 from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
-from moe_distill.losses.vocabulary import rule_map
+from moe_distill.targets.token_shares import rule_map
 
 from .toy import byte_level, encoder, sentencepiece
 

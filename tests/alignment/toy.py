@@ -7,10 +7,10 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from moe_distill.alignment.encode import ORDINARY_TEXT, Encoder, make_encoder
-from moe_distill.alignment.tally import Tally, WindowLimits
 from moe_distill.alignment.tokenize import tokenize_split
-from moe_distill.documents import Document
-from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
+from moe_distill.alignment.window_limits import Tally, WindowLimits
+from moe_distill.corpus.documents import Document
+from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 
 TEXT = "the quick brown fox jumps over the lazy dog; the dog sleeps, the fox runs. naïve café 東京 🙂 " * 20
 TEXT += ORDINARY_TEXT

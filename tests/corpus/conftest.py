@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_distill.documents import Document, read_documents
-from moe_distill.profile import Corpus
+from moe_distill.config.profile import Corpus
+from moe_distill.corpus.documents import Document, read_documents
 
 MakeCorpus = Callable[..., Corpus]
 

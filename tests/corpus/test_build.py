@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from moe_distill.config.profile import Source
 from moe_distill.corpus import build
 from moe_distill.corpus.build import METRICS, build_corpus
+from moe_distill.corpus.documents import document_id, is_kept, is_validation
 from moe_distill.corpus.raw import RawDocument
-from moe_distill.corpus.split import document_id, is_kept, is_validation
 from moe_distill.errors import ConfigError, DataError
-from moe_distill.profile import Source
-from moe_distill.workspace import canonical_json
+from moe_distill.utils.files import canonical_json
 
 from .conftest import MakeCorpus, files_source, read_split, read_texts, write_jsonl
 

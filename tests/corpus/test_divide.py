@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_distill.corpus.build import build_corpus
-from moe_distill.corpus.divide import MAX_CHARACTERS, divide
+from moe_distill.corpus.resize import MAX_CHARACTERS, divide
 
 from .conftest import MakeCorpus, files_source, read_split, write_jsonl
 

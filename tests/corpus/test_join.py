@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_distill.config.profile import Hub
 from moe_distill.corpus.build import build_corpus
-from moe_distill.corpus.hub import hub_documents
-from moe_distill.corpus.join import join_rows
+from moe_distill.corpus.hub_datasets import hub_documents
 from moe_distill.corpus.raw import RawDocument, Skip
+from moe_distill.corpus.resize import join_rows
 from moe_distill.corpus.sources import read_source
-from moe_distill.profile import Hub
 
 from .conftest import MakeCorpus, files_source, read_split, write_jsonl
 

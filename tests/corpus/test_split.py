@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from moe_distill.corpus.split import document_id, is_kept, is_validation
+from moe_distill.corpus.documents import document_id, is_kept, is_validation
 
 IDS = [document_id(f"document {number}") for number in range(20_000)]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, agreement
-from moe_distill.losses.target import SparseTarget, sparse_target
-from moe_distill.losses.vocabulary import rule_map
-from moe_distill.shards.targets import teacher_rows
+from moe_distill.shards.teacher_store import teacher_rows
+from moe_distill.targets.sparse_target import SparseTarget, sparse_target
+from moe_distill.targets.token_shares import rule_map
 from moe_distill.teacher.sparsify import sparsify
 
 

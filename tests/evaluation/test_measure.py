@@ -9,12 +9,12 @@ import torch
 
 from moe_distill.evaluation import measure as module
 from moe_distill.evaluation.agreement import agreement
-from moe_distill.evaluation.evaluate import source_figures
+from moe_distill.evaluation.evaluate import source_metrics
 from moe_distill.evaluation.measure import Comparison, Score, compare, score, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte
-from moe_distill.losses.target import sparse_target
-from moe_distill.losses.vocabulary import rule_map
-from moe_distill.shards.targets import read_rows
+from moe_distill.shards.teacher_store import read_rows
+from moe_distill.targets.sparse_target import sparse_target
+from moe_distill.targets.token_shares import rule_map
 from tests.stores import (
     BYTES,
     DOCUMENTS,
@@ -130,7 +130,7 @@ def test_of_no_documents_nothing(stores: Stores) -> None:
 def test_r29_bits_per_byte_of_each_source_that_has_windows(stores: Stores, plain: Plain) -> None:
     """Documents 0 and 1 are of source `a`, document 3 of `b`; of source `lost` the student can spell none."""
     of_a, of_b = (slice(0, 3), slice(3, 5))
-    assert source_figures(scored(stores), stores.student) == {
+    assert source_metrics(scored(stores), stores.student) == {
         "bits_per_byte_a": pytest.approx(bits_per_byte(sum(plain.nll_of_windows[of_a]), sum(BYTES[of_a])), rel=1e-5),
         "bits_per_byte_b": pytest.approx(bits_per_byte(sum(plain.nll_of_windows[of_b]), sum(BYTES[of_b])), rel=1e-5),
     }
@@ -138,7 +138,7 @@ def test_r29_bits_per_byte_of_each_source_that_has_windows(stores: Stores, plain
 
 def test_r29_one_source_has_no_figure_of_its_own(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores.student, "sources", lambda: (["a"], torch.zeros(len(TOKENS), dtype=torch.int64)))
-    assert source_figures(scored(stores), stores.student) == {}
+    assert source_metrics(scored(stores), stores.student) == {}
 
 
 def test_r27_speed_is_of_layers_output_matrix_and_likelihood(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from moe_distill.evaluation.agreement import NO_AGREEMENT
-from moe_distill.evaluation.evaluate import student_figures
+from moe_distill.evaluation.evaluate import student_metrics
 from moe_distill.evaluation.measure import Comparison, Score
-from moe_distill.workspace import canonical_json
+from moe_distill.utils.files import canonical_json
 
 
 def figures(nll_per_token: float) -> dict[str, float]:
     certain, nll_W = torch.ones(4), torch.tensor([4 * nll_per_token], dtype=torch.float64)
-    return student_figures(Score(nll_W, 4, 9, 1.0), Comparison(NO_AGREEMENT, certain, certain.bool()))
+    return student_metrics(Score(nll_W, 4, 9, 1.0), Comparison(NO_AGREEMENT, certain, certain.bool()))
 
 
 def refuse(constant: str) -> None:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import Order, Tail, sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap
-from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
-
-from .reference import (
+from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, TeacherRows
+from moe_distill.targets.sparse_target import Order, Tail, sparse_target
+from moe_distill.targets.token_shares import VocabularyMap
+from tests.targets.reference import (
     STUDENT_VOCABULARY,
     TEACHER_VOCABULARY,
     bucketed_kl,

@@ -12,11 +12,10 @@ from torch import Tensor
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, paired_layer, relation_kl
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
-from moe_distill.losses.target import Order, Tail, sparse_target
-from moe_distill.losses.vocabulary import rule_map
-from moe_distill.shards.targets import TeacherRows
-
-from .reference import random_logits, teacher_rows
+from moe_distill.shards.teacher_store import TeacherRows
+from moe_distill.targets.sparse_target import Order, Tail, sparse_target
+from moe_distill.targets.token_shares import rule_map
+from tests.targets.reference import random_logits, teacher_rows
 
 TEACHER_VOCABULARY, STUDENT_VOCABULARY = 151_936, 49_152
 TEACHER_SIZE, STUDENT_SIZE = 1024, 576

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from moe_distill.documents import SCHEMA
+from moe_distill.config.profile import TinyStudent, TinyTeacher, TinyTokenizer
+from moe_distill.corpus.documents import SCHEMA
 from moe_distill.models.provide import provide_student, provide_teacher
-from moe_distill.profile import TinyStudent, TinyTeacher, TinyTokenizer
 
 TOKENIZER = TinyTokenizer(vocabulary_size=400, pre_tokenizer="qwen", sample_fraction=0.5, sample_seed=1)
 TEACHER = TinyTeacher(

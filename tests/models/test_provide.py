@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from moe_distill.config.profile import FolderModel, HubModel
 from moe_distill.errors import DataError
 from moe_distill.models import provide
-from moe_distill.profile import FolderModel, HubModel
 
 from .conftest import TEACHER, files
 

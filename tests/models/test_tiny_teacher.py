@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
-from moe_distill.documents import read_documents
+from moe_distill.corpus.documents import read_documents
 from moe_distill.errors import DivergenceError
 from moe_distill.models import tiny_teacher
+from moe_distill.models.packed_windows import packed_tokens
+from moe_distill.models.pretrained import load_tokenizer
 from moe_distill.models.tiny_teacher import learning_rate_factor, output_rows, router_auxiliary_loss, train_tiny_teacher
-from moe_distill.models.token_windows import packed_tokens
-from moe_distill.pretrained import load_tokenizer
 
 from .conftest import TEACHER, files, write_documents
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from moe_distill.replay.block import TeacherHead
-from moe_distill.teacher.anatomy import dissect
+from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.forward import forward
 
 FAMILIES = ("qwen3_moe", "mixtral", "olmoe")
@@ -83,8 +83,8 @@ class Said:
 def say(model: PreTrainedModel) -> Said:
     """Run 4 random windows of 64 tokens."""
     ids = torch.randint(VOCABULARY, (4, 64), generator=torch.Generator().manual_seed(1))
-    anatomy = dissect(model)
-    states, _ = forward(model, anatomy, ids, [len(anatomy.layers)])
+    architecture = find_modules(model)
+    states, _ = forward(model, architecture, ids, [len(architecture.layers)])
     assert states.moe_input_BLD is not None
     assert states.router_logits_BLE is not None
     final_ND = states.final_BLD.flatten(0, 1)
@@ -92,7 +92,7 @@ def say(model: PreTrainedModel) -> Said:
         states.moe_input_BLD.flatten(0, 1),
         states.router_logits_BLE.flatten(0, 1),
         states.hidden_BLSD.flatten(0, 1)[:, 0],
-        (final_ND @ anatomy.output.detach().float().T).log_softmax(-1),
+        (final_ND @ architecture.output.detach().float().T).log_softmax(-1),
     )
 
 

@@ -18,7 +18,7 @@ from moe_distill.replay.block import (
     routed_hidden,
     teacher_mixture,
 )
-from moe_distill.teacher.anatomy import dissect
+from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.capture import _scaled
 from moe_distill.teacher.export_head import export_head
 from tests.replay.teachers import FAMILIES, VOCABULARY, Said, certain, make_teacher, say
@@ -82,7 +82,7 @@ def test_every_expert_can_be_asked(family: str, seed: int, tmp_path: Path) -> No
     """Each expert alone, against the teacher's block with a gate that chooses this one."""
     model = make_teacher(family, seed)
     said, head = say(model), head_of(model, tmp_path)
-    block = dissect(model).layers[-1].mlp
+    block = find_modules(model).layers[-1].mlp
     read = block_input(head, said.moe_input_ND)
     outputs = expert_outputs(head, read)
     assert outputs.shape == (256, head.num_experts, head.hidden_size)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from moe_distill.shards.targets import TEACHER_TARGETS, open_targets, target_fields
-from moe_distill.shards.vocabulary_map import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
-from moe_distill.shards.windows import TEACHER_FIELDS, TEACHER_WINDOWS, WindowStore
+from moe_distill.shards.teacher_store import TEACHER_TARGETS, open_targets, target_fields
+from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
+from moe_distill.shards.window_store import TEACHER_FIELDS, TEACHER_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
 
 OUTPUT_ROWS = 100

@@ -6,8 +6,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moe_distill.seal import read_object, unsealed, write_sealed
-from moe_distill.workspace import Json, sha256_file
+from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
+from moe_distill.utils.files import Json, sha256_file
 
 
 def forge_column(store: Path, file_number: int, field: str, change: Callable[[Tensor], None]) -> Path:
@@ -19,16 +19,16 @@ def forge_column(store: Path, file_number: int, field: str, change: Callable[[Te
     save_file(columns, path)
     index = _read(store)
     index["files"][file_number]["sha256"] = sha256_file(path)  # type: ignore[index, call-overload]
-    write_sealed(store / "index.json", index)
+    write_checksummed_json(store / "index.json", index)
     return path
 
 
 def forge_metadata(store: Path, **changes: Json) -> None:
     index = _read(store)
     index["metadata"] |= changes  # type: ignore[operator]
-    write_sealed(store / "index.json", index)
+    write_checksummed_json(store / "index.json", index)
 
 
 def _read(store: Path) -> dict[str, Json]:
     path = store / "index.json"
-    return unsealed(path, read_object(path))
+    return verified_content(path, read_json_object(path))

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from moe_distill.errors import DataError
-from moe_distill.seal import read_object
-from moe_distill.shards.checks import check_finite, check_range
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.targets import open_targets
-from moe_distill.shards.vocabulary_map import MAP_FIELDS, VOCABULARY_MAP, read_merges, read_vocabulary_map
-from moe_distill.shards.windows import TEACHER_WINDOWS, WindowStore, check_aligned
+from moe_distill.shards.teacher_store import open_targets
+from moe_distill.shards.value_checks import check_finite, check_range
+from moe_distill.shards.vocabulary_store import MAP_FIELDS, VOCABULARY_MAP, read_merges, read_vocabulary_map
+from moe_distill.shards.window_store import TEACHER_WINDOWS, WindowStore, check_aligned
 from moe_distill.shards.writer import ShardWriter
+from moe_distill.utils.checksummed_json import read_json_object
 from tests.shards.forge import forge_column, forge_metadata
 
 from .conftest import OUTPUT_ROWS
@@ -172,7 +172,7 @@ def test_a_seal_names_both_hashes(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"toy"', '"tom"'))
     recorded = json.loads(path.read_text())["sha256"]
     with pytest.raises(DataError, match=rf"is corrupt; sha256 [0-9a-f]{{64}}, it says {recorded}") as caught:
-        read_object(path)
+        read_json_object(path)
     assert len(set(re.findall("[0-9a-f]{64}", str(caught.value)))) == 2
 
 

@@ -8,7 +8,7 @@ import torch
 from moe_distill.errors import DataError
 from moe_distill.shards.pointers import check_pointers
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.windows import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
+from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
 
 from .conftest import OUTPUT_ROWS

@@ -6,7 +6,7 @@ import torch
 
 from moe_distill.shards.format import Index
 from moe_distill.shards.provenance import windows_fingerprint
-from moe_distill.shards.windows import TEACHER_FIELDS, TEACHER_WINDOWS
+from moe_distill.shards.window_store import TEACHER_FIELDS, TEACHER_WINDOWS
 from moe_distill.shards.writer import ShardWriter
 
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe_distill.errors import DataError
-from moe_distill.seal import read_object, unsealed, write_sealed
 from moe_distill.shards.format import FORMAT_VERSION
 from moe_distill.shards.reader import ShardReader
-from moe_distill.workspace import sha256_file
+from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
+from moe_distill.utils.files import sha256_file
 
 from .toy import FIELDS, FORMAT, expected, new_writer, part, write_store
 
@@ -117,7 +117,7 @@ def test_a_whole_store_passes(store):
 def rewrite_index(store, **changes):
     """Change keys of the index, with the seal that belongs to them."""
     path = store / "index.json"
-    write_sealed(path, unsealed(path, read_object(path)) | changes)
+    write_checksummed_json(path, verified_content(path, read_json_object(path)) | changes)
 
 
 def test_wrong_format_is_named_with_both_values(store):

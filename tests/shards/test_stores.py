@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moe_distill.errors import DataError
-from moe_distill.shards.targets import (
+from moe_distill.shards.teacher_store import (
     TAIL_SAMPLE_TEMPERATURE,
     TAIL_TEMPERATURES,
     TAIL_UNIFORM_SHARE,
@@ -12,8 +12,8 @@ from moe_distill.shards.targets import (
     tail_log_density,
     target_fields,
 )
-from moe_distill.shards.vocabulary_map import read_vocabulary_map
-from moe_distill.shards.windows import WindowStore
+from moe_distill.shards.vocabulary_store import read_vocabulary_map
+from moe_distill.shards.window_store import WindowStore
 
 
 def test_windows_are_numbered_over_all_files(windows):

@@ -9,7 +9,7 @@ import torch
 from moe_distill.shards.format import FORMAT_VERSION
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.writer import ShardWriter
-from moe_distill.workspace import sha256_file
+from moe_distill.utils.files import sha256_file
 
 from .toy import FIELDS, FORMAT, contents, new_writer, part, receipts_of, write_store
 

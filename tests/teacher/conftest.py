@@ -16,7 +16,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from moe_distill.shards.windows import TEACHER_FIELDS, TEACHER_WINDOWS, WindowStore
+from moe_distill.shards.window_store import TEACHER_FIELDS, TEACHER_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
 
 VOCABULARY = 300

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from moe_distill.config.profile import Capture
 from moe_distill.errors import ConfigError, DataError
-from moe_distill.profile import Capture
 from moe_distill.replay.block import (
     block_input,
     expert_outputs,
@@ -19,8 +19,8 @@ from moe_distill.replay.block import (
     teacher_mixture,
 )
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.targets import TAIL_TEMPERATURES, open_targets
-from moe_distill.shards.windows import WindowStore
+from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, open_targets
+from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
 from moe_distill.teacher.capture import Captured, capture, run_of
 from moe_distill.teacher.export_head import export_head
@@ -100,7 +100,7 @@ def test_records_are_the_teachers_distribution(family: str, windows: WindowStore
     targets = torch.cat([windows.tokens("token_ids", number).long() for number in range(12)])
     expected = logprobs.gather(1, targets[:, None]).squeeze(1)
     torch.testing.assert_close(column(reader, "target_logprob").double(), expected, atol=2e-4, rtol=1e-5)
-    assert captured.text_mass == pytest.approx(float(1 - logprobs[:, 0].exp().mean()), abs=1e-5)
+    assert captured.text_token_probability == pytest.approx(float(1 - logprobs[:, 0].exp().mean()), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", MOE_FAMILIES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from moe_distill.teacher.anatomy import dissect
+from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.forward import States, _recorder, forward
 from tests.teacher.conftest import FAMILIES, VOCABULARY, make_teacher
 
@@ -24,7 +24,7 @@ def loud_teacher(family: str) -> PreTrainedModel:
 
 
 def run(model: PreTrainedModel, ids: torch.Tensor) -> tuple[States, bool]:
-    return forward(model, dissect(model), ids, LAYERS)
+    return forward(model, find_modules(model), ids, LAYERS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,13 +48,13 @@ def test_batch_after_an_overflow_is_that_of_a_fresh_teacher(family: str) -> None
 def test_states_are_the_wanted_layers_and_no_others_are_held(family: str, wanted: list[int]) -> None:
     ids = torch.randint(1, LOUD_ID, (2, 12), generator=torch.Generator().manual_seed(0))
     model = make_teacher(family)
-    anatomy = dissect(model)
-    with _recorder(anatomy, wanted) as seen, torch.inference_mode():
+    architecture = find_modules(model)
+    with _recorder(architecture, wanted) as seen, torch.inference_mode():
         model(input_ids=ids)
     assert {name for name in seen if name.startswith("layer")} == {f"layer {number}" for number in wanted}
     with torch.inference_mode():
         every = model(input_ids=ids, output_hidden_states=True).hidden_states  # the last one is after the norm
-    states, _ = forward(model, anatomy, ids, wanted)
+    states, _ = forward(model, architecture, ids, wanted)
     for place, number in enumerate(wanted):
         if number < 3:
             torch.testing.assert_close(states.hidden_BLSD[:, :, place], every[number])

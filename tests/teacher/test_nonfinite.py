@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from moe_distill.errors import DataError
-from moe_distill.shards.targets import open_targets
-from moe_distill.shards.windows import WindowStore
+from moe_distill.shards.teacher_store import open_targets
+from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
 from moe_distill.teacher.forward import States
 from tests.teacher.conftest import make_teacher

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_distill.corpus.join import join_rows
+from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, Hub, Profile
 from moe_distill.corpus.raw import RawDocument
-from moe_distill.profile import MINIMUM_ROUTER_POSITIONS, Hub, Profile
+from moe_distill.corpus.resize import join_rows
 from moe_distill.shards.format import row_bytes
-from moe_distill.shards.targets import target_fields
+from moe_distill.shards.teacher_store import target_fields
 from tests.assets import real_text, real_tokenizer
 
 PATH = Path(__file__).parents[2] / "profiles/p100.yaml"

@@ -4,14 +4,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moe_distill.config import Study
-from moe_distill.losses.inside import InsideText, inside_places
+from moe_distill.config.params import ExperimentParams
+from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.losses.vocabulary import rule_map
-from moe_distill.profile import Train
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
-from moe_distill.shards.targets import TeacherRows, teacher_rows
+from moe_distill.shards.teacher_store import TeacherRows, teacher_rows
+from moe_distill.targets.inside import InsideText, inside_places
+from moe_distill.targets.token_shares import rule_map
 from moe_distill.teacher.sparsify import sparsify
 from moe_distill.training.batch import Batch, Chunks, HiddenRuns, Inside
 from moe_distill.training.objective import Student
@@ -125,8 +125,8 @@ def student(teacher_head: TeacherHead) -> Student:
 
 
 @pytest.fixture
-def study() -> Study:
-    return Study.model_validate(
+def experiment() -> ExperimentParams:
+    return ExperimentParams.model_validate(
         {
             "profile": "test",
             "seed": 0,

@@ -7,11 +7,17 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from moe_distill.config import Params, load_params
-from moe_distill.profile import Capture
+from moe_distill.config.params import Params, load_params
+from moe_distill.config.profile import Capture
 from moe_distill.shards.provenance import windows_fingerprint
-from moe_distill.shards.vocabulary_map import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
-from moe_distill.shards.windows import STUDENT_FIELDS, STUDENT_WINDOWS, TEACHER_FIELDS, TEACHER_WINDOWS, WindowStore
+from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
+from moe_distill.shards.window_store import (
+    STUDENT_FIELDS,
+    STUDENT_WINDOWS,
+    TEACHER_FIELDS,
+    TEACHER_WINDOWS,
+    WindowStore,
+)
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.capture import capture
 from moe_distill.teacher.export_head import export_head
@@ -42,11 +48,13 @@ def make_params(**changes: object) -> Params:
     train = {"max_steps": 20, "batch_windows": 8, "micro_batch_windows": 4, "log_every": 1, "validate_every": 5}
     train |= {"validation_windows": 8, "checkpoint_every": 20, "learning_rate": 1e-3, "router_learning_rate": 1e-2}
     known = {name: value for name, value in changes.items() if name in params.profile.train.model_dump()}
-    study = params.study.model_dump() | {"precision": "fp32"} | {n: v for n, v in changes.items() if n not in known}
+    experiment = (
+        params.experiment.model_dump() | {"precision": "fp32"} | {n: v for n, v in changes.items() if n not in known}
+    )
     profile = params.profile.model_dump()
     profile["train"] |= train | known
     profile["teacher"] = CAPTURE
-    return Params.model_validate({"study": study, "profile": profile})
+    return Params.model_validate({"experiment": experiment, "profile": profile})
 
 
 @dataclass(frozen=True)

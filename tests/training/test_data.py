@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_distill.losses.continuations import count_continuations, load_vocabulary_map
-from moe_distill.losses.segmentation import may_follow
-from moe_distill.losses.vocabulary import MOST_CONTINUATIONS
-from moe_distill.shards.vocabulary_map import MAP_FIELDS, VOCABULARY_MAP
+from moe_distill.shards.vocabulary_store import MAP_FIELDS, VOCABULARY_MAP
 from moe_distill.shards.writer import ShardWriter
-from moe_distill.training.data import TEXT_ALONE, Split, Wanted, read_batch
+from moe_distill.targets.canonical import may_follow
+from moe_distill.targets.next_token_counts import count_next_tokens, load_vocabulary_map
+from moe_distill.targets.token_shares import MAX_STUDENT_TOKENS
+from moe_distill.training.data import TEXT_ONLY, BatchFields, Split, read_batch
 from tests.stores import STUDENT_VOCABULARY, Stores
 
 ALL_WINDOWS = [0, 1, 2, 3, 4]
 
 
 def test_a_chunk_lies_between_neighbouring_common_boundaries(stores: Stores) -> None:
-    batch = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, Wanted(chunks=True))
+    batch = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, BatchFields(chunks=True))
     assert batch.chunks is not None
     expected_of, expected_logprobs = [], []
     for rows in stores.teacher_rows:
@@ -39,14 +39,14 @@ def test_a_chunk_lies_between_neighbouring_common_boundaries(stores: Stores) -> 
 
 
 def test_what_is_not_wanted_is_not_read(stores: Stores) -> None:
-    batch = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, TEXT_ALONE)
+    batch = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, TEXT_ONLY)
     assert batch.chunks is None
     assert batch.runs is None
     assert batch.rows is not None
 
 
 def test_without_targets_there_is_text_alone(stores: Stores) -> None:
-    batch = read_batch(Split(stores.student, None), ALL_WINDOWS, Wanted(runs=True, chunks=True))
+    batch = read_batch(Split(stores.student, None), ALL_WINDOWS, BatchFields(runs=True, chunks=True))
     assert (batch.rows, batch.runs, batch.chunks) == (None, None, None)
 
 
@@ -54,7 +54,7 @@ def test_continuations_are_counted_over_all_files(stores: Stores) -> None:
     expected: Counter[tuple[int, int]] = Counter()
     for ids, rows in zip(stores.token_ids, stores.teacher_rows, strict=True):
         expected.update((0, student_id) for student_id, row in zip(ids, rows, strict=True) if row >= 0)
-    found = count_continuations(stores.student)
+    found = count_next_tokens(stores.student)
     pairs = zip(found.teacher_ids.tolist(), found.student_ids.tolist(), strict=True)
     assert dict(zip(pairs, found.counts.tolist(), strict=True)) == expected
     assert max(expected.values()) > 1
@@ -88,11 +88,11 @@ def test_neighbours_meet_inside_a_window(stores: Stores, tmp_path: Path) -> None
     across = set(itertools.pairwise(itertools.chain(*stores.token_ids))) - inside
     assert {pair for pair, is_allowed in zip(pairs, allowed.tolist(), strict=True) if is_allowed} == inside
     assert len(across) >= 3, "the test can tell windows apart"
-    assert found.log_shares.shape == (len(stores.student_ids), MOST_CONTINUATIONS)
+    assert found.log_shares.shape == (len(stores.student_ids), MAX_STUDENT_TOKENS)
 
 
 def test_positions_inside_a_teacher_token_have_the_row_of_the_boundary_before(stores: Stores) -> None:
-    inside = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, Wanted(inside=True)).inside
+    inside = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, BatchFields(inside=True)).inside
     assert inside is not None
     expected, first = [], 0
     for ids, rows in zip(stores.token_ids, stores.teacher_rows, strict=True):

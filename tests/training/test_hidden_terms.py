@@ -7,15 +7,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from moe_distill.config import Study
+from moe_distill.config.params import ExperimentParams
+from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.losses.vocabulary import rule_map
-from moe_distill.profile import Train
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
-from moe_distill.runtime import Runtime
-from moe_distill.shards.targets import teacher_rows
-from moe_distill.teacher.anatomy import dissect
+from moe_distill.shards.teacher_store import teacher_rows
+from moe_distill.targets.token_shares import rule_map
+from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.forward import forward
 from moe_distill.teacher.sparsify import sparsify
 from moe_distill.training.batch import Batch, HiddenRuns
@@ -23,6 +22,7 @@ from moe_distill.training.objective import Objective, Student
 from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import validate
 from moe_distill.training.student import layer_pairs, make_heads
+from moe_distill.utils.device import Runtime
 from tests.training.conftest import make_batch
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
@@ -31,8 +31,8 @@ TEACHER_LAYERS, STUDENT_LAYERS, TEACHER_SIZE, STUDENT_SIZE, EXPERTS = 28, 30, 10
 
 
 @pytest.fixture
-def full(study: Study, train: Train) -> Objective:
-    return objective_at(99, study, train, {})
+def full(experiment: ExperimentParams, train: Train) -> Objective:
+    return objective_at(99, experiment, train, {})
 
 
 def real_teacher() -> Qwen3MoeForCausalLM:
@@ -71,12 +71,14 @@ def real_student() -> LlamaForCausalLM:
 def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective) -> None:
     """1024 -> 576, 28 -> 30 layers, random weights on both sides; each position aligned with itself."""
     teacher, generator = real_teacher(), torch.Generator().manual_seed(2)
-    anatomy = dissect(teacher)
+    architecture = find_modules(teacher)
     captured = [7, 14, TEACHER_LAYERS]
-    states, _ = forward(teacher, anatomy, torch.randint(TEACHER_ROWS, (WINDOWS, LENGTH), generator=generator), captured)
-    assert anatomy.moe is not None
+    states, _ = forward(
+        teacher, architecture, torch.randint(TEACHER_ROWS, (WINDOWS, LENGTH), generator=generator), captured
+    )
+    assert architecture.moe is not None
     n = WINDOWS * LENGTH
-    logits_NV = states.final_BLD.flatten(0, 1) @ anatomy.output.detach().T
+    logits_NV = states.final_BLD.flatten(0, 1) @ architecture.output.detach().T
     records = sparsify(logits_NV, torch.zeros(n, dtype=torch.int64), 16, 8, torch.rand(n, generator=generator))
     runs = HiddenRuns(
         windows_W=torch.arange(WINDOWS),
@@ -107,9 +109,9 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
         norm_epsilon=1e-6,
         weights_sha256="",
     )
-    moe = anatomy.moe
+    moe = architecture.moe
     tensors = {"moe_norm": moe.norm_weight, "gate": moe.gate_weight, "gate_up": moe.gate_up, "down": moe.down}
-    tensors |= {"final_norm": anatomy.final_norm, "output": anatomy.output}
+    tensors |= {"final_norm": architecture.final_norm, "output": architecture.output}
     head = TeacherHead(description, {name: tensor.detach() for name, tensor in tensors.items()})
     pairs = layer_pairs(captured, TEACHER_LAYERS, STUDENT_LAYERS)
     assert pairs == [8, 15, STUDENT_LAYERS]

@@ -9,21 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moe_distill.config import EarlyStopping, Study
+from moe_distill.config.params import EarlyStopping, ExperimentParams
+from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, ROUTER_TERMS, LossTerm
-from moe_distill.profile import Train
-from moe_distill.runtime import Runtime
+from moe_distill.tracking.curves import Curve
 from moe_distill.training import loop
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales
 from moe_distill.training.batch import Counts
+from moe_distill.training.batch_order import batches_from, epoch_batches
 from moe_distill.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from moe_distill.training.curves import Curve
-from moe_distill.training.early_stopping import Watch, observe, should_stop
-from moe_distill.training.logging import console_line, curve_columns, expert_values, step_row, warn_of_collapse
+from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
 from moe_distill.training.loop import Phase, _account, _validation_parts
 from moe_distill.training.objective import Student
-from moe_distill.training.order import batches_from, epoch_batches
+from moe_distill.training.recorder import console_line, curve_columns, expert_values, step_row, warn_of_collapse
 from moe_distill.training.routing import ExpertUse
 from moe_distill.training.schedule import (
     first_phase_steps,
@@ -32,16 +31,17 @@ from moe_distill.training.schedule import (
     objective_at,
     ramps_are_complete,
 )
-from moe_distill.training.step import Outcome, Update, optimizer_step
+from moe_distill.training.step import StepMetrics, Update, optimizer_step
 from moe_distill.training.trainer import Counters, Trainer, make_trainer, restore, student_weights, to_checkpoint
+from moe_distill.utils.device import Runtime
 from tests.training.conftest import make_batch
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
 
 
-def outcome(**terms: float) -> Outcome:
+def outcome(**terms: float) -> StepMetrics:
     values = {name: LossTerm(torch.tensor(value), torch.tensor(value)) for name, value in terms.items()}
-    return Outcome(values, 10.0, Counts(5, 3, 1, 2, 1, 20), None, 0.1)
+    return StepMetrics(values, 10.0, Counts(5, 3, 1, 2, 1, 20), None, 0.1)
 
 
 def phase(stage: str = "train_kd") -> Phase:
@@ -61,12 +61,12 @@ def test_r09_student_and_router_have_their_own_rates(student: Student, train: Tr
     assert peaks == {1e-3, 2e-3}
 
 
-def test_r03_phases_meet_where_the_first_ramp_opens(study: Study, train: Train) -> None:
-    last = first_phase_steps(study, train)
+def test_r03_phases_meet_where_the_first_ramp_opens(experiment: ExperimentParams, train: Train) -> None:
+    last = first_phase_steps(experiment, train)
     assert last == 8  # 10% of the curriculum, which is 80% of 100 steps
-    assert not any(objective_at(last, study, train, {}).weights.values())
-    assert any(objective_at(last + 1, study, train, {}).weights.values())
-    assert objective_at(80, study, train, {}).weights == dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.1)
+    assert not any(objective_at(last, experiment, train, {}).weights.values())
+    assert any(objective_at(last + 1, experiment, train, {}).weights.values())
+    assert objective_at(80, experiment, train, {}).weights == dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.1)
 
 
 @pytest.mark.parametrize(("total", "wanted"), [(103, 4), (10, 4), (4, 4), (3, 4)])
@@ -84,14 +84,14 @@ def test_r10_validation_windows_are_spread_evenly_over_the_split(
     assert max(gaps) - min(gaps) <= 1
 
 
-def test_r10_early_stopping_begins_after_the_last_ramp(study: Study, train: Train) -> None:
-    assert not ramps_are_complete(79, study, train)
-    assert ramps_are_complete(80, study, train)
+def test_r10_early_stopping_begins_after_the_last_ramp(experiment: ExperimentParams, train: Train) -> None:
+    assert not ramps_are_complete(79, experiment, train)
+    assert ramps_are_complete(80, experiment, train)
 
 
 def test_r10_patience_counts_progress_of_min_delta_and_the_best_is_kept() -> None:
     params = EarlyStopping(patience=2, min_delta=0.1, warmup_steps=3)
-    watch = Watch()
+    watch = EarlyStoppingState()
     for step, value in enumerate([2.0, 1.95, 1.99, 1.5, 1.45, 1.47], start=1):
         watch = observe(watch, step, value, params)
         assert should_stop(watch, params) == (step == 6)
@@ -105,9 +105,9 @@ def test_r17_scales_follow_the_ratio_to_lm_and_are_clamped() -> None:
     assert updated_scales(scales, {"lm": 4.0, "feature": 4.0})["feature"] == pytest.approx(0.98 * 2.0 + 0.02 * 1.0)
 
 
-def test_r17_a_scale_multiplies_the_weight(study: Study, train: Train) -> None:
-    assert objective_at(99, study, train, {"feature": 3.0}).weights["feature"] == pytest.approx(0.3)
-    with_chunks = study.model_copy(update={"losses": study.losses.model_copy(update={"chunk": 0.1})})
+def test_r17_a_scale_multiplies_the_weight(experiment: ExperimentParams, train: Train) -> None:
+    assert objective_at(99, experiment, train, {"feature": 3.0}).weights["feature"] == pytest.approx(0.3)
+    with_chunks = experiment.model_copy(update={"losses": experiment.losses.model_copy(update={"chunk": 0.1})})
     kd = objective_at(99, with_chunks, train, {"chunk": 3.0}).kd
     assert kd is not None
     assert kd.chunk_weight == pytest.approx(0.3)
@@ -130,10 +130,10 @@ def test_r22_nonfinite_step_is_skipped_and_counted_and_a_run_of_them_stops(stude
         _account(trainer, update, phase(), train, 0.1, [3, 7])
 
 
-def _study_of(_student: Student) -> Study:
-    from moe_distill.config import load_params
+def _study_of(_student: Student) -> ExperimentParams:
+    from moe_distill.config.params import load_params
 
-    return load_params(Path(__file__).parents[2]).study
+    return load_params(Path(__file__).parents[2]).experiment
 
 
 def test_r22_a_good_step_ends_the_run_of_bad_ones(student: Student, train: Train) -> None:
@@ -187,7 +187,7 @@ def test_r10_early_stopping_and_the_best_weights_survive_a_resume(
     tmp_path: Path, student: Student, train: Train
 ) -> None:
     trainer = make_trainer(student, train, FP32, 0)
-    trainer.counters.watch = Watch(best=1.25, best_step=60, reference=1.3, without_progress=4)
+    trainer.counters.watch = EarlyStoppingState(best=1.25, best_step=60, reference=1.3, without_progress=4)
     trainer.best = {name: weight + 1.0 for name, weight in student_weights(trainer).items()}
     save_checkpoint(tmp_path, to_checkpoint(trainer))
     checkpoint = newest_checkpoint(tmp_path)
@@ -236,7 +236,7 @@ def test_r08_a_run_of_25_000_steps_stays_under_5_000_lines() -> None:
 
 
 def test_r11_expert_use_is_logged_and_a_collapse_names_the_expert(capsys: pytest.CaptureFixture[str]) -> None:
-    even = Outcome({}, 0.0, Counts(1, 1, 1, 1, 1, 1), ExpertUse(torch.tensor([0.5, 0.5]), 0.25), 0.0)
+    even = StepMetrics({}, 0.0, Counts(1, 1, 1, 1, 1, 1), ExpertUse(torch.tensor([0.5, 0.5]), 0.25), 0.0)
     assert expert_values(even) == {
         "expert_share_0": 0.5,
         "expert_share_1": 0.5,
@@ -250,7 +250,7 @@ def test_r11_expert_use_is_logged_and_a_collapse_names_the_expert(capsys: pytest
 
 
 def test_every_value_of_a_row_has_a_column() -> None:
-    full = Outcome(
+    full = StepMetrics(
         {name: LossTerm(torch.tensor(1.0), torch.tensor(0.5)) for name in ALL_TERMS},
         1.0,
         Counts(1, 1, 1, 1, 1, 1),

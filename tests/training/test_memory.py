@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from moe_distill.losses.target import SparseTarget
-from moe_distill.losses.vocabulary import MOST_CONTINUATIONS, VocabularyMap
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
-from moe_distill.shards.targets import TAIL_TEMPERATURES, TeacherRows
+from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, TeacherRows
+from moe_distill.targets.sparse_target import SparseTarget
+from moe_distill.targets.token_shares import MAX_STUDENT_TOKENS, VocabularyMap
 from moe_distill.training.batch import Batch, HiddenRuns
 from moe_distill.training.routed_kd import routed_kd, routed_text
 from moe_distill.training.routing import RouterSettings, route, routed_state_terms
@@ -118,7 +118,7 @@ def real_batch() -> tuple[Batch, HiddenRuns]:
 
 def widest_target(rows: TeacherRows, *_others: object, **_more: object) -> SparseTarget:
     """As many entries as there can be: how many there are depends on contents, and here are none."""
-    logprobs = rows.topk_logprobs.repeat(1, MOST_CONTINUATIONS)
+    logprobs = rows.topk_logprobs.repeat(1, MAX_STUDENT_TOKENS)
     ids, nothing = torch.empty(logprobs.shape, dtype=torch.int64), logprobs[:, :0]
     return SparseTarget(ids, logprobs, 1.0 - logprobs.exp().sum(-1), ids[:, :0], nothing)
 
@@ -131,7 +131,7 @@ def test_replay_of_a_real_step_fits_in_one_and_a_half_gib_beyond_the_student(
     with torch.device("meta"):
         student_WRD = torch.empty(WINDOWS, LENGTH, STUDENT_SIZE, requires_grad=True)
         weight_VD = torch.empty(STUDENT_ROWS, STUDENT_SIZE, requires_grad=True)
-        shape = (TEACHER_VOCABULARY, MOST_CONTINUATIONS)
+        shape = (TEACHER_VOCABULARY, MAX_STUDENT_TOKENS)
         vocabulary_map = VocabularyMap(
             torch.empty(shape, dtype=torch.int64),
             torch.empty(shape),

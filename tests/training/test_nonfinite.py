@@ -6,18 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
-from moe_distill.profile import Train
-from moe_distill.runtime import Runtime
 from moe_distill.training import loop
 from moe_distill.training.checkpoint import newest_checkpoint
-from moe_distill.training.figures import training_figures
-from moe_distill.training.loop import Result
+from moe_distill.training.loop import Result, result_metrics
 from moe_distill.training.objective import Student
 from moe_distill.training.phases import control
 from moe_distill.training.schedule import lm_only
 from moe_distill.training.step import MINIMUM_LOSS_SCALE, optimizer_step
 from moe_distill.training.trainer import make_trainer
+from moe_distill.utils.device import Runtime
 from tests.chain import Chain
 from tests.training.conftest import make_batch
 from tests.training.test_loop_parts import outcome
@@ -94,4 +93,4 @@ def test_without_a_scaler_there_is_no_floor(student: Student, train: Train) -> N
 def test_a_phase_that_ends_without_a_finite_figure_has_diverged(value: float) -> None:
     result = Result(outcome(lm=value), steps=3, stopped_early=False, skipped_steps=0, tokens_per_second=1.0)
     with pytest.raises(DivergenceError, match=rf"validation_\w+ is {value}"):
-        training_figures(result)
+        result_metrics(result)

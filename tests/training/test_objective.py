@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_distill.config import Study
-from moe_distill.losses.pairs import pair_keys
+from moe_distill.config.params import ExperimentParams
+from moe_distill.config.profile import Train
 from moe_distill.losses.registry import ALL_TERMS, Terms, total_of
-from moe_distill.losses.segmentation import merge_rules
-from moe_distill.profile import Train
-from moe_distill.runtime import Runtime
-from moe_distill.shards.vocabulary_map import Merges
+from moe_distill.shards.vocabulary_store import Merges
+from moe_distill.targets.canonical import merge_rules
+from moe_distill.targets.pairs import pair_keys
 from moe_distill.training import objective as objective_module
 from moe_distill.training import routing as routing_module
 from moe_distill.training import text_terms as text_terms_module
@@ -22,18 +21,19 @@ from moe_distill.training.batch import Batch, Chunks, Inside
 from moe_distill.training.objective import Objective, Student, evaluate_objective
 from moe_distill.training.routing import RouterSettings, gate_terms
 from moe_distill.training.schedule import objective_at
-from moe_distill.training.step import Outcome, optimizer_step, validate
+from moe_distill.training.step import StepMetrics, optimizer_step, validate
 from moe_distill.training.text_terms import text_targets
 from moe_distill.training.trainer import make_trainer
+from moe_distill.utils.device import Runtime
 from tests.training.conftest import LAYERS, make_batch
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
-def full(study: Study, train: Train) -> Objective:
+def full(experiment: ExperimentParams, train: Train) -> Objective:
     """Every term on."""
-    return objective_at(99, study, train, {})
+    return objective_at(99, experiment, train, {})
 
 
 def without(objective: Objective, *names: str) -> Objective:
@@ -60,7 +60,7 @@ def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, fu
     optimizer = torch.optim.SGD([*student.model.parameters(), *student.heads.parameters()], lr=0.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
-    def step(parts: list) -> tuple[torch.Tensor, Outcome]:
+    def step(parts: list) -> tuple[torch.Tensor, StepMetrics]:
         outcome = optimizer_step(student, parts, noisy, optimizer, scaler, FP32, gradient_clip=1e9).outcome
         gradients = [weight.grad.flatten() for group in optimizer.param_groups for weight in group["params"]]
         return torch.cat(gradients), outcome

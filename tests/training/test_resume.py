@@ -13,23 +13,23 @@ from typing import Any
 import pytest
 import torch
 
-from moe_distill.config import EarlyStopping, Study
-from moe_distill.interruption import Terminated
-from moe_distill.profile import Train
-from moe_distill.runtime import Runtime
-from moe_distill.shards.windows import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
+from moe_distill.config.params import EarlyStopping, ExperimentParams
+from moe_distill.config.profile import Train
+from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
+from moe_distill.tracking.curves import CURVE_NAME
 from moe_distill.training import loop
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
-from moe_distill.training.curves import CURVE_NAME
-from moe_distill.training.data import TEXT_ALONE, Split
-from moe_distill.training.loop import Phase, Result, Setting, run_phase
+from moe_distill.training.data import TEXT_ONLY, Split
+from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Student
 from moe_distill.training.recorder import Recorder as CurveRecorder
 from moe_distill.training.recorder import RecorderSettings
 from moe_distill.training.schedule import lm_only, objective_at
-from moe_distill.training.step import Outcome, optimizer_step, validate
+from moe_distill.training.step import StepMetrics, optimizer_step, validate
 from moe_distill.training.trainer import Trainer, make_trainer, restore, to_checkpoint
+from moe_distill.utils.device import Runtime
+from moe_distill.utils.signals import Terminated
 from tests.training.conftest import STUDENT_VOCABULARY, make_batch
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
@@ -82,7 +82,7 @@ def make_split(folder: Path, seed: int) -> Split:
 
 
 @pytest.fixture
-def setting(tmp_path: Path, train: Train) -> Setting:
+def setting(tmp_path: Path, train: Train) -> TrainingContext:
     changes = {
         "checkpoint_every": 4,
         "validate_every": 2,
@@ -90,7 +90,7 @@ def setting(tmp_path: Path, train: Train) -> Setting:
         "learning_rate": 2e-2,
         "validation_windows": 24,
     }
-    return Setting(
+    return TrainingContext(
         make_split(tmp_path / "train", 0),
         make_split(tmp_path / "validation", 1),
         train.model_copy(update=changes),
@@ -101,7 +101,7 @@ def setting(tmp_path: Path, train: Train) -> Setting:
 
 
 def train_lm(
-    student: Student, setting: Setting, work: Path, recorder: Recorder | CurveRecorder
+    student: Student, setting: TrainingContext, work: Path, recorder: Recorder | CurveRecorder
 ) -> tuple[Result, dict[str, torch.Tensor]]:
     """A phase that begins at the student's weights, or where `work` says; how it ended, and the weights."""
     trainer = make_trainer(
@@ -115,17 +115,17 @@ def train_lm(
 
 
 def test_the_last_validation_is_made_once_where_no_better_weights_are_kept(
-    tmp_path: Path, student: Student, setting: Setting, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, student: Student, setting: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Outcome] = []
+    made: list[StepMetrics] = []
 
-    def counted(*arguments: Any) -> Outcome:
+    def counted(*arguments: Any) -> StepMetrics:
         made.append(validate(*arguments))
         return made[-1]
 
     monkeypatch.setattr(loop, "validate", counted)
     trainer = make_trainer(replace(student, heads=None), setting.train, setting.runtime, 0)
-    phase = Phase("train_kd", 4, ("lm",), 0, TEXT_ALONE, False, lambda *_: lm_only(16), lambda _step: False)
+    phase = Phase("train_kd", 4, ("lm",), 0, TEXT_ONLY, False, lambda *_: lm_only(16), lambda _step: False)
     result = run_phase(trainer, phase, setting, tmp_path, Recorder())
     assert len(made) == 2, "at steps 2 and 4"
     assert result.final is made[-1]
@@ -144,7 +144,7 @@ def kill_at(killed: int) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("killed", [3, 13, 17, 21])
 def test_r10_r21_a_resumed_training_stops_early_at_the_same_step(
-    tmp_path: Path, student: Student, setting: Setting, killed: int
+    tmp_path: Path, student: Student, setting: TrainingContext, killed: int
 ) -> None:
     unbroken = Recorder()
     expected, weights = train_lm(student, setting, tmp_path / "unbroken", unbroken)
@@ -163,7 +163,7 @@ def test_r10_r21_a_resumed_training_stops_early_at_the_same_step(
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
 def test_r21_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
-    tmp_path: Path, student: Student, setting: Setting, number: signal.Signals, raised: type[BaseException]
+    tmp_path: Path, student: Student, setting: TrainingContext, number: signal.Signals, raised: type[BaseException]
 ) -> None:
     def then(step: int) -> None:
         if step == 6:
@@ -184,7 +184,9 @@ def test_r21_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
     assert all(torch.equal(weights[name], unbroken[name]) for name in weights)
 
 
-def test_r21_a_second_signal_ends_the_training_at_once(tmp_path: Path, student: Student, setting: Setting) -> None:
+def test_r21_a_second_signal_ends_the_training_at_once(
+    tmp_path: Path, student: Student, setting: TrainingContext
+) -> None:
     def then(step: int) -> None:
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -199,10 +201,10 @@ def test_r21_a_second_signal_ends_the_training_at_once(tmp_path: Path, student: 
 
 
 def test_r21_losses_after_a_resume_in_fp16_with_a_scaler_that_backed_off(
-    tmp_path: Path, student: Student, study: Study, train: Train
+    tmp_path: Path, student: Student, experiment: ExperimentParams, train: Train
 ) -> None:
     """All terms on; the first 20 losses are equal to the bit, and so is the scale."""
-    objective = objective_at(99, study, train, {})
+    objective = objective_at(99, experiment, train, {})
 
     def fresh() -> Trainer:
         return make_trainer(
@@ -234,7 +236,7 @@ def test_r21_losses_after_a_resume_in_fp16_with_a_scaler_that_backed_off(
 
 
 def test_r21_the_curve_shows_the_scale_that_the_scaler_has_and_a_resumed_run_the_same(
-    tmp_path: Path, student: Student, setting: Setting, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, student: Student, setting: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**24))
     half = replace(

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import Order, sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap, rule_map
 from moe_distill.replay.block import (
     TeacherHead,
     block_input,
@@ -19,7 +17,9 @@ from moe_distill.replay.block import (
     routed_hidden,
     teacher_mixture,
 )
-from moe_distill.shards.targets import teacher_rows
+from moe_distill.shards.teacher_store import teacher_rows
+from moe_distill.targets.sparse_target import Order, sparse_target
+from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.teacher.sparsify import sparsify
 from moe_distill.training.objective import Student
 from moe_distill.training.routed_kd import RoutedText, routed_kd, routed_text

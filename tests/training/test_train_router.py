@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from moe_distill.config import load_params
+from moe_distill.config.params import load_params
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.shards.reader import ShardReader
@@ -34,7 +34,7 @@ def test_r05_total_is_the_sum_of_the_weighted_terms_at_every_logged_step(
 ) -> None:
     params = make_params(losses=ALL_ON)
     result = train_router(params, folders.inputs, folders.outputs("whole"))
-    rows, first = folders.curve("whole"), first_phase_steps(params.study, params.profile.train)
+    rows, first = folders.curve("whole"), first_phase_steps(params.experiment, params.profile.train)
     assert [row["step"] for row in rows] == list(range(first + 1, 21))
     for row in rows + folders.curve("whole", validation=True):
         weighted = [value for name, value in row.items() if name.endswith("_weighted")]
@@ -93,7 +93,7 @@ def collapsed(*arguments: object, **keywords: object) -> Heads:
     return heads
 
 
-DEFAULT = load_params(ROOT).study.losses.model_dump()
+DEFAULT = load_params(ROOT).experiment.losses.model_dump()
 BALANCE_ALONE = dict.fromkeys(DEFAULT, 0.0) | {"router_balance": DEFAULT["router_balance"]}
 
 
@@ -107,7 +107,7 @@ def test_r11_a_forced_collapse_is_reported_at_once_and_undone_by_balance(
     train_router(params, folders.inputs, folders.outputs(name))
     warnings = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]
     rows = folders.curve(name)
-    first = first_phase_steps(params.study, params.profile.train)
+    first = first_phase_steps(params.experiment, params.profile.train)
     assert rows[0]["step"] <= first + 10, "one log interval"
     assert rows[0]["expert_share_2"] > 0.99
     assert rows[0]["expert_entropy"] < 0.1

@@ -6,7 +6,7 @@ All offsets are byte offsets; a token covers the half-open span [start, end).
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_distill.shards.windows import NextToken
+from moe_distill.shards.window_store import NextToken
 
 Offsets = NDArray[np.int64]
 Flags = NDArray[np.bool_]

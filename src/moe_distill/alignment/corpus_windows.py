@@ -4,20 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe_distill.alignment.encode import Encoder, make_encoder
-from moe_distill.alignment.estimate import windows_bytes
-from moe_distill.alignment.limit import PURPOSE, limited_fraction
-from moe_distill.alignment.map_store import write_vocabulary_map
-from moe_distill.alignment.tally import Tally, WindowLimits
+from moe_distill.alignment.limited_fraction import PURPOSE, limited_fraction
+from moe_distill.alignment.map_cache import write_vocabulary_map
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import exact_vocabulary_share
-from moe_distill.disk import require_space
-from moe_distill.documents import Document, draw, read_documents
-from moe_distill.pretrained import load_tokenizer, prefix_token_id
-from moe_distill.profile import Windows
-from moe_distill.progress import say
+from moe_distill.alignment.window_limits import Tally, WindowLimits
+from moe_distill.alignment.windows_disk_use import windows_bytes
+from moe_distill.config.profile import Windows
+from moe_distill.corpus.documents import Document, hash_fraction, read_documents
+from moe_distill.log import log
+from moe_distill.models.pretrained import load_tokenizer, prefix_token_id
 from moe_distill.shards.provenance import tokenizer_fingerprint
-from moe_distill.shards.windows import SPLITS
-from moe_distill.workspace import fingerprint, sha256_file, write_json
+from moe_distill.shards.window_store import SPLITS
+from moe_distill.utils.disk_space import require_space
+from moe_distill.utils.files import fingerprint, sha256_file, write_json
 
 SHOWN_LOSSES = 5
 SKIPPED_NAME = "skipped.json"  # every skipped document of each split: which, why, and at which byte
@@ -31,7 +31,7 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
         teacher, student: model folders; only their tokenizers and configurations are read.
 
     Returns:
-        The figures of metrics/tokenize.json.
+        The metrics of metrics/tokenize.json.
     """
     encoders = open_encoder(teacher, "teacher"), open_encoder(student, "student")
     output.mkdir(parents=True, exist_ok=True)
@@ -42,11 +42,11 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
     write_json(output / "student" / SKIPPED_NAME, {split: tally.lost for split, tally in tallies.items()})
     for split, tally in tallies.items():
         for line in tally.lost[:SHOWN_LOSSES]:
-            say(f"tokenize: skipped {corpus / split}.parquet: {line}")
+            log(f"tokenize: skipped {corpus / split}.parquet: {line}")
         if len(tally.lost) > SHOWN_LOSSES:
             more = len(tally.lost) - SHOWN_LOSSES
-            say(f"tokenize: skipped {more} more documents of {corpus / split}.parquet: all in student/{SKIPPED_NAME}")
-    return _figures(tallies["train"], tallies["validation"]) | {
+            log(f"tokenize: skipped {more} more documents of {corpus / split}.parquet: all in student/{SKIPPED_NAME}")
+    return _metrics(tallies["train"], tallies["validation"]) | {
         "exact_vocabulary_share": exact_vocabulary_share(*encoders)
     }
 
@@ -62,7 +62,7 @@ def estimated_bytes(split: str, params: Windows, corpus: Path, encoders: tuple[E
 
 def _drawn(path: Path, fraction: float) -> Iterator[Document]:
     for group in read_documents(path):
-        yield from (document for document in group if draw(document.document_id, PURPOSE) < fraction)
+        yield from (document for document in group if hash_fraction(document.document_id, PURPOSE) < fraction)
 
 
 def open_encoder(folder: Path, name: str) -> Encoder:
@@ -103,14 +103,14 @@ def _write_split(
         }
     )
     documents = (
-        [document for document in group if draw(document.document_id, PURPOSE) < fraction]
+        [document for document in group if hash_fraction(document.document_id, PURPOSE) < fraction]
         for group in read_documents(path)
     )
     outputs = output / "teacher" / split, output / "student" / split
     return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key, tokenizers)
 
 
-def _figures(train: Tally, validation: Tally) -> dict[str, float]:
+def _metrics(train: Tally, validation: Tally) -> dict[str, float]:
     both = (train, validation)
     student_tokens = sum(tally.student_tokens for tally in both)
     aligned = sum(tally.aligned for tally in both)
@@ -121,7 +121,7 @@ def _figures(train: Tally, validation: Tally) -> dict[str, float]:
         "train_tokens_teacher": float(train.teacher_tokens),
         "aligned_position_coverage": aligned / student_tokens,
         "one_to_one_coverage": sum(tally.one_to_one for tally in both) / student_tokens,
-        "suspect_row_share": sum(tally.longer for tally in both) / max(aligned, 1),
+        "overhanging_row_share": sum(tally.longer for tally in both) / max(aligned, 1),
         "skipped_documents": float(sum(len(tally.lost) for tally in both)),
         "forced_cuts": float(sum(tally.forced_cuts for tally in both)),
     }

@@ -10,7 +10,7 @@ import torch
 
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.vocabulary_map import first_student_ids
-from moe_distill.shards.vocabulary_map import Places
+from moe_distill.shards.vocabulary_store import Places
 
 
 def places_inside(teacher: Encoder, student: Encoder, output_rows: int) -> Places:

@@ -9,7 +9,7 @@ import json
 
 from tokenizers import Tokenizer
 
-from moe_distill.workspace import Json
+from moe_distill.utils.files import Json
 
 SILENCED: dict[Json, dict[str, Json]] = {
     "Metaspace": {"prepend_scheme": "never"},

@@ -5,11 +5,11 @@ import torch
 
 from moe_distill.alignment.boundaries import aligned_rows, next_token_relation
 from moe_distill.alignment.encode import Encoded, Encoder, encode, without
-from moe_distill.alignment.tally import SPELL, Tally, WindowLimits, lost_line, no_cut
 from moe_distill.alignment.teacher_windows import TeacherBatch
-from moe_distill.alignment.windows import lay_out, split_evenly
-from moe_distill.documents import Document
-from moe_distill.shards.windows import NextToken
+from moe_distill.alignment.window_cuts import lay_out, split_evenly
+from moe_distill.alignment.window_limits import SPELL, Tally, WindowLimits, lost_line, no_cut
+from moe_distill.corpus.documents import Document
+from moe_distill.shards.window_store import NextToken
 
 
 def student_columns(

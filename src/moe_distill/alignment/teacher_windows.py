@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from moe_distill.alignment.boundaries import Offsets
 from moe_distill.alignment.encode import Encoder, encode
-from moe_distill.alignment.tally import SPELL, Tally, WindowLimits, lost_line, no_cut
-from moe_distill.alignment.windows import cut, lay_out
-from moe_distill.documents import Document
+from moe_distill.alignment.window_cuts import cut, lay_out
+from moe_distill.alignment.window_limits import SPELL, Tally, WindowLimits, lost_line, no_cut
+from moe_distill.corpus.documents import Document
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import torch
 
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.student_windows import student_columns
-from moe_distill.alignment.tally import Tally, WindowLimits
 from moe_distill.alignment.teacher_windows import first_windows, teacher_columns, teacher_windows
-from moe_distill.documents import Document
+from moe_distill.alignment.window_limits import Tally, WindowLimits
+from moe_distill.corpus.documents import Document
 from moe_distill.errors import DataError
 from moe_distill.shards.provenance import windows_fingerprint
-from moe_distill.shards.windows import STUDENT_FIELDS, STUDENT_WINDOWS, TEACHER_FIELDS, TEACHER_WINDOWS
+from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, TEACHER_FIELDS, TEACHER_WINDOWS
 from moe_distill.shards.writer import ShardWriter
 
 BATCH_BYTES = 1 << 20

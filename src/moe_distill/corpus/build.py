@@ -8,19 +8,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_distill.corpus.divide import MAX_CHARACTERS, divide
-from moe_distill.corpus.estimate import corpus_bytes
-from moe_distill.corpus.raw import Skip
-from moe_distill.corpus.skips import SkipLog
+from moe_distill.config.profile import Corpus, Source
+from moe_distill.corpus.corpus_disk_use import corpus_bytes
+from moe_distill.corpus.documents import Document, document_id, is_kept, is_validation
+from moe_distill.corpus.parquet_writer import DocumentWriter, open_writer
+from moe_distill.corpus.raw import Skip, SkipLog
+from moe_distill.corpus.resize import MAX_CHARACTERS, divide
 from moe_distill.corpus.sources import read_source, source_name
-from moe_distill.corpus.split import document_id, is_kept, is_validation
-from moe_distill.corpus.writer import DocumentWriter, open_writer
-from moe_distill.disk import require_space
-from moe_distill.documents import Document
 from moe_distill.errors import ConfigError, DataError
-from moe_distill.profile import Corpus, Source
-from moe_distill.progress import say
-from moe_distill.workspace import write_json
+from moe_distill.log import log
+from moe_distill.utils.disk_space import require_space
+from moe_distill.utils.files import write_json
 
 METRICS = (
     "train_documents",
@@ -107,7 +105,7 @@ def _add_source(
 
 
 def _say_counts(name: str, counts: Counter[str]) -> None:
-    say(
+    log(
         f"corpus: {name}: {counts['train_documents']:,} training and {counts['validation_documents']:,} validation"
         f" documents, {counts['skipped_documents']:,} skipped, {counts['duplicate_documents']:,} duplicates"
         + (f", {counts['divided_documents']:,} divided" if counts["divided_documents"] else "")

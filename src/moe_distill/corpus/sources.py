@@ -4,15 +4,15 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_distill.corpus.files import file_documents
-from moe_distill.corpus.hub import hub_documents
+from moe_distill.config.profile import Files, PythonDocs, Source
+from moe_distill.corpus.hub_datasets import hub_documents
 from moe_distill.corpus.python_docs import python_documents
 from moe_distill.corpus.raw import RawDocument, Skip, examine
-from moe_distill.profile import Files, PythonDocs, Source
+from moe_distill.corpus.text_files import file_documents
 
 
 def source_name(source: Source) -> str:
-    """The name a source's figures are reported under."""
+    """The name a source's metrics are reported under."""
     return "python_docs" if isinstance(source, PythonDocs) else source.name
 
 

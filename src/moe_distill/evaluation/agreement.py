@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import SparseTarget
+from moe_distill.targets.sparse_target import SparseTarget
 
 TOP = 5
 

@@ -1,4 +1,4 @@
-"""Put the figures of all students and of the teacher together (metrics/evaluate.json)."""
+"""Put the metrics of all students and of the teacher together (metrics/evaluate.json)."""
 
 import math
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
+from moe_distill.config.profile import Evaluate
 from moe_distill.errors import DataError
 from moe_distill.evaluation.measure import Comparison, Score, compare, score, teacher_nll
 from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
-from moe_distill.losses.continuations import load_vocabulary_map
-from moe_distill.pretrained import load_causal_lm
-from moe_distill.profile import Evaluate
+from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
-from moe_distill.shards.targets import open_targets
-from moe_distill.shards.vocabulary_map import open_vocabulary_map
-from moe_distill.shards.windows import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, check_aligned
-from moe_distill.tensors import to_device
+from moe_distill.shards.teacher_store import open_targets
+from moe_distill.shards.vocabulary_store import open_vocabulary_map
+from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, check_aligned
+from moe_distill.targets.next_token_counts import load_vocabulary_map
+from moe_distill.utils.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     teacher_parameters, teacher_weights = sizes["teacher_parameters"], sizes["teacher_bytes"]
     assert isinstance(teacher_parameters, int)
     assert isinstance(teacher_weights, int)
-    figures = {f"{name}_bits_per_byte": value for name, value in bpb.items()}
-    figures |= {
+    metrics = {f"{name}_bits_per_byte": value for name, value in bpb.items()}
+    metrics |= {
         "gain_over_lm_only": bpb["lm_only"] - bpb["student"],
         "teacher_parameters": float(teacher_parameters),
         "student_parameters": float(parameters),
@@ -78,11 +78,11 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
         "bytes_ratio": teacher_weights / n_bytes,
     }
     kept = retention(bpb["student_init"], bpb["student"], bpb["teacher"])
-    figures |= {"retention_undefined": 1.0} if kept is None else {"retention": kept}
-    return figures | student_figures(scores["student"], comparison) | source_figures(scores["student"], windows)
+    metrics |= {"retention_undefined": 1.0} if kept is None else {"retention": kept}
+    return metrics | student_metrics(scores["student"], comparison) | source_metrics(scores["student"], windows)
 
 
-def source_figures(student: Score, windows: WindowStore) -> dict[str, float]:
+def source_metrics(student: Score, windows: WindowStore) -> dict[str, float]:
     """`bits_per_byte_<source>` of the final student, where the text has more than one source."""
     names, sources_W = windows.sources()
     found = [(name, sources_W == number) for number, name in enumerate(names) if (sources_W == number).any()]
@@ -94,8 +94,8 @@ def source_figures(student: Score, windows: WindowStore) -> dict[str, float]:
     }
 
 
-def student_figures(student: Score, comparison: Comparison) -> dict[str, float]:
-    """The final student's own figures, and its agreement with the teacher at aligned positions."""
+def student_metrics(student: Score, comparison: Comparison) -> dict[str, float]:
+    """The final student's own metrics, and its agreement with the teacher at aligned positions."""
     nll_per_token = student.nll / student.tokens
     of_tokens = perplexity(nll_per_token)  # JSON has no infinity
     positions = max(comparison.agreement.positions, 1)

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, agreement
 from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.losses.lm import lm_nll
-from moe_distill.losses.target import sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.targets import read_rows
-from moe_distill.shards.windows import WindowStore, model_inputs
-from moe_distill.tensors import to_device
+from moe_distill.shards.teacher_store import read_rows
+from moe_distill.shards.window_store import WindowStore, model_inputs
+from moe_distill.targets.sparse_target import sparse_target
+from moe_distill.targets.token_shares import VocabularyMap
+from moe_distill.utils.tensors import to_device
 
 CHUNK_POSITIONS = 2048
 

@@ -5,18 +5,18 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from moe_distill.config import Params
+from moe_distill.config.params import Params
 from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts
-from moe_distill.pretrained import load_causal_lm, load_tokenizer, prefix_token_id
+from moe_distill.models.pretrained import load_causal_lm, load_tokenizer, prefix_token_id
 
 PROMPTS = ("The", "Return the", "If the argument is")
 
 
-def write_report(params: Params, figures: dict[str, float], curves: Path, student: Path, folder: Path) -> None:
+def write_report(params: Params, metrics: dict[str, float], curves: Path, student: Path, folder: Path) -> None:
     """Write `report.md`, `MODEL_CARD.md` and the pictures to `folder`."""
-    plot_bits_per_byte(curves, figures["teacher_bits_per_byte"], folder / "bits_per_byte.png")
+    plot_bits_per_byte(curves, metrics["teacher_bits_per_byte"], folder / "bits_per_byte.png")
     values = {
-        "figures": figures,
+        "metrics": metrics,
         "params": params,
         "has_router": plot_experts(curves, folder / "experts.png"),
         "samples": continuations(student, params.profile.evaluate.samples, params.profile.evaluate.sample_tokens),

@@ -16,7 +16,7 @@ Legend: N positions, V student vocabulary, S support entries, M tail samples.
 import torch
 from torch import Tensor
 
-from moe_distill.losses.target import SparseTarget
+from moe_distill.targets.sparse_target import SparseTarget
 
 NO_RESIDUAL = 1e-7  # fp32 rounding of a row that sums to 1
 

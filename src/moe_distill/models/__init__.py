@@ -1,0 +1,1 @@
+"""Teacher and student: where they come from, and how a model folder is opened."""

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from moe_distill.models.folder import copy_model_folder, count_parameters
-from moe_distill.models.hub import snapshot
+from moe_distill.config.profile import FolderModel, HubModel, TinyStudent, TinyTeacher
+from moe_distill.models.hub_models import snapshot
+from moe_distill.models.model_folder import copy_model_folder, count_parameters
 from moe_distill.models.tiny_student import make_tiny_student
 from moe_distill.models.tiny_teacher import train_tiny_teacher
-from moe_distill.profile import FolderModel, HubModel, TinyStudent, TinyTeacher
-from moe_distill.workspace import project_root
+from moe_distill.utils.files import project_root
 
 
 def provide_teacher(

@@ -6,9 +6,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from moe_distill.models.estimate import require_model_space
-from moe_distill.models.tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
-from moe_distill.profile import TinyStudent
+from moe_distill.config.profile import TinyStudent
+from moe_distill.models.model_disk_use import require_model_space
+from moe_distill.models.tiny_tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
 
 
 def make_tiny_student(params: TinyStudent, seed: int, train_documents: Path, output: Path) -> None:

@@ -15,14 +15,14 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.utils import logging
 
-from moe_distill.documents import read_documents
+from moe_distill.config.profile import TinyTeacher
+from moe_distill.corpus.documents import read_documents
 from moe_distill.errors import DivergenceError
-from moe_distill.models.estimate import require_model_space
-from moe_distill.models.token_windows import Batch, document_batches, packed_tokens, training_batches
-from moe_distill.models.tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
-from moe_distill.profile import TinyTeacher
-from moe_distill.progress import bar, say
-from moe_distill.runtime import make_runtime
+from moe_distill.log import log, progress_bar
+from moe_distill.models.model_disk_use import require_model_space
+from moe_distill.models.packed_windows import Batch, document_batches, packed_tokens, training_batches
+from moe_distill.models.tiny_tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
+from moe_distill.utils.device import make_runtime
 
 WARMUP_SHARE = 0.05  # of the steps
 FINAL_LEARNING_RATE_SHARE = 0.1
@@ -58,7 +58,7 @@ def train_tiny_teacher(
     batches = training_batches(tokens_N, end_id, params.max_length, params.batch_windows, seed)
     _train(model, params, batches)
     bits_per_byte = _bits_per_byte(model, tokenizer, validation_documents, params.max_length)
-    say(f"teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
+    log(f"teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
     logging.disable_progress_bar()  # of writing weights
     model.save_pretrained(output)
     save_tokenizer(tokenizer, params.max_length, output)
@@ -135,7 +135,7 @@ def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]
     losses: list[float] = []
     started = time.monotonic()
     for step, (inputs_BL, targets_BL) in enumerate(
-        bar(islice(batches, params.steps), params.steps, "teacher"), start=1
+        progress_bar(islice(batches, params.steps), params.steps, "teacher"), start=1
     ):
         output = model(input_ids=inputs_BL.to(model.device), output_router_logits=True, use_cache=False)
         loss = F.cross_entropy(output.logits.flatten(0, 1), targets_BL.to(model.device).flatten())
@@ -153,7 +153,7 @@ def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]
         if step % SAY_EVERY == 0 or step == params.steps:
             mean = sum(losses[-SAY_EVERY:]) / len(losses[-SAY_EVERY:])
             speed = step * inputs_BL.numel() / (time.monotonic() - started)
-            say(f"teacher: step {step:,} of {params.steps:,}, loss {mean:.3f} nats/token, {speed:,.0f} tokens/s")
+            log(f"teacher: step {step:,} of {params.steps:,}, loss {mean:.3f} nats/token, {speed:,.0f} tokens/s")
 
 
 @torch.inference_mode()

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from moe_distill.errors import DataError, repair
-from moe_distill.seal import read_object, unsealed, write_sealed
-from moe_distill.shards.checks import check_finite
-from moe_distill.workspace import sha256_file, write_atomically
+from moe_distill.shards.value_checks import check_finite
+from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
+from moe_distill.utils.files import sha256_file, write_atomically
 
 HEAD_FORMAT = "moe-distill/teacher-head"
 HEAD_VERSION = 2
@@ -42,7 +42,7 @@ def write_head(folder: Path, tensors: dict[str, Tensor], description: HeadDescri
     write_atomically(folder / WEIGHTS_NAME, save(contiguous))
     digest = sha256_file(folder / WEIGHTS_NAME)
     content = description.model_copy(update={"weights_sha256": digest}).model_dump(mode="json")
-    write_sealed(folder / DESCRIPTION_NAME, content)
+    write_checksummed_json(folder / DESCRIPTION_NAME, content)
 
 
 def read_description(folder: Path) -> HeadDescription:
@@ -54,14 +54,14 @@ def read_description(folder: Path) -> HeadDescription:
     path = folder / DESCRIPTION_NAME
     if not path.is_file():
         raise DataError(f"{path} does not exist", fix=FIX)
-    content = read_object(path)
+    content = read_json_object(path)
     found, expected = (content.get("format"), content.get("format_version")), (HEAD_FORMAT, HEAD_VERSION)
     if found != expected:
         raise DataError(
             f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}", fix=FIX
         )
     try:
-        return HeadDescription.model_validate(unsealed(path, content))
+        return HeadDescription.model_validate(verified_content(path, content))
     except ValidationError as error:
         raise DataError(f"{path} does not describe a teacher head", str(error.errors()[0]["msg"]), FIX) from error
 

@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moe_distill.errors import DataError
-from moe_distill.seal import read_object, unsealed
-from moe_distill.workspace import Json
+from moe_distill.utils.checksummed_json import read_json_object, verified_content
+from moe_distill.utils.files import Json
 
 FORMAT_VERSION = 4
 WRITTEN_BY = {"moe-distill/teacher-targets": "teacher"}  # all other stores by tokenize
@@ -111,13 +111,13 @@ def read_index(folder: Path, expected_format: str) -> Index:
     path = folder / INDEX_NAME
     if not path.is_file():
         raise DataError(f"{path} does not exist", "the store is missing or unfinished", "run: dvc repro")
-    content = read_object(path)
+    content = read_json_object(path)
     try:
         header = _Header.model_validate(content)
         found, expected = (header.format, header.format_version), (expected_format, FORMAT_VERSION)
         if found != expected:
             what = f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}"
             raise DataError(what, "another release of moe-distill wrote it", command_to_write(expected_format))
-        return Index.model_validate(unsealed(path, content))
+        return Index.model_validate(verified_content(path, content))
     except ValidationError as error:
         raise DataError(f"{path} is not an index", why=f"{error.errors()[0]['msg']}", fix="run: dvc repro") from error

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from moe_distill.errors import DataError
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.windows import NextToken, WindowStore
+from moe_distill.shards.window_store import NextToken, WindowStore
 
 
 def check_pointers(windows: WindowStore, targets: ShardReader) -> None:

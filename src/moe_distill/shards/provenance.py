@@ -5,11 +5,11 @@ Every function raises DataError, naming both fingerprints and the command that m
 
 from pathlib import Path
 
+from moe_distill.config.profile import Capture
 from moe_distill.errors import DataError
-from moe_distill.profile import Capture
 from moe_distill.shards.format import Index
 from moe_distill.shards.reader import ShardReader
-from moe_distill.workspace import fingerprint, sha256_file
+from moe_distill.utils.files import fingerprint, sha256_file
 
 TOKENIZE, TEACHER = "run: dvc repro -f tokenize", "run: dvc repro -f teacher"
 

@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe_distill.errors import DataError, repair
-from moe_distill.shards.checks import check_finite, check_range
 from moe_distill.shards.format import DTYPES, FileEntry, Index, command_to_write, read_index
-from moe_distill.workspace import sha256_file
+from moe_distill.shards.value_checks import check_finite, check_range
+from moe_distill.utils.files import sha256_file
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from moe_distill.errors import DataError
-from moe_distill.seal import read_object, unsealed, write_sealed
 from moe_distill.shards.format import (
     DTYPES,
     FORMAT_VERSION,
@@ -21,10 +20,11 @@ from moe_distill.shards.format import (
     Metadata,
     shard_name,
 )
-from moe_distill.workspace import sha256_file, write_atomically
+from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
+from moe_distill.utils.files import sha256_file, write_atomically
 
 
-class _Receipt(BaseModel):
+class _ShardProgress(BaseModel):
     """Of each finished shard: what the index will say, and where the caller's input continues."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,9 +56,9 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink()
-        self._folder, self._fields, self._receipt_folder = folder, dict(fields), receipts
+        self._folder, self._fields, self._progress_folder = folder, dict(fields), receipts
         self._main_table, self._rows_per_shard = main_table, rows_per_shard
-        self._receipts = [] if receipts is None else _valid_receipts(folder, receipts)
+        self._progress = [] if receipts is None else _valid_progress(folder, receipts)
         self._pending_cursor = 0
         self._pending: dict[str, list[Tensor]] = {name: [] for name in fields}
         self._pending_tallies: Counter[str] = Counter()
@@ -66,15 +66,15 @@ class ShardWriter:
     @property
     def cursor(self) -> int:
         """The cursor of the last finished shard; 0 where there is none."""
-        return self._receipts[-1].cursor if self._receipts else 0
+        return self._progress[-1].cursor if self._progress else 0
 
     def rows(self, table: str) -> int:
         """Rows of `table` in finished shards and pending."""
-        return sum(receipt.entry.rows[table] for receipt in self._receipts) + self._pending_rows(table)
+        return sum(receipt.entry.rows[table] for receipt in self._progress) + self._pending_rows(table)
 
     def tally(self, name: str) -> float:
         """Sum of a tally over all rows appended, those of an earlier, killed process included."""
-        return sum(receipt.tallies.get(name, 0.0) for receipt in self._receipts) + self._pending_tallies[name]
+        return sum(receipt.tallies.get(name, 0.0) for receipt in self._progress) + self._pending_tallies[name]
 
     def append(self, columns: Mapping[str, Tensor], cursor: int, tallies: Mapping[str, float] | None = None) -> None:
         """Add rows; `cursor` says where the caller's input continues after them.
@@ -101,10 +101,10 @@ class ShardWriter:
             format_version=FORMAT_VERSION,
             fingerprint=fingerprint,
             fields=self._fields,
-            files=[receipt.entry for receipt in self._receipts],
+            files=[receipt.entry for receipt in self._progress],
             metadata=metadata,
         )
-        write_sealed(self._folder / INDEX_NAME, index.to_json())
+        write_checksummed_json(self._folder / INDEX_NAME, index.to_json())
         return index
 
     def _pending_rows(self, table: str) -> int:
@@ -128,28 +128,28 @@ class ShardWriter:
     def _flush(self) -> None:
         columns = {name: torch.cat(parts) for name, parts in self._pending.items()}
         rows = {spec.table: len(columns[name]) for name, spec in self._fields.items()}
-        path = self._folder / shard_name(len(self._receipts))
+        path = self._folder / shard_name(len(self._progress))
         write_atomically(path, save(columns))
         entry = FileEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), rows=rows)
-        receipt = _Receipt(entry=entry, cursor=self._pending_cursor, tallies=dict(self._pending_tallies))
-        if self._receipt_folder is not None:
-            write_sealed(_receipt_path(self._receipt_folder, path.name), receipt.model_dump(mode="json"))
-        self._receipts.append(receipt)
+        receipt = _ShardProgress(entry=entry, cursor=self._pending_cursor, tallies=dict(self._pending_tallies))
+        if self._progress_folder is not None:
+            write_checksummed_json(_progress_path(self._progress_folder, path.name), receipt.model_dump(mode="json"))
+        self._progress.append(receipt)
         self._pending_tallies = Counter()
         self._pending = {name: [] for name in self._fields}
 
 
-def _receipt_path(folder: Path, shard: str) -> Path:
+def _progress_path(folder: Path, shard: str) -> Path:
     return folder / f"{shard}.json"
 
 
-def _valid_receipts(folder: Path, receipt_folder: Path) -> list[_Receipt]:
+def _valid_progress(folder: Path, receipt_folder: Path) -> list[_ShardProgress]:
     """Receipts of the leading shards that are whole on the disk; a broken one ends the list."""
-    receipts: list[_Receipt] = []
-    while (path := _receipt_path(receipt_folder, name := shard_name(len(receipts)))).is_file():
+    receipts: list[_ShardProgress] = []
+    while (path := _progress_path(receipt_folder, name := shard_name(len(receipts)))).is_file():
         shard = folder / name
         try:
-            receipt = _Receipt.model_validate(unsealed(path, read_object(path)))
+            receipt = _ShardProgress.model_validate(verified_content(path, read_json_object(path)))
         except (DataError, ValidationError):
             break
         if not shard.is_file() or sha256_file(shard) != receipt.entry.sha256:

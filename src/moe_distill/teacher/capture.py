@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moe_distill.config.profile import Capture
 from moe_distill.errors import ConfigError, DataError
-from moe_distill.profile import Capture
-from moe_distill.progress import bar
+from moe_distill.log import progress_bar
 from moe_distill.shards.format import FieldSpec, Index
 from moe_distill.shards.provenance import capture_fingerprint, windows_fingerprint
-from moe_distill.shards.targets import (
+from moe_distill.shards.teacher_store import (
     SCALE_MAXIMUM,
     TAIL_SAMPLE_TEMPERATURE,
     TAIL_UNIFORM_SHARE,
     TEACHER_TARGETS,
     target_fields,
 )
-from moe_distill.shards.windows import WindowStore, model_inputs
+from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.shards.writer import ShardWriter
-from moe_distill.teacher.anatomy import Anatomy, dissect
+from moe_distill.teacher.architecture import Architecture, find_modules
 from moe_distill.teacher.forward import States, forward
 from moe_distill.teacher.sparsify import Records, sparsify
 
@@ -38,7 +38,7 @@ class Captured:
 
     index: Index
     nonfinite_batches: int  # computed again in fp32
-    text_mass: float  # mean probability mass on ids that stand for text
+    text_token_probability: float  # mean probability mass on ids that stand for text
     seconds: float
 
 
@@ -81,30 +81,30 @@ def capture(
         ConfigError: a captured layer does not exist, or k leaves no tail.
         DataError: the teacher gives non-finite values in fp32 too.
     """
-    anatomy = dissect(model)
-    _check(params, anatomy)
+    architecture = find_modules(model)
+    _check(params, architecture)
     device = next(model.parameters()).device
-    writer = ShardWriter(output, capture_fields(params, anatomy), "positions", params.shard_positions, receipts)
-    output_VD = anatomy.output.detach().float()
+    writer = ShardWriter(output, capture_fields(params, architecture), "positions", params.shard_positions, receipts)
+    output_VD = architecture.output.detach().float()
     text_ids_V = text_ids_V.to(device)
     starts = range(writer.cursor, len(windows), params.batch_windows)
-    for start in bar(starts, len(starts), "teacher"):
+    for start in progress_bar(starts, len(starts), "teacher"):
         began = time.perf_counter()
         numbers = range(start, min(start + params.batch_windows, len(windows)))
         batch = _Batch(numbers, *model_inputs(windows, numbers))
-        states, in_fp32 = forward(model, anatomy, batch.input_ids_BL.to(device), params.hidden_layers)
+        states, in_fp32 = forward(model, architecture, batch.input_ids_BL.to(device), params.hidden_layers)
         if not states.finite():
             what = f"the teacher gives non-finite values in windows {_span(batch.numbers)}"
             raise DataError(what, "in fp32 too", OTHER_TEACHER)
-        columns, text_mass = _position_columns(batch, states, output_VD, text_ids_V, params, seed)
+        columns, text_token_probability = _position_columns(batch, states, output_VD, text_ids_V, params, seed)
         columns |= _hidden_columns(batch, states, windows, params, seed)
         tallies = {
             "nonfinite_batches": float(in_fp32),
-            "text_mass": text_mass,
+            "text_token_probability": text_token_probability,
             "seconds": time.perf_counter() - began,
         }
         writer.append(columns, cursor=batch.numbers.stop, tallies=tallies)
-    totals = {name: writer.tally(name) for name in ("nonfinite_batches", "text_mass", "seconds")}
+    totals = {name: writer.tally(name) for name in ("nonfinite_batches", "text_token_probability", "seconds")}
     index = writer.finish(
         TEACHER_TARGETS,
         key,
@@ -116,25 +116,27 @@ def capture(
             "teacher_parameters": sum(weight.numel() for weight in model.parameters()),
             "teacher_bytes": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
             "output_rows": output_VD.shape[0],
-            "layers": len(anatomy.layers),
+            "layers": len(architecture.layers),
             "hidden_layers": params.hidden_layers,
             "tail_sample_temperature": TAIL_SAMPLE_TEMPERATURE,
             "tail_uniform_share": TAIL_UNIFORM_SHARE,
         },
     )
     positions = index.rows("positions")
-    return Captured(index, int(totals["nonfinite_batches"]), totals["text_mass"] / positions, totals["seconds"])
+    return Captured(
+        index, int(totals["nonfinite_batches"]), totals["text_token_probability"] / positions, totals["seconds"]
+    )
 
 
-def capture_fields(params: Capture, anatomy: Anatomy) -> dict[str, FieldSpec]:
+def capture_fields(params: Capture, architecture: Architecture) -> dict[str, FieldSpec]:
     """The columns that a capture of this teacher has."""
-    experts = 0 if anatomy.moe is None else anatomy.moe.gate_weight.shape[0]
-    size = anatomy.output.shape[1]
+    experts = 0 if architecture.moe is None else architecture.moe.gate_weight.shape[0]
+    size = architecture.output.shape[1]
     return target_fields(params.k, params.tail_samples, len(params.hidden_layers), size, int(experts > 0), experts)
 
 
-def _check(params: Capture, anatomy: Anatomy) -> None:
-    n_layers, vocabulary = len(anatomy.layers), anatomy.output.shape[0]
+def _check(params: Capture, architecture: Architecture) -> None:
+    n_layers, vocabulary = len(architecture.layers), architecture.output.shape[0]
     if any(layer > n_layers for layer in params.hidden_layers):
         raise ConfigError(f"`teacher.hidden_layers` names a layer beyond {n_layers}, the teacher's last")
     if params.k >= vocabulary:
@@ -153,14 +155,14 @@ def _position_columns(
     targets_N = torch.cat(batch.tokens).to(final_ND.device)
     generator = torch.Generator().manual_seed(_stable_hash(seed, batch.numbers.start))
     uniforms_N = torch.rand(len(final_ND), generator=generator).to(final_ND.device)
-    records, text_mass = [], 0.0
+    records, text_token_probability = [], 0.0
     for hidden, targets, uniforms in _chunks(params.chunk_positions, final_ND, targets_N, uniforms_N):
         logits = hidden @ output_VD.T  # fp32: an fp16 product alone costs 0.02 in log-probability
         if not bool(torch.isfinite(logits).all()):
             raise DataError(f"the teacher gives non-finite logits in windows {_span(batch.numbers)}", fix=OTHER_TEACHER)
         records.append(sparsify(logits, targets, params.k, params.tail_samples, uniforms))
-        text_mass += float(logits.softmax(-1)[:, text_ids_V].sum())
-    return _columns(records), text_mass
+        text_token_probability += float(logits.softmax(-1)[:, text_ids_V].sum())
+    return _columns(records), text_token_probability
 
 
 def _columns(records: list[Records]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from moe_distill.replay.head import HeadDescription, write_head
-from moe_distill.teacher.anatomy import dissect
+from moe_distill.teacher.architecture import find_modules
 
 
 def export_head(model: PreTrainedModel, teacher_fingerprint: str, folder: Path) -> None:
@@ -14,9 +14,9 @@ def export_head(model: PreTrainedModel, teacher_fingerprint: str, folder: Path) 
     Tensors: final_norm [d], output [rows, d]; of a MoE block also moe_norm [d], gate [experts, d],
     gate_up [experts, 2 * expert size, d] and down [experts, d, expert size].
     """
-    anatomy = dissect(model)
-    tensors = {"final_norm": anatomy.final_norm, "output": anatomy.output}
-    moe = anatomy.moe
+    architecture = find_modules(model)
+    tensors = {"final_norm": architecture.final_norm, "output": architecture.output}
+    moe = architecture.moe
     if moe is not None:
         tensors |= {"moe_norm": moe.norm_weight, "gate": moe.gate_weight, "gate_up": moe.gate_up, "down": moe.down}
     description = HeadDescription(
@@ -25,7 +25,7 @@ def export_head(model: PreTrainedModel, teacher_fingerprint: str, folder: Path) 
         experts_per_token=0 if moe is None else moe.experts_per_token,
         normalizes_topk=moe is not None and moe.normalizes_topk,
         activation="silu" if moe is None else moe.activation,
-        norm_epsilon=anatomy.norm_epsilon,
+        norm_epsilon=architecture.norm_epsilon,
         weights_sha256="",
     )
     write_head(folder, tensors, description)

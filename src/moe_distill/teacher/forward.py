@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe_distill.teacher.anatomy import Anatomy
+from moe_distill.teacher.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class States:
 
 @torch.inference_mode()
 def forward(
-    model: PreTrainedModel, anatomy: Anatomy, input_ids_BL: Tensor, hidden_layers: list[int]
+    model: PreTrainedModel, architecture: Architecture, input_ids_BL: Tensor, hidden_layers: list[int]
 ) -> tuple[States, bool]:
     """Run the teacher; a batch with a non-finite value is run again in fp32.
 
@@ -39,12 +39,12 @@ def forward(
     Returns:
         The states, and whether fp32 had to be used.
     """
-    states = _run(anatomy, input_ids_BL, hidden_layers)
+    states = _run(architecture, input_ids_BL, hidden_layers)
     if states.finite() or model.dtype is torch.float32:
         return states, not states.finite()
     dtype = model.dtype
     _convert_weights(model, torch.float32)
-    states = _run(anatomy, input_ids_BL, hidden_layers)
+    states = _run(architecture, input_ids_BL, hidden_layers)
     _convert_weights(model, dtype)
     return states, True
 
@@ -55,9 +55,9 @@ def _convert_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _run(anatomy: Anatomy, input_ids_BL: Tensor, hidden_layers: list[int]) -> States:
-    with _recorder(anatomy, hidden_layers) as seen:
-        final_BLD = anatomy.body(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+def _run(architecture: Architecture, input_ids_BL: Tensor, hidden_layers: list[int]) -> States:
+    with _recorder(architecture, hidden_layers) as seen:
+        final_BLD = architecture.body(input_ids=input_ids_BL, use_cache=False).last_hidden_state
     shape = final_BLD.shape[:2]
     hidden = [seen[f"layer {number}"].float() for number in hidden_layers]
     router_logits = seen.get("router_logits")
@@ -71,7 +71,7 @@ def _run(anatomy: Anatomy, input_ids_BL: Tensor, hidden_layers: list[int]) -> St
 
 
 @contextmanager
-def _recorder(anatomy: Anatomy, hidden_layers: list[int]) -> Iterator[dict[str, Tensor]]:
+def _recorder(architecture: Architecture, hidden_layers: list[int]) -> Iterator[dict[str, Tensor]]:
     """Record the wanted residual states, the MoE block's input and its router logits while the block runs."""
     seen: dict[str, Tensor] = {}
 
@@ -84,16 +84,16 @@ def _recorder(anatomy: Anatomy, hidden_layers: list[int]) -> Iterator[dict[str, 
     handles = []
     for number in hidden_layers:
         if number == 0:
-            handles.append(anatomy.layers[0].register_forward_pre_hook(before_first))
+            handles.append(architecture.layers[0].register_forward_pre_hook(before_first))
             continue
-        layer = anatomy.layers[number - 1]
+        layer = architecture.layers[number - 1]
         handles.append(layer.register_forward_hook(lambda _m, _a, output, number=number: after(number, output)))
-    if anatomy.moe is not None:
+    if architecture.moe is not None:
         handles.append(
-            anatomy.moe.norm.register_forward_pre_hook(lambda _m, arguments: seen.update(moe_input=arguments[0]))
+            architecture.moe.norm.register_forward_pre_hook(lambda _m, arguments: seen.update(moe_input=arguments[0]))
         )
         handles.append(
-            anatomy.moe.gate.register_forward_hook(lambda _m, _a, output: seen.update(router_logits=output[0]))
+            architecture.moe.gate.register_forward_hook(lambda _m, _a, output: seen.update(router_logits=output[0]))
         )
     try:
         yield seen

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from moe_distill.disk import require_space
-from moe_distill.pretrained import load_causal_lm, load_tokenizer, text_token_mask
-from moe_distill.profile import Capture, require_router_positions
-from moe_distill.progress import say
-from moe_distill.runtime import make_runtime, seed_everything
+from moe_distill.config.profile import Capture, require_router_positions
+from moe_distill.log import log
+from moe_distill.models.pretrained import load_causal_lm, load_tokenizer, text_token_mask
 from moe_distill.shards.format import read_index
 from moe_distill.shards.provenance import check_tokenizer, windows_fingerprint
-from moe_distill.shards.windows import SPLITS, TEACHER_WINDOWS, WindowStore
-from moe_distill.teacher.anatomy import dissect
+from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
+from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.capture import Captured, capture
-from moe_distill.teacher.estimate import head_bytes, shard_bytes, stated_positions
 from moe_distill.teacher.export_head import export_head
-from moe_distill.workspace import fingerprint, folder_fingerprint
+from moe_distill.teacher.shards_disk_use import head_bytes, shard_bytes, stated_positions
+from moe_distill.utils.device import make_runtime, seed_everything
+from moe_distill.utils.disk_space import require_space
+from moe_distill.utils.files import fingerprint, folder_fingerprint
 
 LOGIT_FIELDS = ("topk_ids", "topk_logprobs", "tail_logsumexp", "tail_ids", "tail_logprobs")
 FIELD_BYTES = {"int32": 4, "int64": 8, "float16": 2, "float32": 4, "int8": 1}
@@ -31,7 +31,7 @@ def capture_key(params: Capture, windows: Path, teacher: Path) -> str:
 def run_teacher(
     params: Capture, windows: Path, teacher: Path, output: Path, step_windows: int | None = None
 ) -> dict[str, float]:
-    """Write `shards/{train,validation}` and `head` below `output`; returns the figures of metrics/teacher.json.
+    """Write `shards/{train,validation}` and `head` below `output`; returns the metrics of metrics/teacher.json.
 
     Args:
         step_windows: windows of a step of train_router, which is then refused before the teacher runs if too few of
@@ -42,16 +42,16 @@ def run_teacher(
     for store in stores.values():
         check_tokenizer(store.reader, teacher)
     runtime = make_runtime(params.precision)
-    say(f"teacher: {runtime.describe()}")
+    log(f"teacher: {runtime.describe()}")
     model = load_causal_lm(teacher, runtime.dtype, runtime.device)
     rows = model.get_output_embeddings().weight.shape[0]
     text_ids_V = text_token_mask(load_tokenizer(teacher), rows)
-    anatomy = dissect(model)
-    if step_windows is not None and anatomy.moe is not None:
+    architecture = find_modules(model)
+    if step_windows is not None and architecture.moe is not None:
         # A student's window lies inside one of the teacher's: its steps see no more states than this, and mostly fewer.
         seen = stated_positions(stores["train"], params) / len(stores["train"])
         require_router_positions(seen * step_windows)
-    needed = sum(shard_bytes(store, params, anatomy) for store in stores.values()) + head_bytes(anatomy)
+    needed = sum(shard_bytes(store, params, architecture) for store in stores.values()) + head_bytes(architecture)
     output.mkdir(parents=True, exist_ok=True)
     finished = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     require_space(output, needed - finished, "the teacher's shards", "lower `teacher.k` or `teacher.hidden_fraction`")
@@ -71,10 +71,10 @@ def run_teacher(
         for split, store in stores.items()
     }
     export_head(model, teacher_key, output / "head")
-    return _figures(list(captured.values()))
+    return _metrics(list(captured.values()))
 
 
-def _figures(captured: list[Captured]) -> dict[str, float]:
+def _metrics(captured: list[Captured]) -> dict[str, float]:
     positions = sum(each.index.rows("positions") for each in captured)
     n_bytes = sum(entry.bytes for each in captured for entry in each.index.files)
     fields = captured[0].index.fields
@@ -88,5 +88,6 @@ def _figures(captured: list[Captured]) -> dict[str, float]:
         "logit_bytes_per_position": float(logit_bytes),
         "positions_per_second": positions / sum(each.seconds for each in captured),
         "nonfinite_batches": float(sum(each.nonfinite_batches for each in captured)),
-        "text_mass": sum(each.text_mass * each.index.rows("positions") for each in captured) / positions,
+        "text_token_probability": sum(each.text_token_probability * each.index.rows("positions") for each in captured)
+        / positions,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_distill.shards.targets import TAIL_TEMPERATURES, tail_log_density
+from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, tail_log_density
 
 
 @dataclass(frozen=True)

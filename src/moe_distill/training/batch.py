@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from moe_distill.losses.inside import InsideText
-from moe_distill.shards.targets import TeacherRows
+from moe_distill.shards.teacher_store import TeacherRows
+from moe_distill.targets.inside import InsideText
 
 
 @dataclass(frozen=True)

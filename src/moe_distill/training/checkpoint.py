@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_distill.errors import DataError
-from moe_distill.progress import say
-from moe_distill.workspace import Json, sha256_file, sync, write_json
+from moe_distill.log import log
+from moe_distill.utils.files import Json, sha256_file, sync, write_json
 
 KEPT = 2
 FILES = ("tensors.safetensors", "state.json")
@@ -56,7 +56,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         if reason is None:
             state = json.loads((candidate / FILES[1]).read_text(encoding="utf-8"))
             return Checkpoint(int(candidate.name.split("_")[1]), load_file(candidate / FILES[0]), state)
-        say(f"warning: {candidate.name} is broken ({reason}); the one before it is taken")
+        log(f"warning: {candidate.name} is broken ({reason}); the one before it is taken")
     return None
 
 

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from moe_distill.shards.pointers import check_pointers
 from moe_distill.shards.provenance import check_same_windows
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.targets import open_targets, read_rows
-from moe_distill.shards.windows import STUDENT_WINDOWS, WindowStore, model_inputs
+from moe_distill.shards.teacher_store import open_targets, read_rows
+from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore, model_inputs
 from moe_distill.training.batch import Batch, Chunks, HiddenRuns
 from moe_distill.training.inside import read_inside
 
@@ -26,7 +26,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BatchFields:
     """What an objective reads beside tokens and logits."""
 
     runs: bool = False  # the teacher's hidden states
@@ -34,7 +34,7 @@ class Wanted:
     chunks: bool = False  # the teacher's likelihood of chunks
 
 
-TEXT_ALONE = Wanted()
+TEXT_ONLY = BatchFields()
 
 
 def open_split(student_windows: Path, targets: Path | None) -> Split:
@@ -62,7 +62,7 @@ def stated_positions(windows: WindowStore, share: float) -> float:
     return aligned * share / len(windows)
 
 
-def read_batch(split: Split, numbers: list[int], wanted: Wanted) -> Batch:
+def read_batch(split: Split, numbers: list[int], wanted: BatchFields) -> Batch:
     """Read windows by number, their targets where the split has any, and what else is wanted of these."""
     inputs, tokens = model_inputs(split.windows, numbers)
     length = inputs.shape[1]

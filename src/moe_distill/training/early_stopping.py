@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from moe_distill.config import EarlyStopping
+from moe_distill.config.params import EarlyStopping
 
 
 @dataclass(frozen=True)
-class Watch:
+class EarlyStoppingState:
     """What has been seen since the last ramp was complete."""
 
     best: float | None = None  # lowest bits per byte: its weights are kept
@@ -15,7 +15,7 @@ class Watch:
     without_progress: int = 0  # validations
 
 
-def observe(watch: Watch, step: int, bits_per_byte: float, params: EarlyStopping) -> Watch:
+def observe(watch: EarlyStoppingState, step: int, bits_per_byte: float, params: EarlyStopping) -> EarlyStoppingState:
     """Take note of a validation; call it only once the last ramp is complete."""
     is_progress = watch.reference is None or bits_per_byte < watch.reference - params.min_delta
     if is_progress:
@@ -27,5 +27,5 @@ def observe(watch: Watch, step: int, bits_per_byte: float, params: EarlyStopping
     return watch
 
 
-def should_stop(watch: Watch, params: EarlyStopping) -> bool:
+def should_stop(watch: EarlyStoppingState, params: EarlyStopping) -> bool:
     return watch.without_progress >= params.patience

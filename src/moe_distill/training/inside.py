@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe_distill.losses.inside import InsidePlaces, InsideText, inside_places
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.targets import read_rows
-from moe_distill.shards.vocabulary_map import read_places
-from moe_distill.shards.windows import WindowStore
+from moe_distill.shards.teacher_store import read_rows
+from moe_distill.shards.vocabulary_store import read_places
+from moe_distill.shards.window_store import WindowStore
+from moe_distill.targets.inside import InsidePlaces, InsideText, inside_places
 from moe_distill.training.batch import Inside
 
 

@@ -1,28 +1,29 @@
 """The training loop: one phase from its first step to its last, resumable at every checkpoint."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_distill.config import EarlyStopping
+from moe_distill.config.params import EarlyStopping
+from moe_distill.config.profile import Train
 from moe_distill.errors import DataError, DivergenceError
-from moe_distill.interruption import postponed_signals
-from moe_distill.profile import Train
-from moe_distill.progress import say
-from moe_distill.runtime import Runtime
+from moe_distill.log import log
 from moe_distill.training.balance import updated_scales
 from moe_distill.training.batch import Batch
+from moe_distill.training.batch_order import batches_from
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
-from moe_distill.training.data import Split, Wanted
+from moe_distill.training.data import BatchFields, Split
 from moe_distill.training.early_stopping import observe, should_stop
 from moe_distill.training.objective import Objective
 from moe_distill.training.optimizer import set_learning_rate
-from moe_distill.training.order import batches_from
-from moe_distill.training.recorder import Recorder
+from moe_distill.training.recorder import Recorder, expert_values, term_values
 from moe_distill.training.schedule import learning_rate_fraction
-from moe_distill.training.step import Outcome, Update, optimizer_step, read_parts, validate
+from moe_distill.training.step import StepMetrics, Update, optimizer_step, read_parts, validate
 from moe_distill.training.trainer import Trainer, load_student_weights, restore, student_weights, to_checkpoint
+from moe_distill.utils.device import Runtime
+from moe_distill.utils.signals import postponed_signals
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Phase:
     last_step: int  # half-open, counted over both phases
     term_names: tuple[str, ...]  # that can appear
     num_experts: int  # the router's; 0 = no router
-    wanted: Wanted
+    wanted: BatchFields
     adaptive: bool
     objective_at: Callable[[int, Mapping[str, float]], Objective]
     watches: Callable[[int], bool]  # early stopping and the best weights: from which step on
@@ -43,7 +44,7 @@ class Phase:
 class Result:
     """How a phase ended; the student holds the weights to export."""
 
-    final: Outcome  # on the validation windows, under the last objective
+    final: StepMetrics  # on the validation windows, under the last objective
     steps: int
     stopped_early: bool
     skipped_steps: int
@@ -51,7 +52,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingContext:
     """What a phase reads, and by which parameters it goes on."""
 
     train_split: Split
@@ -62,7 +63,7 @@ class Setting:
     runtime: Runtime
 
 
-def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, recorder: Recorder) -> Result:
+def run_phase(trainer: Trainer, phase: Phase, setting: TrainingContext, work: Path, recorder: Recorder) -> Result:
     """Train until the phase's last step or early stopping; keep the best weights seen since the last ramp.
 
     Args:
@@ -79,13 +80,13 @@ def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, reco
     checkpoint = newest_checkpoint(work)
     if checkpoint is not None:
         restore(trainer, checkpoint)
-        say(f"{phase.stage}: resumed at step {trainer.step}")
+        log(f"{phase.stage}: resumed at step {trainer.step}")
     recorder.open(trainer.step)
     validation_parts = _validation_parts(setting, phase)
     batches = batches_from(setting.train_split.windows.token_counts, train.batch_windows, setting.seed, trainer.step)
     trainer.student.model.train()
 
-    outcome: Outcome | None = None  # of the validation that the last step ended with
+    outcome: StepMetrics | None = None  # of the validation that the last step ended with
     with postponed_signals() as postponed:
         while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, setting.stopping):
             outcome = _advance(trainer, phase, setting, next(batches), validation_parts, recorder)
@@ -110,11 +111,11 @@ def run_phase(trainer: Trainer, phase: Phase, setting: Setting, work: Path, reco
 def _advance(
     trainer: Trainer,
     phase: Phase,
-    setting: Setting,
+    setting: TrainingContext,
     numbers: list[int],
     validation_parts: list[Batch],
     recorder: Recorder,
-) -> Outcome | None:
+) -> StepMetrics | None:
     """One optimizer step over the windows `numbers`, and what is due after it: the outcome of a validation, if any."""
     train = setting.train
     began = time.perf_counter()
@@ -138,7 +139,7 @@ def _advance(
     return outcome
 
 
-def _validation_parts(setting: Setting, phase: Phase) -> list[Batch]:
+def _validation_parts(setting: TrainingContext, phase: Phase) -> list[Batch]:
     """The same windows at every validation, evenly spread over the split: its sources lie one after the other."""
     total = len(setting.validation_split.windows)
     n_windows = min(setting.train.validation_windows, total)
@@ -176,7 +177,29 @@ def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, secon
         )
 
 
-def _watch(trainer: Trainer, outcome: Outcome, stopping: EarlyStopping) -> None:
+def _watch(trainer: Trainer, outcome: StepMetrics, stopping: EarlyStopping) -> None:
     trainer.counters.watch = observe(trainer.counters.watch, trainer.step, outcome.bits_per_byte, stopping)
     if trainer.counters.watch.best_step == trainer.step:
         trainer.best = student_weights(trainer)
+
+
+def result_metrics(result: Result) -> dict[str, float]:
+    """How a phase ended, and every term on the validation windows with the weights that are exported.
+
+    Raises:
+        DivergenceError: a value on the validation windows is not finite.
+    """
+    metrics = {
+        "steps": float(result.steps),
+        "stopped_early": float(result.stopped_early),
+        "skipped_steps": float(result.skipped_steps),
+        "train_tokens_per_second": result.tokens_per_second,
+        "validation_bits_per_byte": result.final.bits_per_byte,
+        "validation_total": result.final.total,
+        **{f"validation_{name}": value for name, value in term_values(result.final).items()},
+        **expert_values(result.final),
+    }
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise DivergenceError(f"{name} is {value} at the end of the phase", fix="lower `train.learning_rate`")
+    return metrics

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
-from moe_distill.losses.inside import InsidePlaces
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms
-from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.replay.block import TeacherHead
+from moe_distill.targets.inside import InsidePlaces
+from moe_distill.targets.token_shares import VocabularyMap
 from moe_distill.training.batch import Batch, Counts, HiddenRuns
 from moe_distill.training.routed_kd import routed_kd, routed_text
 from moe_distill.training.routing import GateInputs, RouterSettings, route, routed_state_terms
@@ -48,7 +48,7 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class LossOutput:
     """The terms of a batch, and what else one wants to know of it."""
 
     terms: Terms
@@ -58,7 +58,7 @@ class Evaluated:
 
 def evaluate_objective(
     student: Student, batch: Batch, objective: Objective, counts: Counts, autocast: torch.dtype | None
-) -> Evaluated:
+) -> LossOutput:
     """Compute every term of weight above 0 on one batch, but for those of the gate's means (`gate_terms`).
 
     Args:
@@ -77,7 +77,7 @@ def evaluate_objective(
         if student.teacher_head is not None and any(objective.weights[name] for name in ROUTER_TERMS):
             routed, gate = _routed_terms(student, states, batch, runs, objective, counts)
             terms |= routed
-    return Evaluated(terms, nll_sum, gate)
+    return LossOutput(terms, nll_sum, gate)
 
 
 def _routed_terms(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from moe_distill.profile import Train
+from moe_distill.config.profile import Train
 
 BETAS = (0.9, 0.95)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")

@@ -8,29 +8,29 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_distill.config import Params, Study
-from moe_distill.disk import require_space
-from moe_distill.losses.continuations import load_vocabulary_map
+from moe_distill.config.params import ExperimentParams, Params
+from moe_distill.config.profile import require_router_positions
+from moe_distill.log import log
 from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
-from moe_distill.pretrained import load_causal_lm, save_causal_lm
-from moe_distill.profile import require_router_positions
-from moe_distill.progress import say
+from moe_distill.models.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.replay.block import TeacherHead, load_teacher_head
-from moe_distill.runtime import Runtime, make_runtime, seed_everything
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
-from moe_distill.tensors import to_device
-from moe_distill.training.data import TEXT_ALONE, Split, Wanted, open_split, stated_positions
+from moe_distill.targets.next_token_counts import load_vocabulary_map
+from moe_distill.training.data import TEXT_ONLY, BatchFields, Split, open_split, stated_positions
+from moe_distill.training.input_checks import check_inputs, check_student_rows
 from moe_distill.training.inside import load_places
-from moe_distill.training.loop import Phase, Result, Setting, run_phase
+from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
-from moe_distill.training.provenance import check_inputs, check_student_rows
 from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.schedule import first_phase_steps, lm_only, objective_at, ramps_are_complete
 from moe_distill.training.student import layer_pairs, make_heads
 from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
-from moe_distill.workspace import fingerprint, folder_fingerprint, sha256_file
+from moe_distill.utils.device import Runtime, make_runtime, seed_everything
+from moe_distill.utils.disk_space import require_space
+from moe_distill.utils.files import fingerprint, folder_fingerprint, sha256_file
+from moe_distill.utils.tensors import to_device
 
 OPTIMIZER_NAME = "optimizer.safetensors"
 STUDENT_FOLDER, OPTIMIZER_FOLDER = "export", "optimizer"  # in a work folder
@@ -74,16 +74,16 @@ def inputs_key(inputs: TrainingInputs) -> str:
 
 def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
     """Phase 1: LM and KD, until the curriculum's first ramp opens."""
-    study, train = params.study, params.profile.train
-    steps = first_phase_steps(study, train)
+    experiment, train = params.experiment, params.profile.train
+    steps = first_phase_steps(experiment, train)
     phase = Phase(
         stage="train_kd",
         last_step=steps,
         term_names=TEXT_TERMS,
         num_experts=0,
-        wanted=_wanted(study, runs=False),
+        wanted=_wanted(experiment, runs=False),
         adaptive=False,
-        objective_at=lambda step, _scales: objective_at(step, study, train, {}),
+        objective_at=lambda step, _scales: objective_at(step, experiment, train, {}),
         watches=lambda _step: False,
     )
     return _train(params, phase, 0, inputs, outputs)
@@ -91,53 +91,53 @@ def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -
 
 def control(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
     """The student that distillation is measured against: the same steps, seed and text, with LM alone."""
-    study, train = params.study, params.profile.train
+    experiment, train = params.experiment, params.profile.train
     phase = Phase(
         stage="control",
         last_step=train.max_steps,
         term_names=("lm",),
         num_experts=0,
-        wanted=TEXT_ALONE,
+        wanted=TEXT_ONLY,
         adaptive=False,
         objective_at=lambda _step, _scales: lm_only(train.chunk_tokens),
-        watches=partial(ramps_are_complete, study=study, train=train),
+        watches=partial(ramps_are_complete, experiment=experiment, train=train),
     )
     return _train(params, phase, 0, inputs, outputs)
 
 
 def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
     """Phase 2: hidden-state and router terms join on the curriculum."""
-    study, train = params.study, params.profile.train
+    experiment, train = params.experiment, params.profile.train
     assert inputs.targets is not None
     num_experts = _num_experts(inputs.targets)
     if not num_experts:
-        say("train_router: the teacher's last block is dense; the router is off")
+        log("train_router: the teacher's last block is dense; the router is off")
 
     def objective(step: int, scales: Mapping[str, float]) -> Objective:
-        return objective_at(step, study, train, dict(scales))
+        return objective_at(step, experiment, train, dict(scales))
 
     phase = Phase(
         stage="train_router",
         last_step=train.max_steps,
         term_names=ALL_TERMS if num_experts else TEXT_TERMS + HIDDEN_TERMS,
         num_experts=num_experts,
-        wanted=_wanted(study, runs=True),
-        adaptive=study.balance == "adaptive",
+        wanted=_wanted(experiment, runs=True),
+        adaptive=experiment.balance == "adaptive",
         objective_at=objective,
-        watches=partial(ramps_are_complete, study=study, train=train),
+        watches=partial(ramps_are_complete, experiment=experiment, train=train),
     )
-    return _train(params, phase, first_phase_steps(study, train), inputs, outputs)
+    return _train(params, phase, first_phase_steps(experiment, train), inputs, outputs)
 
 
-def _wanted(study: Study, runs: bool) -> Wanted:
-    return Wanted(runs, inside=study.losses.kd_inside > 0, chunks=study.losses.chunk > 0)
+def _wanted(experiment: ExperimentParams, runs: bool) -> BatchFields:
+    return BatchFields(runs, inside=experiment.losses.kd_inside > 0, chunks=experiment.losses.chunk > 0)
 
 
 def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
-    study, train = params.study, params.profile.train
-    seed_everything(study.seed)
-    runtime = make_runtime(study.precision)
-    say(f"{phase.stage}: {runtime.describe()}")
+    experiment, train = params.experiment, params.profile.train
+    seed_everything(experiment.seed)
+    runtime = make_runtime(experiment.precision)
+    log(f"{phase.stage}: {runtime.describe()}")
     train_split = open_split(inputs.windows / "train", _below(inputs.targets, "train"))
     validation_split = open_split(inputs.windows / "validation", _below(inputs.targets, "validation"))
     splits, vocabulary_map = [train_split, validation_split], inputs.windows / "vocabulary_map"
@@ -161,7 +161,7 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
             on_validation=outputs.on_validation,
         )
     )
-    setting = Setting(train_split, validation_split, train, study.early_stopping, study.seed, runtime)
+    setting = TrainingContext(train_split, validation_split, train, experiment.early_stopping, experiment.seed, runtime)
     result = run_phase(trainer, phase, setting, outputs.work, recorder)
     save_causal_lm(student.model, inputs.student, outputs.student)
     if outputs.optimizer is not None:
@@ -187,7 +187,7 @@ def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split,
     assert isinstance(depth, int)
     pairs = layer_pairs(teacher_layers, depth, model.config.num_hidden_layers)
     teacher_size = split.targets.index.fields["hidden"].shape[-1]
-    heads = make_heads(pairs, model.config.hidden_size, teacher_size, phase.num_experts, params.study.seed)
+    heads = make_heads(pairs, model.config.hidden_size, teacher_size, phase.num_experts, params.experiment.seed)
     teacher_head = _teacher_head(phase, inputs, runtime)
     return Student(model, heads.to(runtime.device), teacher_head, vocabulary_map, places)
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.target import Order, sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap
 from moe_distill.replay.block import TeacherHead, replayed_logits
-from moe_distill.shards.targets import TeacherRows
+from moe_distill.shards.teacher_store import TeacherRows
+from moe_distill.targets.sparse_target import Order, sparse_target
+from moe_distill.targets.token_shares import VocabularyMap
 from moe_distill.training.batch import Batch, HiddenRuns
 
 

@@ -2,10 +2,10 @@
 
 import math
 
-from moe_distill.config import Study
-from moe_distill.curriculum import linear, phase1_steps, phase2_progress, progress_at, ramp
+from moe_distill.config.params import ExperimentParams
+from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.profile import Train
+from moe_distill.training.curriculum import linear, phase1_steps, phase2_progress, progress_at, ramp
 from moe_distill.training.objective import Objective
 from moe_distill.training.routing import RouterSettings
 from moe_distill.training.text_terms import KdSettings
@@ -26,14 +26,14 @@ def learning_rate_fraction(step: int, train: Train) -> float:
     return train.final_learning_rate_fraction + (1.0 - train.final_learning_rate_fraction) * cosine
 
 
-def first_phase_steps(study: Study, train: Train) -> int:
+def first_phase_steps(experiment: ExperimentParams, train: Train) -> int:
     """Optimizer steps of `train_kd`; `train_router` takes the rest."""
-    return phase1_steps(train.max_steps, study.curriculum.curriculum_share, study.curriculum.phase1_share)
+    return phase1_steps(train.max_steps, experiment.curriculum.curriculum_share, experiment.curriculum.phase1_share)
 
 
-def ramps_are_complete(step: int, study: Study, train: Train) -> bool:
+def ramps_are_complete(step: int, experiment: ExperimentParams, train: Train) -> bool:
     """True once every term has its full weight: early stopping and the choice of the best begin here (R10)."""
-    return progress_at(step, train.max_steps, study.curriculum.curriculum_share) >= 1.0
+    return progress_at(step, train.max_steps, experiment.curriculum.curriculum_share) >= 1.0
 
 
 def lm_only(chunk_tokens: int) -> Objective:
@@ -41,32 +41,32 @@ def lm_only(chunk_tokens: int) -> Objective:
     return Objective(None, dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.0), NO_ROUTER, chunk_tokens)
 
 
-def objective_at(step: int, study: Study, train: Train, scales: dict[str, float]) -> Objective:
+def objective_at(step: int, experiment: ExperimentParams, train: Train, scales: dict[str, float]) -> Objective:
     """The objective of distillation at a step counted from 0.
 
     Args:
         scales: factor of each term by adaptive balancing; a term without one has 1.
     """
-    progress = progress_at(step, train.max_steps, study.curriculum.curriculum_share)
-    share = study.curriculum.phase1_share
-    maxima = study.losses.model_dump()
+    progress = progress_at(step, train.max_steps, experiment.curriculum.curriculum_share)
+    share = experiment.curriculum.phase1_share
+    maxima = experiment.losses.model_dump()
     weights = {
         name: maxima[name] * ramp(progress, share, name) * scales.get(name, 1.0) for name in HIDDEN_TERMS + ROUTER_TERMS
     }
-    inner, router = phase2_progress(progress, share), study.router
+    inner, router = phase2_progress(progress, share), experiment.router
     settings = RouterSettings(
         temperature=linear(inner, router.temperature_start, router.temperature_end),
         n_experts=round(linear(inner, router.experts_start, router.experts_end)),
         noise=linear(inner, router.noise, 0.0),
-        noise_seed=study.seed * 1_000_003 + step,
+        noise_seed=experiment.seed * 1_000_003 + step,
     )
     kd = KdSettings(
-        temperature=study.temperature,
-        kd_weight=study.kd_weight,
-        order=study.kd_order,
-        tail=study.kd_tail,
-        inside_weight=study.losses.kd_inside,
-        chunk_weight=study.losses.chunk * scales.get("chunk", 1.0),
-        chunk_temperature=study.chunk_temperature,
+        temperature=experiment.temperature,
+        kd_weight=experiment.kd_weight,
+        order=experiment.kd_order,
+        tail=experiment.kd_tail,
+        inside_weight=experiment.losses.kd_inside,
+        chunk_weight=experiment.losses.chunk * scales.get("chunk", 1.0),
+        chunk_temperature=experiment.chunk_temperature,
     )
     return Objective(kd, weights, settings, train.chunk_tokens)

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 import torch
 
 from moe_distill.losses.registry import LossTerm, Terms, total_of
-from moe_distill.runtime import Runtime
-from moe_distill.tensors import to_device
 from moe_distill.training.batch import NO_COUNTS, Batch, Counts
-from moe_distill.training.data import Split, Wanted, read_batch
-from moe_distill.training.objective import Evaluated, Objective, Student, evaluate_objective
+from moe_distill.training.data import BatchFields, Split, read_batch
+from moe_distill.training.objective import LossOutput, Objective, Student, evaluate_objective
 from moe_distill.training.routing import ExpertUse, gate_terms
+from moe_distill.utils.device import Runtime
+from moe_distill.utils.tensors import to_device
 
 MINIMUM_LOSS_SCALE = 1.0  # below it gradients underflow, and a scale of 0 would never grow again
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepMetrics:
     """The terms of a whole step or validation set."""
 
     terms: Terms
@@ -39,13 +39,13 @@ class Outcome:
 class Update:
     """What became of an optimizer step."""
 
-    outcome: Outcome
+    outcome: StepMetrics
     gradient_norm: float
     applied: bool  # False: a loss or gradient was not finite, and the weights are as before
     loss_scale: float  # under which the gradient was computed; 1 without a scaler
 
 
-def read_parts(split: Split, numbers: list[int], part_windows: int, wanted: Wanted) -> list[Batch]:
+def read_parts(split: Split, numbers: list[int], part_windows: int, wanted: BatchFields) -> list[Batch]:
     """Read a batch in parts of at most `part_windows` windows."""
     parts = [numbers[start : start + part_windows] for start in range(0, len(numbers), part_windows)]
     return [read_batch(split, part, wanted) for part in parts]
@@ -87,7 +87,7 @@ def optimizer_step(
 
 
 @torch.no_grad()
-def validate(student: Student, parts: list[Batch], objective: Objective, runtime: Runtime) -> Outcome:
+def validate(student: Student, parts: list[Batch], objective: Objective, runtime: Runtime) -> StepMetrics:
     """The objective over fixed windows, in evaluation mode, without autocast and exploration noise (R1, R5)."""
     objective = replace(objective, router=replace(objective.router, noise=0.0))
     counts = sum((part.counts for part in parts), NO_COUNTS)
@@ -100,7 +100,7 @@ def validate(student: Student, parts: list[Batch], objective: Objective, runtime
     return _combined(evaluated, of_gate, experts, parts, counts)
 
 
-def _gate_terms(student: Student, evaluated: list[Evaluated], objective: Objective) -> tuple[Terms, ExpertUse | None]:
+def _gate_terms(student: Student, evaluated: list[LossOutput], objective: Objective) -> tuple[Terms, ExpertUse | None]:
     """The terms of the gate's means over all parts, and the use of the experts."""
     gates = [result.gate for result in evaluated if result.gate is not None]
     if not gates or student.heads is None or student.teacher_head is None:
@@ -113,15 +113,15 @@ def _detached(terms: Terms) -> Terms:
 
 
 def _combined(
-    evaluated: list[Evaluated], of_gate: Terms, experts: ExpertUse | None, parts: list[Batch], counts: Counts
-) -> Outcome:
+    evaluated: list[LossOutput], of_gate: Terms, experts: ExpertUse | None, parts: list[Batch], counts: Counts
+) -> StepMetrics:
     """The sums over all parts."""
     terms: Terms = {}
     for name in sorted({name for result in evaluated for name in result.terms}):
         present = [result.terms[name] for result in evaluated if name in result.terms]
         raw = torch.stack([term.raw for term in present]).sum()
         terms[name] = LossTerm(raw, torch.stack([term.weighted for term in present]).sum())
-    return Outcome(
+    return StepMetrics(
         terms=terms | _detached(of_gate),
         nll_sum=float(torch.stack([result.nll_sum for result in evaluated]).double().sum()),
         counts=counts,

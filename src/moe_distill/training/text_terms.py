@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moe_distill.losses.chunk import chunk_kl
-from moe_distill.losses.inside import InsidePlaces, inside_target
 from moe_distill.losses.kd import forward_kl
 from moe_distill.losses.lm import lm_nll
 from moe_distill.losses.registry import LossTerm, Terms
-from moe_distill.losses.target import NextTokens, Order, SparseTarget, Tail, sparse_target
-from moe_distill.losses.vocabulary import VocabularyMap
+from moe_distill.targets.inside import InsidePlaces, inside_target
+from moe_distill.targets.sparse_target import NextTokens, Order, SparseTarget, Tail, sparse_target
+from moe_distill.targets.token_shares import VocabularyMap
 from moe_distill.training.batch import Batch, Chunks, Counts
 
 

@@ -6,12 +6,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from moe_distill.profile import Train
-from moe_distill.runtime import Runtime
+from moe_distill.config.profile import Train
 from moe_distill.training.checkpoint import KEPT, Checkpoint
-from moe_distill.training.early_stopping import Watch
+from moe_distill.training.early_stopping import EarlyStoppingState
 from moe_distill.training.objective import Student
 from moe_distill.training.optimizer import make_optimizer, optimizer_tensors, parameter_names, restore_optimizer
+from moe_distill.utils.device import Runtime
 
 
 class Counters(BaseModel):
@@ -19,7 +19,7 @@ class Counters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    watch: Watch = Watch()
+    watch: EarlyStoppingState = EarlyStoppingState()
     scales: dict[str, float] = {}  # factors of adaptive balancing
     skipped_steps: int = 0
     consecutive_nonfinite: int = 0

@@ -1,0 +1,91 @@
+"""The vocabulary map on disk, computed once for two tokenizers.
+
+DVC empties a stage's outputs before it runs the stage again, so the copy that a later run takes lies in
+`.work/vocabulary_map/<key>`. The key counts both tokenizers, the teacher's output rows and the code that computes the
+map; the file's hash is verified before the copy is used.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from moe_distill.alignment.bpe_merges import merges_of
+from moe_distill.alignment.encode import Encoder
+from moe_distill.alignment.inside import places_inside
+from moe_distill.alignment.vocabulary_map import vocabulary_map
+from moe_distill.errors import DataError
+from moe_distill.log import log
+from moe_distill.shards.format import Metadata
+from moe_distill.shards.provenance import tokenizer_fingerprint
+from moe_distill.shards.vocabulary_store import MAP_FIELDS, VOCABULARY_MAP, read_vocabulary_map
+from moe_distill.shards.writer import ShardWriter
+from moe_distill.utils.files import fingerprint, fresh_folder, project_root, publish, sha256_file
+
+
+def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, student: Path, output: Path) -> None:
+    """Write the store `output`, from the kept copy where there is a valid one.
+
+    Args:
+        encoders: the teacher's and the student's.
+        teacher, student: their model folders.
+    """
+    output_rows = _output_rows(teacher, encoders[0])
+    tokenizers = [tokenizer_fingerprint(folder) for folder in (teacher, student)]
+    code = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    kept = project_root() / ".work/vocabulary_map" / fingerprint([tokenizers, output_rows, code])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):  # experiments of several workspaces start together
+        if not _is_valid(kept):
+            student_ids = vocabulary_map(*encoders, output_rows=output_rows)
+            merges = merges_of(encoders[1])
+            places = places_inside(*encoders, output_rows=output_rows)
+            columns = {
+                "student_ids": torch.from_numpy(student_ids),
+                "place_counts": places.counts.int(),
+                "place_prefixes": places.prefixes.int(),
+                "place_student_ids": places.student_ids.int(),
+                "merge_lefts": merges.lefts.int(),
+                "merge_rights": merges.rights.int(),
+                "merge_results": merges.results.int(),
+                "merge_are_blank": merges.are_blank.to(torch.int8),
+            }
+            metadata: Metadata = {
+                "student_ids": len(encoders[1].token_bytes.table),
+                "teacher_tokenizer": tokenizers[0],
+                "student_tokenizer": tokenizers[1],
+            }
+            with fresh_folder(kept) as folder:
+                writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", len(student_ids))
+                writer.append(columns, cursor=0)
+                writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), metadata)
+        publish(kept, output)
+
+
+def _is_valid(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        read_vocabulary_map(folder)
+    except DataError as error:
+        log(f"tokenize: the kept vocabulary map is computed again: {error}")
+        return False
+    return True
+
+
+def _output_rows(folder: Path, encoder: Encoder) -> int:
+    """Rows of a model's output matrix: at least its tokenizer's ids.
+
+    Raises:
+        DataError: the model has fewer rows than its tokenizer has ids.
+    """
+    rows = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+    n_ids = len(encoder.token_bytes.table)
+    if rows < n_ids:
+        raise DataError(
+            f"{folder} has {rows} output rows and a tokenizer of {n_ids} ids",
+            "the tokenizer is another model's",
+            "change `models` in the profile",
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""What `moe-distill` does beside `dvc repro`: doctor, plan, verify, recover."""

@@ -1,0 +1,82 @@
+"""What can be known in seconds before a run that takes hours (R25), or after one that was killed."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moe_distill.commands.plan import bytes_to_come
+from moe_distill.config.params import Params
+from moe_distill.config.profile import Precision
+from moe_distill.errors import DataError, MoeDistillError
+from moe_distill.pipeline.dvc_repair import killed_experiment, live_program, stale_rwlock_pids
+from moe_distill.pipeline.resumable_work import unheld_folders, workspace_holder
+from moe_distill.utils.device import make_runtime
+from moe_distill.utils.files import project_root
+
+SPARE_BYTES = 2 << 30  # on top of what is known to come
+
+
+@dataclass(frozen=True)
+class Finding:
+    subject: str
+    text: str
+    ok: bool = True
+
+
+def examine(params: Params) -> Iterator[Finding]:
+    """Parameters (already parsed by the caller), device and precision, disk, traces of killed processes."""
+    yield Finding("parameters", f"profile {params.experiment.profile}, temperature {params.experiment.temperature}")
+    yield Finding("torch", torch.__version__)
+    yield _runtime("device", params.experiment.precision)
+    yield _runtime("teacher", params.profile.teacher.precision)
+    yield _disk(params)
+    holder = workspace_holder()
+    if holder is not None:
+        yield Finding("stage", f"{holder[0]} runs here as process {holder[1]}")
+    yield from _killed_dvc()
+    yield from _unfinished_work()
+
+
+def _runtime(subject: str, precision: Precision) -> Finding:
+    try:
+        return Finding(subject, make_runtime(precision).describe())
+    except MoeDistillError as error:
+        return Finding(subject, str(error), ok=False)
+
+
+def _disk(params: Params) -> Finding:
+    free = shutil.disk_usage(project_root() if project_root().exists() else Path()).free
+    try:
+        needs = bytes_to_come(params)
+    except DataError as error:  # `moe-distill verify` finds all that is broken
+        return Finding("data", str(error), ok=False)
+    parts = [f"{n_bytes / 2**30:.1f} GiB of {name}" for name, n_bytes in needs.items()]
+    text = f"{free / 2**30:.0f} GiB free; to come: {', '.join(parts) or 'not known before: dvc repro tokenize'}"
+    return Finding("disk", text, ok=free > SPARE_BYTES + sum(needs.values()))
+
+
+def _killed_dvc() -> Iterator[Finding]:
+    """Nothing while a `dvc` is alive: what it has not finished is not broken."""
+    alive = live_program(Path())
+    if alive is not None:
+        yield Finding(alive[0], f"runs here as process {alive[1]}")
+        return
+    found, mending = killed_experiment(), "put right by: moe-distill recover"
+    if found is not None and found.branch is not None:
+        yield Finding("git", f"HEAD was left detached from branch {found.branch} by a killed dvc; {mending}", ok=False)
+    if found is not None and found.overwritten:
+        names = ", ".join(found.overwritten)
+        yield Finding("experiment", f"values of a killed experiment stand in {names}; {mending}", ok=False)
+    if found is not None and found.refs:
+        yield Finding("references", f"{', '.join(found.refs)} are of a killed experiment; {mending}", ok=False)
+    for dead in stale_rwlock_pids():
+        yield Finding("lock", f".dvc/tmp/rwlock names process {dead}, which is dead; {mending}", ok=False)
+
+
+def _unfinished_work() -> Iterator[Finding]:
+    for folder in unheld_folders():
+        text = "unfinished; the same command continues it, `moe-distill clean` removes it after a week"
+        yield Finding("work", f"{folder.relative_to(project_root())}: {text}")

@@ -1,0 +1,158 @@
+"""What the parameters come to, before hours are spent on them: windows, steps, rows, bytes.
+
+What is on disk already is counted; what is not is estimated from the parameters, and said to be.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import safe_open
+
+from moe_distill.config.params import Params
+from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TinyTeacher
+from moe_distill.shards.format import INDEX_NAME, row_bytes
+from moe_distill.shards.teacher_store import open_targets, target_fields
+from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
+from moe_distill.training.curriculum import phase1_steps
+from moe_distill.training.data import stated_positions
+from moe_distill.training.schedule import ramps_are_complete
+from moe_distill.training.trainer import phase_bytes
+
+WINDOWS, TARGETS = Path("data/windows"), Path("data/teacher_shards")
+TEACHER, STUDENT = Path("models/teacher"), Path("models/student_init")
+
+
+def describe(params: Params) -> Iterator[str]:
+    """Short lines about the workspace that is the current folder."""
+    student, teacher = _stores("student", STUDENT_WINDOWS), _stores("teacher", TEACHER_WINDOWS)
+    if student and teacher:
+        yield "windows: " + ", ".join(f"{len(student[split]):,} for {split}" for split in SPLITS)
+    else:
+        yield "windows: not known before: dvc repro tokenize"
+    yield _steps(params, len(student["train"]) if student else None)
+    yield _rows(params, teacher)
+    yield _router(params, student, teacher)
+    yield _stopping(params)
+
+
+def _stores(side: str, store_format: str) -> dict[str, WindowStore]:
+    """The windows of both splits; empty before they are made."""
+    folders = {split: WINDOWS / side / split for split in SPLITS}
+    if not all((folder / INDEX_NAME).is_file() for folder in folders.values()):
+        return {}
+    return {split: WindowStore(folder, store_format) for split, folder in folders.items()}
+
+
+def _steps(params: Params, n_windows: int | None) -> str:
+    train, curriculum = params.profile.train, params.experiment.curriculum
+    first = phase1_steps(train.max_steps, curriculum.curriculum_share, curriculum.phase1_share)
+    line = (
+        f"steps: {first:,} of train_kd, {train.max_steps - first:,} of train_router, {train.batch_windows} windows each"
+    )
+    if n_windows is None:
+        return line
+    return f"{line}: {train.max_steps * train.batch_windows / n_windows:.1f} epochs"
+
+
+def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
+    """Rows and bytes of the shards."""
+    if (TARGETS / "validation" / INDEX_NAME).is_file():
+        indexes = [open_targets(TARGETS / split).index for split in SPLITS]
+        positions, states = (sum(index.rows(table) for index in indexes) for table in ("positions", "hidden"))
+        n_bytes = sum(entry.bytes for index in indexes for entry in index.files)
+        return f"teacher: {positions:,} rows, {states:,} with states, {n_bytes / 1e9:.2f} GB of shards"
+    each = _row_bytes(params)
+    if each is None:
+        return "teacher: bytes of a row are not known before: dvc repro models"
+    if not teacher:
+        return f"teacher: {each['positions']:,} bytes a row, {each['hidden']:,} more with states"
+    rows = _expected_rows(params, teacher)
+    gigabytes = sum(rows[table] * each[table] for table in rows) / 1e9
+    return (
+        f"teacher: {rows['positions']:,} rows, about {rows['hidden']:,.0f} with states, "
+        f"about {gigabytes:.2f} GB of shards"
+    )
+
+
+def bytes_to_come(params: Params) -> dict[str, float]:
+    """What the stages will write that the disk must have room for, by name, as far as it is known by now."""
+    found = {}
+    teacher, each = _stores("teacher", TEACHER_WINDOWS), _row_bytes(params)
+    if teacher and each is not None and not (TARGETS / "validation" / INDEX_NAME).is_file():
+        rows = _expected_rows(params, teacher)
+        found["shards"] = sum(rows[table] * each[table] for table in rows)
+    weights = 4 * sum(_values(path) for path in STUDENT.glob("*.safetensors"))  # trained in fp32
+    if weights:
+        found["checkpoints"] = float(phase_bytes(weights, weights))  # the heads are small
+    return found
+
+
+def _values(path: Path) -> int:
+    """Numbers in a safetensors file, from its header."""
+    with safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # not iterable
+
+
+def _row_bytes(params: Params) -> dict[str, int] | None:
+    """Bytes of a row of each table of the shards, as soon as the teacher's sizes are known."""
+    sizes, capture = _teacher_sizes(params), params.profile.teacher
+    if sizes is None:
+        return None
+    size, experts = sizes
+    layers = len(capture.hidden_layers)
+    return row_bytes(target_fields(capture.k, capture.tail_samples, layers, size, int(experts > 0), experts))
+
+
+def _expected_rows(params: Params, teacher: dict[str, WindowStore]) -> dict[str, float]:
+    """Rows of each table of the shards, both splits together."""
+    return {
+        "positions": sum(int(store.token_counts.sum()) for store in teacher.values()),
+        "hidden": sum(_expected_states(params, store) for store in teacher.values()),
+    }
+
+
+def _teacher_sizes(params: Params) -> tuple[int, int] | None:
+    """Hidden size and experts, as far as they are known."""
+    teacher, config = params.profile.models.teacher, TEACHER / "config.json"
+    if config.is_file():
+        content = json.loads(config.read_text(encoding="utf-8"))
+        return content["hidden_size"], content.get("num_experts") or content.get("num_local_experts") or 0
+    return (teacher.hidden_size, teacher.num_experts) if isinstance(teacher, TinyTeacher) else None
+
+
+def _expected_states(params: Params, teacher: WindowStore) -> float:
+    """Rows with states: a run in a fraction of the windows that are long enough."""
+    capture = params.profile.teacher
+    return int((teacher.token_counts >= capture.hidden_run).sum()) * capture.hidden_fraction * capture.hidden_run
+
+
+def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, WindowStore]) -> str:
+    capture, batch = params.profile.teacher, params.profile.train.batch_windows
+    if not student or not teacher:
+        seen, word = batch * capture.hidden_fraction * capture.hidden_run, "at most "
+    elif (TARGETS / "train" / INDEX_NAME).is_file():
+        targets = open_targets(TARGETS / "train")
+        seen = stated_positions(student["train"], targets.rows("hidden") / targets.rows("positions")) * batch
+        word = ""
+    else:
+        share = _expected_states(params, teacher["train"]) / int(teacher["train"].token_counts.sum())
+        seen, word = stated_positions(student["train"], share) * batch, "about "
+    verdict = "enough" if seen >= MINIMUM_ROUTER_POSITIONS else "too few: raise `teacher.hidden_fraction`"
+    return (
+        f"router: a step sees {word}{seen:,.0f} positions with states, {MINIMUM_ROUTER_POSITIONS} are needed: {verdict}"
+    )
+
+
+def _stopping(params: Params) -> str:
+    """Whether early stopping has the validations that it needs: the first is what the others are compared with."""
+    experiment, train = params.experiment, params.profile.train
+    steps = [*range(train.validate_every, train.max_steps, train.validate_every), train.max_steps]
+    watched = [step for step in steps if ramps_are_complete(step, experiment, train)]
+    counted = [step for step in watched[1:-1] if step >= experiment.early_stopping.warmup_steps]
+    line = f"early stopping: {len(watched)} validations follow the last ramp; it "
+    if len(counted) >= experiment.early_stopping.patience:
+        return f"{line}can end the training from step {counted[experiment.early_stopping.patience - 1]:,} on"
+    keys = "`early_stopping.patience`, `early_stopping.warmup_steps` or `train.validate_every`"
+    return f"{line}cannot end the training: that would need a lower {keys}"

@@ -1,0 +1,75 @@
+"""Corrupt bytes and abandoned work, removed from everywhere they stand."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe_distill.errors import DataError
+from moe_distill.pipeline.dvc_lock import cache_folder, cached, files_of, md5_file, recorded_outputs
+from moe_distill.pipeline.resumable_work import hold_workspace, unheld_folders
+from moe_distill.utils.files import project_root, sha256_file
+
+SECONDS_PER_DAY = 86_400.0
+
+
+def remove_corrupt(path: Path) -> Iterator[Path]:
+    """Remove an output's file, or a file below an output, from workspace, DVC cache and `.work`.
+
+    All three may be one inode, and DVC trusts a file whose size and time are as before, so that corrupt bytes
+    come back from its cache until they are removed there. What the cache holds as it was written stays.
+
+    Args:
+        path: an output's file; or a file in `.work`, which no other place has a name for.
+
+    Yields:
+        Each path that was removed.
+
+    Raises:
+        DataError: the path is a folder, or no output recorded in dvc.lock holds it.
+        ResourceError: a stage runs here; names its pid.
+    """
+    path, work = Path(os.path.relpath(path)), project_root() / ".work"
+    if path.is_dir():
+        raise DataError(f"{path} is a folder", fix="name the corrupt file in it, as `moe-distill verify` does")
+    with hold_workspace("recover"):
+        outputs = [path] if path.resolve().is_relative_to(work) else [path, *_corrupt_in_cache(path)]
+        digests = {sha256_file(file) for file in outputs if file.is_file()}
+        copies = [file for file in work.rglob(path.name) if file.is_file() and sha256_file(file) in digests]
+        for file in [*copies, *outputs]:
+            if file.is_file():
+                file.unlink()
+                yield file
+
+
+def abandoned_folders(days: float) -> Iterator[Path]:
+    """Work folders that nobody works in and nobody has touched for `days`; each is held while the caller looks."""
+    for folder in unheld_folders():
+        newest = max(each.stat().st_mtime for each in [folder, *folder.rglob("*")])
+        if time.time() - newest >= days * SECONDS_PER_DAY:
+            yield folder
+
+
+def remove_folder(folder: Path) -> int:
+    """Remove a folder; the bytes that this frees: those of files that have no other name."""
+    stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    shutil.rmtree(folder)
+    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
+
+
+def _corrupt_in_cache(path: Path) -> list[Path]:
+    """The file of DVC's cache that should hold what dvc.lock records for `path`, and holds something else."""
+    cache = cache_folder(Path())
+    for output in recorded_outputs(Path()):
+        if not path.is_relative_to(output.path):
+            continue
+        files = files_of(output, cache)
+        if files is None:
+            raise DataError(
+                f"DVC's cache lacks the list of the files of {output.path}", fix=f"run: dvc fetch {output.path}"
+            )
+        if path in files:
+            content = cached(cache, files[path])
+            return [content] if content.is_file() and md5_file(content) != files[path] else []
+    raise DataError(f"{path} belongs to no output in dvc.lock", fix="name a file below an output, as `dvc.lock` does")

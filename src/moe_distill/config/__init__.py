@@ -1,0 +1,1 @@
+"""Every key of params.yaml and of a profile: type, range, meaning; both files read and checked."""

@@ -1,0 +1,129 @@
+"""Every key of params.yaml, what one studies: its type, its range and its meaning; and both files, read and checked.
+
+As in profile.py no key has a default, and unknown keys are refused.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from moe_distill.config.profile import Hub, HubModel, Positive, Precision, Profile, Section, Share, Weight
+from moe_distill.errors import ConfigError
+
+
+class Losses(Section):
+    """The weight each term has once its ramp is complete (see curriculum); 0 = never computed."""
+
+    chunk: Weight  # from the first step on
+    kd_inside: Share  # from the first step on; LM keeps the rest
+    feature: Weight
+    attention: Weight
+    layerwise: Weight
+    contrastive: Weight
+    router_feature: Weight
+    router_attention: Weight
+    router_kd: Weight
+    router_balance: Weight
+    router_importance: Weight
+
+
+class Curriculum(Section):
+    phase1_share: Annotated[float, Field(gt=0.0, lt=1.0)]  # of the curriculum: LM and KD only
+    curriculum_share: Annotated[float, Field(gt=0.0, le=1.0)]  # of max_steps, when the last ramp is complete
+
+
+class Router(Section):
+    """Schedules of the student-aware router over phase 2, linear from start to end (R28)."""
+
+    temperature_start: Annotated[float, Field(gt=0.0)]
+    temperature_end: Annotated[float, Field(gt=0.0)]
+    experts_start: Positive  # experts mixed at the beginning of phase 2
+    experts_end: Positive
+    noise: Weight  # standard deviation of seeded exploration noise on the gate, annealed to 0
+
+
+class EarlyStopping(Section):
+    patience: Positive  # validations without progress
+    min_delta: Weight  # bits per byte that count as progress
+    warmup_steps: Annotated[int, Field(ge=0)]
+
+
+class ExperimentParams(Section):
+    """params.yaml."""
+
+    profile: str
+    seed: int  # of the order of windows, of the heads' weights and of the router's noise
+    precision: Precision
+    temperature: Annotated[float, Field(ge=1.0, le=4.0)]
+    kd_weight: Share
+    kd_order: Literal["temper_then_map", "map_then_temper"]
+    kd_tail: Literal["sampled", "residual"]
+    chunk_temperature: Annotated[float, Field(ge=1.0)]
+    balance: Literal["fixed", "adaptive"]
+    losses: Losses
+    curriculum: Curriculum
+    router: Router
+    early_stopping: EarlyStopping
+
+
+class Params(Section):
+    """All parameters of a run."""
+
+    experiment: ExperimentParams
+    profile: Profile
+
+
+def _read_yaml(path: Path) -> Mapping[str, object]:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist", fix="set `profile` in params.yaml to a file of profiles/")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML", why=" ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values")
+    return content
+
+
+def _validate(section: type[Section], path: Path) -> Section:
+    try:
+        return section.model_validate(_read_yaml(path))
+    except ValidationError as error:
+        # a misspelt key is unknown and leaves the right one missing: name what the user wrote
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":  # keys that do not fit each other; the message names them
+            said = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{path}: {f'`{key}`: ' if key else ''}{said}", fix=f"change it in {path}") from error
+        given = "" if first["type"] in ("missing", "extra_forbidden") else f", not {first['input']!r}"
+        what = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(first["type"])
+        message = what or first["msg"][0].lower() + first["msg"][1:] + given
+        raise ConfigError(f"{path}: `{key}` {message}", fix=f"change `{key}` in {path}") from error
+
+
+def unpinned_revisions(profile: Profile) -> list[str]:
+    """The keys of hub revisions that are no commits: what a branch or a tag names can change between two runs."""
+    named = {f"corpus.sources[{number}]": source for number, source in enumerate(profile.corpus.sources)}
+    every = named | {"models.teacher": profile.models.teacher, "models.student": profile.models.student}
+    return [
+        f"{key}.revision"
+        for key, each in every.items()
+        if isinstance(each, Hub | HubModel) and not re.fullmatch(r"[0-9a-f]{40}", each.revision)
+    ]
+
+
+def load_params(root: Path = Path()) -> Params:
+    """Read and validate `root/params.yaml` and the profile it names.
+
+    Raises:
+        ConfigError: naming the file and the first wrong key.
+    """
+    experiment = _validate(ExperimentParams, root / "params.yaml")
+    assert isinstance(experiment, ExperimentParams)
+    profile = _validate(Profile, root / "profiles" / f"{experiment.profile}.yaml")
+    assert isinstance(profile, Profile)
+    return Params(experiment=experiment, profile=profile)

@@ -1,0 +1,246 @@
+"""Every key of profiles/<profile>.yaml, what a machine and a pair of models need: its type, its range and its meaning.
+
+No key has a default here: what a run uses is what stands in the file, so that DVC sees every change; an option that
+may be left out is off then. Unknown keys are refused.
+"""
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from moe_distill.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Rate = Annotated[float, Field(gt=0.0)]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; fewer make balance and importance noise
+
+
+def require_router_positions(positions: float) -> None:
+    """Refuse what a step would see too few of.
+
+    Args:
+        positions: with teacher states, in a step of train_router.
+
+    Raises:
+        ConfigError: the router's terms would be noise.
+    """
+    if positions < MINIMUM_ROUTER_POSITIONS:
+        raise ConfigError(
+            f"a step sees {positions:.0f} positions with teacher states, the router needs {MINIMUM_ROUTER_POSITIONS}",
+            fix="raise `teacher.hidden_fraction` or `train.batch_windows`",
+        )
+
+
+class Section(BaseModel):
+    """A group of keys: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PythonDocs(Section):
+    """The documentation inside the installed Python."""
+
+    kind: Literal["python_docs"]
+    weight: Share  # share of its training documents that is kept
+
+
+class Files(Section):
+    """Local text: .txt, .jsonl or .parquet files, folders of them, or globs."""
+
+    kind: Literal["files"]
+    name: str  # the name its metrics are reported under
+    paths: list[str] = Field(min_length=1)
+    field: str  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
+    weight: Share
+    max_documents: Positive | None
+    join_rows_to_characters: Positive | None = None  # see Hub; a .txt stays one document
+
+
+class Hub(Section):
+    """A dataset of the Hugging Face hub, streamed at a pinned revision."""
+
+    kind: Literal["hub"]
+    name: str
+    repository: str
+    revision: str = Field(min_length=1)
+    subset: str | None
+    split: str
+    field: str
+    weight: Share
+    max_documents: Positive
+    join_rows_to_characters: Positive | None = None  # consecutive rows make a document; absent: each row is one
+
+
+Source = Annotated[PythonDocs | Files | Hub, Field(discriminator="kind")]
+
+
+class Corpus(Section):
+    sources: list[Source] = Field(min_length=1)
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]  # by document hash
+
+
+class TinyTokenizer(Section):
+    """A byte-level BPE tokenizer trained on a share of the training documents."""
+
+    vocabulary_size: Annotated[int, Field(ge=300)]
+    pre_tokenizer: Literal["qwen", "smollm", "gpt2"]  # whose splitting rules it imitates
+    sample_fraction: Share
+    sample_seed: int
+
+
+class Attention(Section):
+    """Sizes of a small model that must fit each other."""
+
+    hidden_size: Positive
+    layers: Positive
+    heads: Positive
+    key_value_heads: Positive
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("hidden_size must be a multiple of 2 * heads: rotary embeddings halve a head")
+        if self.heads % self.key_value_heads:
+            raise ValueError("heads must be a multiple of key_value_heads")
+        return self
+
+
+class TinyTeacher(Attention):
+    """A small Qwen3-MoE, trained from random weights on the training split."""
+
+    kind: Literal["tiny"]
+    tokenizer: TinyTokenizer
+    num_experts: Annotated[int, Field(ge=2)]
+    experts_per_token: Positive
+    expert_size: Positive
+    max_length: Positive
+    router_auxiliary_weight: Weight
+    steps: Positive
+    batch_windows: Positive
+    learning_rate: Rate
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.experts_per_token > self.num_experts:
+            raise ValueError("experts_per_token must not exceed num_experts")
+        return self
+
+
+class TinyStudent(Attention):
+    """A small Llama with random weights: deeper and narrower than the teacher."""
+
+    kind: Literal["tiny"]
+    tokenizer: TinyTokenizer
+    intermediate_size: Positive
+    max_length: Positive
+
+
+class HubModel(Section):
+    """A model of the Hugging Face hub at a pinned revision: safetensors only, no remote code."""
+
+    kind: Literal["hub"]
+    repository: str
+    revision: str = Field(min_length=1)
+
+
+class FolderModel(Section):
+    """A local `save_pretrained` folder with its tokenizer."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class Models(Section):
+    seed: int  # of both models' random weights, where they are made here
+    teacher: Annotated[TinyTeacher | HubModel | FolderModel, Field(discriminator="kind")]
+    student: Annotated[TinyStudent | HubModel | FolderModel, Field(discriminator="kind")]
+
+
+class Windows(Section):
+    teacher_max_length: Annotated[int, Field(ge=8)]  # tokens of a teacher window, prefix token included
+    student_max_length: Annotated[int, Field(ge=8)]
+    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)]  # share of training documents distilled on
+    max_train_windows: Positive | None  # of the teacher; documents are left out by their hash, evenly over the sources
+    max_validation_windows: Positive | None
+    shard_tokens: Positive  # tokens a windows file holds
+
+
+class Capture(Section):
+    """What the teacher stage records of each position."""
+
+    seed: int  # of the tail samples and of the choice of runs
+    k: Positive  # logits kept per position
+    tail_samples: Annotated[int, Field(ge=0)]  # samples of the distribution outside the top-k
+    hidden_layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # residual states kept; 0 = embeddings
+    hidden_fraction: Share  # share of the windows that keep a run of hidden states
+    hidden_run: Annotated[int, Field(ge=64, le=128)]  # consecutive positions of such a run: InfoNCE starts near its log
+    precision: Precision
+    batch_windows: Positive
+    chunk_positions: Positive  # rows of the output-matrix product held at once
+    shard_positions: Positive  # positions a shard file holds
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> Self:
+        if any(layer >= after for layer, after in pairwise(self.hidden_layers)):
+            raise ValueError("hidden_layers must ascend, each named once")
+        return self
+
+
+class Train(Section):
+    max_steps: Positive  # optimizer steps of both phases together
+    batch_windows: Positive  # student windows of one optimizer step
+    micro_batch_windows: Positive  # of one forward pass; the rest is accumulated
+    learning_rate: Rate
+    router_learning_rate: Rate  # of the projections and the student-aware router
+    warmup_fraction: Share  # of the optimizer steps
+    final_learning_rate_fraction: Share  # of the cosine's end
+    weight_decay: Weight
+    gradient_clip: Rate
+    chunk_tokens: Positive  # positions whose logits are held at once
+    log_every: Positive
+    validate_every: Positive
+    validation_windows: Positive  # student windows of an in-training validation, evenly spread
+    checkpoint_every: Positive
+    max_consecutive_nonfinite: Positive
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Self:
+        if self.batch_windows % self.micro_batch_windows:
+            raise ValueError("batch_windows must be a multiple of micro_batch_windows")
+        return self
+
+
+class Evaluate(Section):
+    batch_windows: Positive
+    samples: Annotated[int, Field(ge=0)]  # texts continued by the student in the report
+    sample_tokens: Positive
+
+
+class Profile(Section):
+    corpus: Corpus
+    models: Models
+    windows: Windows
+    teacher: Capture
+    train: Train
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _models_take_windows(self) -> Self:
+        teacher, student, capture = self.models.teacher, self.models.student, self.teacher
+        if capture.hidden_run >= self.windows.teacher_max_length:  # which counts the prefix token
+            raise ValueError("teacher.hidden_run must be below windows.teacher_max_length: a run lies in one window")
+        if isinstance(teacher, TinyTeacher):
+            if capture.hidden_layers[-1] > teacher.layers:
+                raise ValueError(f"teacher.hidden_layers names a layer beyond models.teacher.layers, {teacher.layers}")
+            if capture.k >= teacher.tokenizer.vocabulary_size:
+                raise ValueError("teacher.k must be below models.teacher.tokenizer.vocabulary_size: there is a tail")
+            if self.windows.teacher_max_length > teacher.max_length:
+                raise ValueError("windows.teacher_max_length must not exceed models.teacher.max_length")
+        if isinstance(student, TinyStudent) and self.windows.student_max_length > student.max_length:
+            raise ValueError("windows.student_max_length must not exceed models.student.max_length")
+        return self

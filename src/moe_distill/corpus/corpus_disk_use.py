@@ -1,0 +1,132 @@
+"""What the corpus will take on disk, from the sizes of its sources and the compression of a sample."""
+
+import hashlib
+import io
+import math
+import re
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from moe_distill.config.profile import Corpus, Files, Hub, PythonDocs, Source
+from moe_distill.corpus.documents import Document, document_id
+from moe_distill.corpus.hub_datasets import split_bytes
+from moe_distill.corpus.local_files import SUFFIXES, LocalFile, local_files
+from moe_distill.corpus.parquet_writer import DocumentWriter, parquet_writer
+from moe_distill.corpus.python_docs import library_modules, topic_documents
+from moe_distill.corpus.raw import RawDocument, Skip, examine
+from moe_distill.corpus.sources import read_source
+from moe_distill.corpus.text_files import read_file
+
+SAMPLE_BYTES = 2**21  # of a source's files of one kind, or of a dataset's first documents
+FILE_SHARE = 4  # at most this part of the sample comes from one file of many documents
+TRIPLE_QUOTED = re.compile(rb'"""(.*?)"""', re.DOTALL)
+DOCUMENTED_SHARE = 0.86  # of the triple-quoted text of the standard library: docstrings, their signatures counted in
+
+
+@dataclass
+class _Sample:
+    input_bytes: int = 0
+    texts: list[str] = field(default_factory=list)
+
+
+def corpus_bytes(params: Corpus) -> int:
+    """Bytes of both splits. Duplicates are not known, and count as if they were kept.
+
+    Raises:
+        DataError: a path matches nothing, a file of the sample cannot be read, or a dataset cannot be reached.
+    """
+    return round(sum(_source_bytes(each) * _kept_share(each, params.validation_fraction) for each in params.sources))
+
+
+def _kept_share(source: Source, validation_fraction: float) -> float:
+    """Share of a source's documents that is written: all that are held out, and `weight` of the others."""
+    return validation_fraction + (1 - validation_fraction) * source.weight
+
+
+def _source_bytes(source: Source) -> float:
+    if isinstance(source, PythonDocs):
+        return _python_docs_bytes(Path(sysconfig.get_path("stdlib")))
+    return _hub_bytes(source) if isinstance(source, Hub) else _files_bytes(source)
+
+
+def _python_docs_bytes(library: Path) -> float:
+    """The topics of `help()`, compressed, and docstrings like them: to parse them all takes as long as the stage."""
+    topics = [document.text for document in topic_documents()]
+    topic_bytes = sum(len(text.encode()) for text in topics)
+    quoted = (TRIPLE_QUOTED.findall(path.read_bytes()) for path in library_modules(library))
+    docstring_bytes = DOCUMENTED_SHARE * sum(len(text) for texts in quoted for text in texts)
+    return written_bytes(topics) * (1 + docstring_bytes / topic_bytes)
+
+
+def _hub_bytes(source: Hub) -> float:
+    """By the first documents of the stream: those after them are taken to be like them."""
+    texts: list[str] = []
+    size = 0
+    for item in read_source(source):
+        if isinstance(item, RawDocument):
+            texts.append(item.text)
+            size += len(item.text.encode())
+        if size >= SAMPLE_BYTES:
+            most = len(texts) * (split_bytes(source) or math.inf) / size
+            return written_bytes(texts) * min(source.max_documents, most) / len(texts)
+    return written_bytes(texts)
+
+
+def _files_bytes(source: Files) -> float:
+    """Each kind of file by a sample of its own: JSON and text are larger than what is written, parquet is not."""
+    files = local_files(source.paths)
+    documents = total = 0.0
+    for suffix in SUFFIXES:
+        kind = [file for file in files if file.path.suffix.lower() == suffix]
+        sample = _sampled(kind, source.field)
+        if sample.texts:
+            scale = sum(file.path.stat().st_size for file in kind) / sample.input_bytes
+            joined = source.join_rows_to_characters
+            documents += scale * (sum(map(len, sample.texts)) / joined if joined else len(sample.texts))
+            total += scale * written_bytes(sample.texts)
+    return total if source.max_documents is None else total * min(1.0, source.max_documents / max(documents, 1.0))
+
+
+def _sampled(files: Iterable[LocalFile], field: str) -> _Sample:
+    """Documents from the beginnings of files, in an order that has nothing to do with their names."""
+    sample = _Sample()
+    for file in sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest()):
+        if sample.input_bytes >= SAMPLE_BYTES:
+            break
+        line = size = 0
+        for item in read_file(file, field, None):
+            line = item.line or 0
+            checked = examine(item) if isinstance(item, RawDocument) else item
+            if not isinstance(checked, Skip):
+                sample.texts.append(checked.text)
+                size += len(checked.text)
+            if size >= SAMPLE_BYTES // FILE_SHARE:
+                break
+        sample.input_bytes += _read_bytes(file.path, line)
+    return sample
+
+
+def _read_bytes(file: Path, lines: int) -> int:
+    """Bytes of a file that hold its first `lines` lines or rows; of a text file, which is one document, all."""
+    if file.suffix.lower() == ".jsonl":
+        with file.open("rb") as opened:
+            return sum(len(line) for line in islice(opened, lines))
+    if file.suffix.lower() == ".parquet":
+        return file.stat().st_size * lines // max(int(pq.read_metadata(file).num_rows), 1)
+    return file.stat().st_size
+
+
+def written_bytes(texts: Iterable[str]) -> int:
+    """What documents of these texts take in a parquet file, which is made in memory."""
+    buffer = io.BytesIO()
+    with parquet_writer(buffer) as file:
+        writer = DocumentWriter(file)
+        for text in texts:
+            writer.append(Document(document_id(text), "sample", text))
+        writer.flush()
+    return buffer.tell()

@@ -1,0 +1,113 @@
+"""Local text: a .txt file is one document; a .jsonl line or a .parquet row is one, or several are joined into one."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moe_distill.corpus.local_files import LocalFile, local_files
+from moe_distill.corpus.raw import RawDocument, Skip, from_value
+from moe_distill.corpus.resize import join_rows
+from moe_distill.errors import DataError
+
+BATCH_ROWS = 64  # rows can be books
+READ_BYTES = 2**20  # else, and without pre_buffer=False, parquet holds a row group, or the whole file, at once
+
+
+def file_documents(
+    paths: Sequence[str], field: str, join_rows_to_characters: int | None = None
+) -> Iterator[RawDocument | Skip]:
+    """Yield the documents of files, folders and globs, in the order of `paths`, sorted within each.
+
+    Args:
+        paths: files; folders, searched recursively; or globs such as `texts/**/*.jsonl`.
+        field: the JSON key or parquet column that holds the text.
+        join_rows_to_characters: length of the documents that the rows of a .jsonl or .parquet file are joined into;
+            None: each row is a document.
+
+    Raises:
+        DataError: a path matches nothing, or a file cannot be read or lacks the column.
+    """
+    for file in local_files(paths):
+        yield from read_file(file, field, join_rows_to_characters)
+
+
+def read_file(file: LocalFile, field: str, join_rows_to_characters: int | None) -> Iterator[RawDocument | Skip]:
+    """Yield the documents of one file; see `file_documents`."""
+    try:
+        yield from _read(file, field, join_rows_to_characters)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{file.name} cannot be read: it is damaged, incomplete or protected",
+            " ".join(str(error).split()),
+            "fetch it again, or take it out of `paths` in corpus.sources",
+        ) from error
+
+
+def _read(file: LocalFile, field: str, characters: int | None) -> Iterator[RawDocument | Skip]:
+    suffix = file.path.suffix.lower()
+    if suffix == ".txt":
+        return iter([_read_txt(file)])
+    rows = _read_jsonl(file, field) if suffix == ".jsonl" else _read_parquet(file, field)
+    return rows if characters is None else join_rows(rows, characters)
+
+
+def _read_txt(file: LocalFile) -> RawDocument | Skip:
+    """The file's text with its own line ends, without the byte order mark some editors put before it."""
+    content = file.path.read_bytes()
+    try:
+        return RawDocument(content.decode("utf-8-sig"), file.name, None)
+    except UnicodeDecodeError as error:
+        return Skip("invalid UTF-8", file.name, error.object.count(b"\n", 0, error.start) + 1)
+
+
+def _read_jsonl(file: LocalFile, field: str) -> Iterator[RawDocument | Skip]:
+    """Read in binary: a text file's lines would also end at a carriage return, and one bad byte would end it all."""
+    with file.path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            yield _parse_line(line, field, file.name, number)
+
+
+def _parse_line(line: bytes, field: str, file: str, number: int) -> RawDocument | Skip:
+    if not line.strip():
+        return Skip("empty", file, number)
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return Skip("invalid UTF-8", file, number)
+    except (ValueError, RecursionError):  # not JSON; a number of more than 4,300 digits; nesting beyond all use
+        return Skip("not a JSON object", file, number)
+    if not isinstance(record, dict):
+        return Skip("not a JSON object", file, number)
+    if field not in record:
+        return Skip("missing field", file, number)
+    return from_value(record[field], file, number)
+
+
+def _read_parquet(file: LocalFile, field: str) -> Iterator[RawDocument | Skip]:
+    with pq.ParquetFile(file.path, buffer_size=READ_BYTES, pre_buffer=False) as table:
+        _check_column(table.schema_arrow, file.name, field)
+        number = 0
+        for batch in table.iter_batches(BATCH_ROWS, columns=[field]):
+            # as bytes: whether they are UTF-8 is each row's own affair
+            for content in batch.column(0).cast(pa.large_binary()).to_pylist():
+                number += 1
+                yield _decode_row(content, file.name, number)
+
+
+def _check_column(schema: pa.Schema, file: str, field: str) -> None:
+    if field not in schema.names:
+        columns = f"its columns: {', '.join(schema.names)}"
+        raise DataError(f"{file} has no column `{field}`", columns, "change `field` in corpus.sources")
+    kind = schema.field(field).type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
+        raise DataError(f"column `{field}` of {file} holds {kind}, not text", fix="change `field` in corpus.sources")
+
+
+def _decode_row(content: bytes | None, file: str, number: int) -> RawDocument | Skip:
+    try:
+        return from_value(None if content is None else content.decode(), file, number)
+    except UnicodeDecodeError:
+        return Skip("invalid UTF-8", file, number)

@@ -1,0 +1,64 @@
+"""A model of the Hugging Face hub, at its pinned revision, as a local folder."""
+
+from pathlib import Path
+
+from huggingface_hub import DryRunFileInfo, constants, snapshot_download
+from huggingface_hub.errors import DryRunError
+
+from moe_distill.config.profile import HubModel
+from moe_distill.errors import DataError
+from moe_distill.models.model_folder import FILE_PATTERNS, SMALLER, copy_model_folder
+from moe_distill.utils.disk_space import require_space
+
+IGNORED = ["*/*"]  # exports to other formats lie in sub-folders
+
+
+def snapshot(params: HubModel, output: Path) -> None:
+    """Download a model into the hub's own cache, then copy it to `output`.
+
+    The cache lets a broken download resume, although DVC empties `output` before each run, and lets a
+    model that is already there be used offline. Pickled weights are not even downloaded.
+
+    Raises:
+        DataError: the revision cannot be had, has no safetensors, or needs remote code.
+        ResourceError: the disk cannot take what is downloaded and copied.
+    """
+    name = f"{params.repository} at revision {params.revision}"
+    try:
+        _require_space(_planned(params), name, output)
+        cached = snapshot_download(
+            params.repository, revision=params.revision, allow_patterns=list(FILE_PATTERNS), ignore_patterns=IGNORED
+        )
+    except (OSError, ValueError) as error:  # HfHubHTTPError and its kind are OSErrors, a malformed name a ValueError
+        raise DataError(
+            f"{name} cannot be downloaded",
+            " ".join(str(error).split()),
+            "check the network, and `repository` and `revision` in the profile's models",
+        ) from error
+    copy_model_folder(Path(cached), name, output)
+
+
+def _planned(params: HubModel) -> list[DryRunFileInfo]:
+    """The model's files with their sizes; none where the hub is out of reach, so that nothing will be downloaded."""
+    try:
+        return snapshot_download(
+            params.repository,
+            revision=params.revision,
+            allow_patterns=list(FILE_PATTERNS),
+            ignore_patterns=IGNORED,
+            dry_run=True,
+        )
+    except DryRunError:
+        return []
+
+
+def _require_space(files: list[DryRunFileInfo], name: str, output: Path) -> None:
+    """Refuse what the hub's cache, or the disk of `output`, which may be the same one, cannot take."""
+    output.mkdir(parents=True, exist_ok=True)
+    cache = Path(constants.HF_HUB_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    copied = sum(file.file_size or 0 for file in files)
+    fetched = sum(file.file_size or 0 for file in files if file.will_download)
+    is_one_disk = cache.stat().st_dev == output.stat().st_dev
+    require_space(output, copied + fetched if is_one_disk else copied, name, SMALLER)
+    require_space(cache, fetched, name, f"{SMALLER}, or set HF_HOME to another disk")

@@ -1,0 +1,95 @@
+"""Train a small byte-level BPE tokenizer that splits text as Qwen3, SmolLM2 or GPT-2 do, and save it.
+
+The two tokenizers of the embedded default must differ as those of a real pair do. What makes them
+differ: the splitting rules, the size, and the share of the documents each one is trained on.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from moe_distill.config.profile import TinyTokenizer
+from moe_distill.corpus.documents import hash_fraction, read_documents
+from moe_distill.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+# Not special, as in Qwen3: such a token is found in ordinary text and carries the bytes of its name.
+QWEN_ADDED_TOKENS = ("<think>", "</think>")
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _sampled_texts(params: TinyTokenizer, documents: Path) -> Iterator[str]:
+    for batch in read_documents(documents):
+        for document in batch:
+            if hash_fraction(document.document_id, f"tokenizer {params.sample_seed}") < params.sample_fraction:
+                yield document.text
+
+
+def _untrained(family: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.decoder = decoders.ByteLevel()
+    if family == "qwen":
+        tokenizer.normalizer = normalizers.NFC()
+        steps = [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    elif family == "smollm":
+        steps = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    else:
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    return tokenizer
+
+
+def train_tokenizer(params: TinyTokenizer, documents: Path) -> Tokenizer:
+    """Byte-level BPE over a share of the documents of a parquet file; equal inputs give equal bytes.
+
+    The vocabulary has exactly `params.vocabulary_size` entries, all 256 bytes and the added tokens among
+    them: the added tokens come last for "qwen", as in Qwen3, and `<|endoftext|>` first otherwise.
+
+    Raises:
+        DataError: the sample is too small for that many tokens.
+    """
+    tokenizer = _untrained(params.pre_tokenizer)
+    added_last = [END_OF_TEXT, *QWEN_ADDED_TOKENS] if params.pre_tokenizer == "qwen" else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=params.vocabulary_size - len(added_last),
+        special_tokens=[] if added_last else [END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sampled_texts(params, documents), trainer)
+    tokenizer.add_tokens([AddedToken(name, special=name == END_OF_TEXT, normalized=False) for name in added_last])
+    if tokenizer.get_vocab_size() != params.vocabulary_size:
+        raise DataError(
+            f"the sampled documents of {documents} give {tokenizer.get_vocab_size()} tokens,"
+            f" not {params.vocabulary_size}",
+            fix="lower `vocabulary_size` or raise `sample_fraction` of that tokenizer",
+        )
+    return tokenizer
+
+
+def end_of_text_id(tokenizer: Tokenizer) -> int:
+    """The id of `<|endoftext|>` in a tokenizer of `train_tokenizer`."""
+    number = tokenizer.token_to_id(END_OF_TEXT)
+    assert number is not None
+    return number
+
+
+def save_tokenizer(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
+    """Write `tokenizer` into `folder` so that `AutoTokenizer` loads it; windows have up to `max_length` tokens."""
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=max_length,
+    ).save_pretrained(folder)

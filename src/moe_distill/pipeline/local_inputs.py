@@ -1,0 +1,64 @@
+"""What the profile takes from this machine's own files: text of kind `files`, models of kind `folder`.
+
+DVC knows only dependencies that stand in dvc.yaml, and these stand in the profile. So `check`, which always runs,
+writes a fingerprint of their content, and the stages that read them depend on it.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from moe_distill.config.profile import Corpus, Files, FolderModel, HubModel, Profile, TinyStudent, TinyTeacher
+from moe_distill.corpus.local_files import local_files
+from moe_distill.errors import DataError
+from moe_distill.log import log
+from moe_distill.models.model_folder import model_files
+from moe_distill.utils.files import fingerprint, project_root, sha256_file
+
+OUTPUT = Path("data/sources.json")
+LOCK = Path("dvc.lock")
+NOTHING_LOCAL = "none"
+Model = TinyTeacher | TinyStudent | HubModel | FolderModel
+STAGES = {"corpus": "corpus", "teacher": "models@teacher", "student": "models@student"}  # that depend on each
+
+
+def local_inputs(profile: Profile) -> dict[str, str]:
+    """The content of data/sources.json: a fingerprint of local files' names and bytes for corpus, teacher and student.
+
+    Where a path does not exist the fingerprint is the one that dvc.lock records: who has pulled windows and shards
+    trains on them without the text they were made of.
+    """
+    found = {
+        "corpus": _texts(profile.corpus),
+        "teacher": _weights(profile.models.teacher),
+        "student": _weights(profile.models.student),
+    }
+    return {name: _recorded(name) if content is None else content for name, content in found.items()}
+
+
+def _texts(corpus: Corpus) -> str | None:
+    """None: a path matches nothing."""
+    paths = [source.paths for source in corpus.sources if isinstance(source, Files)]
+    if not paths:
+        return NOTHING_LOCAL
+    try:
+        files = [[[file.name, sha256_file(file.path)] for file in local_files(each)] for each in paths]
+    except DataError:
+        return None
+    return fingerprint(files)
+
+
+def _weights(model: Model) -> str | None:
+    """None: there is no such folder."""
+    if not isinstance(model, FolderModel):
+        return NOTHING_LOCAL
+    folder = project_root() / model.path
+    return fingerprint({path.name: sha256_file(path) for path in model_files(folder)}) if folder.is_dir() else None
+
+
+def _recorded(name: str) -> str:
+    """The fingerprint with which the stage ran last, or `none`: the stage then says itself what is missing."""
+    log(f"check: local files of `{name}` are not here; it is made again only if its parameters change")
+    stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
+    recorded = stages.get(STAGES[name], {}).get("params", {}).get(OUTPUT.as_posix(), {})
+    return str(recorded.get(name, NOTHING_LOCAL))

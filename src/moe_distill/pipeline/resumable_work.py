@@ -1,0 +1,206 @@
+"""Work in `.work/<stage>/<fingerprint>/`: continued after a kill, done once for all who wait for it.
+
+DVC deletes a stage's outputs before it runs the stage again, so nothing that must survive a kill may
+live in an output. A long stage works in a folder named after everything that determines its result;
+killed and started again with the same inputs it finds its own work, with other inputs it starts afresh.
+A process of another workspace (`dvc exp run --temp`, `--queue`) that needs the same result waits for it.
+Finished work is published by hard links; its folder goes when DVC has recorded the result in dvc.lock,
+so that a kill in between costs nothing, and `dvc repro -f` computes again.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
+
+from moe_distill.errors import DataError, ResourceError
+from moe_distill.log import log
+from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
+from moe_distill.utils.files import (
+    canonical_json,
+    folder_fingerprint,
+    project_root,
+    publish,
+    sha256_file,
+)
+
+SAME_WORKSPACE_SECONDS = 0.5
+WAIT_MESSAGE_SECONDS = 60.0
+RECORD_NAME = "done.json"
+WORKSPACE_LOCK, WORKSPACE_OWNER = ".work/workspace.lock", ".work/workspace.owner"
+
+
+class _Record(BaseModel):
+    """Beside finished outputs: what they are, and who made them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workspace: Path
+    metrics: dict[str, float]  # metrics/<stage>.json
+    outputs: dict[str, str]  # name -> SHA-256 of a file, fingerprint of a folder
+
+
+@contextmanager
+def hold_workspace(name: str) -> Iterator[None]:
+    """Be the only one that writes outputs in the current folder.
+
+    A stage goes on when its `dvc` is killed; a second one beside it would write the same outputs.
+
+    Args:
+        name: one word, to tell others who holds the workspace.
+
+    Raises:
+        ResourceError: another holds it; names its pid.
+    """
+    lock, owner = FileLock(WORKSPACE_LOCK), Path(WORKSPACE_OWNER)
+    owner.parent.mkdir(exist_ok=True)
+    try:
+        lock.acquire(timeout=SAME_WORKSPACE_SECONDS)
+    except Timeout:
+        running, pid = owner.read_text(encoding="utf-8").split()
+        raise ResourceError(
+            f"{running} already runs in this workspace as process {pid}",
+            fix=f"wait for it, or stop it with: kill {pid}",
+        ) from None
+    with lock:
+        owner.write_text(f"{name} {os.getpid()}", encoding="utf-8")
+        _remove_what_dvc_has_recorded()
+        yield
+
+
+def workspace_holder() -> tuple[str, int] | None:
+    """Name and pid of the stage that runs in the current folder."""
+    if not Path(WORKSPACE_LOCK).is_file():
+        return None
+    try:
+        with FileLock(WORKSPACE_LOCK, timeout=0):
+            return None
+    except Timeout:
+        name, pid = Path(WORKSPACE_OWNER).read_text(encoding="utf-8").split()
+        return name, int(pid)
+
+
+def compute_once(
+    stage: str, key: str, compute: Callable[[Path], dict[str, float]], outputs: Mapping[str, Path]
+) -> dict[str, float]:
+    """Publish what `compute` makes, called by this process or by one of another workspace that was waited for.
+
+    Args:
+        key: fingerprint of everything that determines the result.
+        compute: fills an empty folder, or continues in one that a killed process left; returns metrics.
+        outputs: folder or file in that folder -> where it is published.
+
+    Returns:
+        The metrics.
+    """
+    home = project_root() / ".work" / stage
+    home.mkdir(parents=True, exist_ok=True)
+    folder = home / key[:16]
+    with _held(folder, stage):
+        record = _finished(folder)
+        if record is None:
+            folder.mkdir(exist_ok=True)
+            metrics = compute(folder)
+            record = _Record(workspace=Path.cwd(), metrics=metrics, outputs=_fingerprints(folder, outputs))
+            write_checksummed_json(folder / RECORD_NAME, record.model_dump(mode="json"))
+        else:
+            log(f"{stage}: was finished by a process in {record.workspace}; its result is taken")
+        for name, destination in outputs.items():
+            publish(folder / name, destination)
+    return record.metrics
+
+
+def check_finished(folder: Path) -> None:
+    """Read finished work through.
+
+    Raises:
+        DataError: the record, or an output, is not as it was written.
+    """
+    record = _read_record(folder)
+    if record is not None and record.outputs != _fingerprints(folder, record.outputs):
+        raise DataError(f"{folder} is not what its {RECORD_NAME} says", fix="run: dvc repro; it is computed again")
+
+
+def _finished(folder: Path) -> _Record | None:
+    """The record of finished work; what is not as it was written is removed."""
+    try:
+        check_finished(folder)
+        return _read_record(folder)
+    except DataError:
+        log(f"warning: {folder} is not what its {RECORD_NAME} says; it is computed again")
+        shutil.rmtree(folder)
+        return None
+
+
+def _read_record(folder: Path) -> _Record | None:
+    """What finished work says of itself, None where work is unfinished.
+
+    Raises:
+        DataError: the record is not what its seal says.
+    """
+    path = folder / RECORD_NAME
+    return _Record.model_validate(verified_content(path, read_json_object(path))) if path.is_file() else None
+
+
+def _fingerprints(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
+    paths = {name: folder / name for name in outputs}
+    return {name: sha256_file(path) if path.is_file() else folder_fingerprint(path) for name, path in paths.items()}
+
+
+def unheld_folders() -> Iterator[Path]:
+    """Work folders that no process works in; none can begin to while the caller looks at one."""
+    for path in sorted((project_root() / ".work").glob("*/*.lock")):
+        with suppress(Timeout), FileLock(path, timeout=0):
+            if path.with_suffix("").is_dir():
+                yield path.with_suffix("")
+
+
+def _remove_what_dvc_has_recorded() -> None:
+    for folder in unheld_folders():
+        with suppress(DataError):  # a broken record is no result: the stage, or `clean`, removes the folder
+            record = _read_record(folder)
+            if record is not None and _is_recorded(record) and not _waiters(folder):
+                shutil.rmtree(folder)
+
+
+def _is_recorded(record: _Record) -> bool:
+    """Whether a workspace's dvc.lock holds the metrics; a workspace that is gone went on to its end."""
+    if not record.workspace.is_dir():
+        return True
+    lock = record.workspace / "dvc.lock"
+    digest = hashlib.md5(canonical_json(record.metrics).encode(), usedforsecurity=False).hexdigest()
+    return lock.is_file() and digest in lock.read_text(encoding="utf-8")
+
+
+@contextmanager
+def _held(folder: Path, stage: str) -> Iterator[None]:
+    """Hold a work folder alone; wait while another workspace holds it, with a line a minute."""
+    lock, owner = FileLock(f"{folder}.lock"), Path(f"{folder}.owner")
+    waits = Path(f"{folder}.waits.{os.getpid()}")
+    waits.touch()
+    try:
+        timeout = SAME_WORKSPACE_SECONDS
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=timeout)
+            except Timeout:
+                pid, _, workspace = owner.read_text(encoding="utf-8").partition(" ")
+                log(f"{stage}: process {pid} in {workspace} computes the same result; waiting")
+                timeout = WAIT_MESSAGE_SECONDS
+    finally:
+        waits.unlink()
+    with lock:
+        owner.write_text(f"{os.getpid()} {Path.cwd()}", encoding="utf-8")
+        yield
+
+
+def _waiters(folder: Path) -> list[int]:
+    """Processes that wait for a work folder."""
+    pids = [int(path.suffix[1:]) for path in folder.parent.glob(f"{folder.name}.waits.*")]
+    return [pid for pid in pids if psutil.pid_exists(pid)]

@@ -1,0 +1,52 @@
+"""What the three training stages have in common: computed once, its curves published, followed in MLflow."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from moe_distill.config.params import Params
+from moe_distill.pipeline.dvc_stage import stage_code, stage_parameters
+from moe_distill.pipeline.resumable_work import compute_once
+from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
+from moe_distill.tracking.mlflow_runs import track
+from moe_distill.training.loop import Result, result_metrics
+from moe_distill.training.phases import OPTIMIZER_FOLDER, STUDENT_FOLDER, TrainingInputs, TrainingOutputs, inputs_key
+from moe_distill.utils.files import fingerprint, write_json
+
+CURVES = Path("metrics/curves")
+
+
+def run_training(
+    stage: str,
+    params: Params,
+    inputs: TrainingInputs,
+    train: Callable[[Params, TrainingInputs, TrainingOutputs], Result],
+    student: Path,
+    optimizer: Path | None = None,
+) -> None:
+    """Train in the stage's work folder, publish the student and its curves, write metrics/<stage>.json.
+
+    Args:
+        student: where the trained model is published.
+        optimizer: where the optimizer's moments are, for a phase that follows.
+    """
+
+    def compute(work: Path) -> dict[str, float]:
+        outputs = TrainingOutputs(
+            work=work,
+            student=work / STUDENT_FOLDER,
+            optimizer=None if optimizer is None else work / OPTIMIZER_FOLDER,
+            curves=CURVES,
+            on_validation=partial(track, params, [stage], running=True),
+        )
+        return result_metrics(train(params, inputs, outputs))
+
+    published: Mapping[str, Path] = {
+        STUDENT_FOLDER: student,
+        **({} if optimizer is None else {OPTIMIZER_FOLDER: optimizer}),
+        CURVE_NAME: CURVES / f"{stage}.tsv",
+        VALIDATION_CURVE_NAME: CURVES / f"{stage}_validation.tsv",
+    }
+    key = fingerprint([stage_code(stage), stage_parameters(stage, params), inputs_key(inputs)])
+    write_json(Path(f"metrics/{stage}.json"), compute_once(stage, key, compute, published))
+    track(params, [stage])

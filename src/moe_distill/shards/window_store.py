@@ -1,0 +1,175 @@
+"""Windows on disk: the teacher's, which depend on corpus and teacher tokenizer alone, and the student's.
+
+A window is a span of a document's bytes. It is fed to a model as prefix token + tokens, so a window of n
+tokens has n positions: position 0 has consumed the prefix token only and predicts token 0. Position rows are
+numbered over all windows of a split, in order; row r belongs to token r of the store.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from moe_distill.errors import DataError
+from moe_distill.shards.format import FieldSpec
+from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.value_checks import check_range
+
+TEACHER_WINDOWS = "moe-distill/teacher-windows"
+STUDENT_WINDOWS = "moe-distill/student-windows"
+SPLITS = ("train", "validation")
+
+TEACHER_FIELDS = {
+    "token_ids": FieldSpec(table="tokens", dtype="int32"),
+    "token_counts": FieldSpec(table="windows", dtype="int32"),
+    "documents": FieldSpec(table="windows", dtype="int32"),  # number of the document among those drawn of its split
+    "byte_starts": FieldSpec(table="windows", dtype="int64"),  # in the document
+    "byte_ends": FieldSpec(table="windows", dtype="int64"),
+    "token_bytes": FieldSpec(table="vocabulary", dtype="int32"),  # bytes of each id of the tokenizer; 0: no text
+}
+STUDENT_FIELDS = TEACHER_FIELDS | {
+    "teacher_rows": FieldSpec(table="tokens", dtype="int64"),  # aligned position row, or -1
+    "next_teacher_ids": FieldSpec(table="tokens", dtype="int32"),  # token that begins where this one does, or -1
+    "next_tokens": FieldSpec(table="tokens", dtype="int8"),  # NextToken
+}
+
+
+class NextToken(IntEnum):
+    """The next student token against the next teacher token, where both have consumed the same bytes."""
+
+    UNALIGNED = 0
+    SAME = 1  # the same span
+    SHORTER = 2  # the student's ends first
+    LONGER = 3  # the student's ends later: the teacher's distribution says less about it
+
+
+@dataclass(frozen=True)
+class WindowSpan:
+    """Where the tokens of a window lie: token rows [start, stop) of the store, and its bytes."""
+
+    start: int
+    stop: int
+    n_bytes: int
+
+
+class WindowStore:
+    """The windows of one split, by number.
+
+    Raises:
+        DataError: an id is not one of the tokenizer's, or the tokens of a window do not fill its bytes.
+    """
+
+    def __init__(self, folder: Path, store_format: str) -> None:
+        self.reader = ShardReader(folder, store_format)
+        self.token_bytes = torch.cat(list(self.reader.columns("token_bytes"))).long()  # [ids of the tokenizer]
+        self._check_prefix()
+        for number in range(len(self.reader.index.files)):
+            self._check(number)
+        counts = [column.long() for column in self.reader.columns("token_counts")]
+        n_bytes = [
+            ends - starts
+            for ends, starts in zip(self.reader.columns("byte_ends"), self.reader.columns("byte_starts"), strict=True)
+        ]
+        self.token_counts = torch.cat(counts) if counts else torch.zeros(0, dtype=torch.int64)
+        self.byte_counts = torch.cat(n_bytes) if n_bytes else torch.zeros(0, dtype=torch.int64)
+        self._stops = self.token_counts.cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self.token_counts)
+
+    def span(self, window: int) -> WindowSpan:
+        stop = int(self._stops[window])
+        return WindowSpan(stop - int(self.token_counts[window]), stop, int(self.byte_counts[window]))
+
+    def sources(self) -> tuple[list[str], Tensor]:
+        """Names of the sources, and the number of each window's source, int64 [windows]; of student windows alone."""
+        names, starts = (self.reader.index.metadata[name] for name in ("source_names", "source_starts"))
+        assert isinstance(names, str)
+        assert isinstance(starts, list)
+        documents = torch.cat(list(self.reader.columns("documents"))).long()
+        return json.loads(names), torch.bucketize(documents, torch.tensor(starts), right=True) - 1
+
+    def _check_prefix(self) -> None:
+        prefix, n_ids = self.reader.index.metadata["prefix_id"], len(self.token_bytes)
+        if not isinstance(prefix, int) or not 0 <= prefix < n_ids:
+            raise DataError(f"{self.reader.folder} begins windows with id {prefix} of {n_ids}", fix=self.reader.fix)
+
+    def _check(self, file_number: int) -> None:
+        """Does every window's span of bytes hold its tokens, no more and no less?"""
+        path = self.reader.path(file_number)
+        ids, counts, starts, ends = (
+            self.reader.column(name, file_number) for name in ("token_ids", "token_counts", "byte_starts", "byte_ends")
+        )
+        first_token, first_window = (self.reader.first_row(table, file_number) for table in ("tokens", "windows"))
+        check_range(f"{path}: field token_ids", ids, first_token, range(len(self.token_bytes)), self.reader.fix)
+        check_range(f"{path}: field token_counts", counts, first_window, range(1, len(ids) + 1), self.reader.fix)
+        stops = counts.long().cumsum(0)
+        if len(ids) != (int(stops[-1]) if len(stops) else 0):
+            raise DataError(f"{path} has {len(ids)} tokens, its windows count {int(counts.sum())}", fix=self.reader.fix)
+        filled = torch.cat([torch.zeros(1, dtype=torch.int64), self.token_bytes[ids.long()].cumsum(0)])
+        spelled = filled[stops] - filled[stops - counts]
+        wrong = (spelled != ends - starts).nonzero()
+        if len(wrong):
+            window = int(wrong[0])
+            raise DataError(
+                f"{path}: row {first_window + window} of windows spans {int(ends[window] - starts[window])} bytes",
+                f"its tokens are {int(spelled[window])} bytes long",
+                self.reader.fix,
+            )
+
+    def tokens(self, field: str, window: int) -> Tensor:
+        """A field of the `tokens` table for one window, [tokens of the window]."""
+        span = self.span(window)
+        return self.reader.slice(field, span.start, span.stop)
+
+
+def model_inputs(windows: WindowStore, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """What a model is given of some windows, and what it is to predict.
+
+    Returns:
+        Input ids, int64 [B, L]: prefix token, then all tokens but the last, padded to the right with the prefix token;
+        and the tokens of each window, int64.
+    """
+    prefix = windows.reader.index.metadata["prefix_id"]
+    assert isinstance(prefix, int)
+    tokens = [windows.tokens("token_ids", number).long() for number in numbers]
+    padded = pad_sequence(tokens, batch_first=True, padding_value=prefix)
+    return torch.cat([torch.full((len(tokens), 1), prefix), padded[:, :-1]], dim=1), tokens
+
+
+def check_aligned(student: WindowStore, teacher: WindowStore) -> None:
+    """Refuse student positions that point at teacher positions which have read other bytes.
+
+    Raises:
+        DataError: naming the row and both places in the corpus.
+    """
+    student.reader.expect("teacher_rows", range(-1, teacher.reader.rows("tokens")))
+    rows = torch.cat(list(student.reader.columns("teacher_rows")))
+    aligned = (rows >= 0).nonzero().squeeze(1)
+    found, expected = _places(student)[:, aligned], _places(teacher)[:, rows[aligned]]
+    wrong = (found != expected).any(0).nonzero()
+    if len(wrong):
+        number = int(wrong[0])
+        row, (document, byte), (other, other_byte) = aligned[number], found[:, number], expected[:, number]
+        raise DataError(
+            f"{student.reader.folder}: row {int(row)} of tokens stands at byte {int(byte)} of document {int(document)}",
+            f"the teacher's row {int(rows[row])} at byte {int(other_byte)} of document {int(other)}",
+            student.reader.fix,
+        )
+
+
+def _places(windows: WindowStore) -> Tensor:
+    """Document and byte at which each token begins, int64 [2, tokens]."""
+    documents, starts, ids = (
+        torch.cat(list(windows.reader.columns(name))).long() for name in ("documents", "byte_starts", "token_ids")
+    )
+    lengths = windows.token_bytes[ids]
+    before = lengths.cumsum(0) - lengths
+    first_tokens = windows.token_counts.cumsum(0) - windows.token_counts
+    offsets = (starts - before[first_tokens]).repeat_interleave(windows.token_counts)
+    return torch.stack([documents.repeat_interleave(windows.token_counts), before + offsets])

@@ -1,0 +1,55 @@
+"""Sparse rows as flat lists: most places of a padded table would be empty, and each would be sorted and gathered.
+
+Legend: N rows, E entries of all rows, X the same before those of one id are added up, S entries of the fullest row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moe_distill.targets.pairs import index_of, pair_keys, pairs_of
+
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Ids of each row and their log-probabilities."""
+
+    rows: Tensor  # int64 [E], ascending
+    ids: Tensor  # int64 [E], ascending within a row
+    logprobs: Tensor  # [E]
+
+    def without(self, gone_E: Tensor) -> "Entries":
+        return Entries(self.rows[~gone_E], self.ids[~gone_E], self.logprobs[~gone_E])
+
+
+def merged(rows_X: Tensor, ids_X: Tensor, logprobs_X: Tensor) -> Entries:
+    """Add up what a row has of one id; log-probabilities of -inf are dropped."""
+    is_entry_X = logprobs_X > NEGATIVE_INFINITY
+    logprobs = logprobs_X[is_entry_X]
+    keys_E, place = pair_keys(rows_X[is_entry_X], ids_X[is_entry_X]).unique(return_inverse=True)
+    peaks_E = logprobs.new_full(keys_E.shape, NEGATIVE_INFINITY).scatter_reduce(0, place, logprobs.detach(), "amax")
+    sums_E = torch.zeros_like(peaks_E).index_add(0, place, (logprobs - peaks_E[place]).exp())
+    return Entries(*pairs_of(keys_E), sums_E.log() + peaks_E)
+
+
+def probs_at(entries: Entries, rows_X: Tensor, ids_X: Tensor) -> Tensor:
+    """Probability of some ids of some rows, [X]; 0 where there is no entry."""
+    place_X = index_of(pair_keys(entries.rows, entries.ids), pair_keys(rows_X, ids_X))
+    return F.pad(entries.logprobs.exp(), (0, 1))[place_X]  # -1, nowhere, is the 0 at the end
+
+
+def padded(rows_X: Tensor, values_X: Tensor, n_rows: int, fill: float) -> Tensor:
+    """The values of each row side by side, [N, S] with S at least 1; `fill` where a row has fewer.
+
+    Args:
+        rows_X: ascending.
+    """
+    counts_N = torch.bincount(rows_X, minlength=n_rows)
+    width = int(F.pad(counts_N, (0, 1), value=1).max())
+    columns_X = torch.arange(len(rows_X), device=rows_X.device) - (counts_N.cumsum(0) - counts_N)[rows_X]
+    empty_NS = values_X.new_full((n_rows, width), fill)
+    return empty_NS.index_put((rows_X, columns_X), values_X)

@@ -1,0 +1,76 @@
+"""Where the parts of a transformers decoder lie that capture and replay need.
+
+All families replayed (Qwen3-MoE, Mixtral, OLMoE) share one architecture: pre-norm decoder layers whose MoE block
+reads `post_attention_layernorm` of the residual stream and adds to it.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moe_distill.errors import DataError
+
+
+@dataclass(frozen=True)
+class MoeParts:
+    """The last decoder layer's MoE block."""
+
+    norm: nn.Module  # reads the residual stream that enters the block
+    norm_weight: Tensor  # [d]
+    gate: nn.Module  # returns router logits first
+    gate_weight: Tensor  # [experts, d]
+    gate_up: Tensor  # [experts, 2 * expert size, d]: gate rows, then up rows
+    down: Tensor  # [experts, d, expert size]
+    experts_per_token: int
+    normalizes_topk: bool
+    activation: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    layers: list[nn.Module]
+    body: nn.Module  # token ids -> final hidden states
+    final_norm: Tensor  # [d]
+    norm_epsilon: float
+    output: Tensor  # [rows, d]
+    moe: MoeParts | None  # None: the last layer is dense
+
+
+def find_modules(model: PreTrainedModel) -> Architecture:
+    """Find the parts of a causal language model.
+
+    Raises:
+        DataError: the model is not built as the families above are.
+    """
+    try:
+        body = model.get_decoder()
+        layers = list(body.layers)
+        return Architecture(
+            layers=layers,
+            body=body,
+            final_norm=body.norm.weight,
+            norm_epsilon=float(model.config.rms_norm_eps),
+            output=model.get_output_embeddings().weight,
+            moe=_moe_parts(layers[-1], model),
+        )
+    except AttributeError as error:
+        raise DataError(f"a {model.config.model_type} model cannot be captured", str(error)) from error
+
+
+def _moe_parts(layer: nn.Module, model: PreTrainedModel) -> MoeParts | None:
+    block = layer.get_submodule("mlp")
+    if not hasattr(block, "experts"):
+        return None
+    config = model.config
+    return MoeParts(
+        norm_weight=layer.get_parameter("post_attention_layernorm.weight"),
+        norm=layer.get_submodule("post_attention_layernorm"),
+        gate=block.get_submodule("gate"),
+        gate_weight=block.get_parameter("gate.weight"),
+        gate_up=block.get_parameter("experts.gate_up_proj"),
+        down=block.get_parameter("experts.down_proj"),
+        experts_per_token=int(config.num_experts_per_tok),
+        normalizes_topk=bool(getattr(config, "norm_topk_prob", True)),  # Mixtral has no such key and always does
+        activation=str(config.hidden_act),
+    )

@@ -1,0 +1,1 @@
+"""Curves as files, and MLflow filled in from them."""

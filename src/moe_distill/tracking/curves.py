@@ -1,0 +1,30 @@
+"""Curves as tab-separated text: the source of truth for plots and for MLflow. No clock stands in them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from moe_distill.utils.files import write_atomically
+
+CURVE_NAME, VALIDATION_CURVE_NAME = "curve.tsv", "validation.tsv"  # in a work folder
+
+
+class Curve:
+    """A growing table with fixed columns, `step` first; a value that does not exist is an empty cell.
+
+    Rows beyond `last_step` are dropped on opening: a resumed run writes them again.
+    """
+
+    def __init__(self, path: Path, columns: list[str], last_step: int) -> None:
+        self._path, self._columns = path, ["step", *columns]
+        lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+        kept = [line for line in lines if int(line.partition("\t")[0] or 0) <= last_step]
+        write_atomically(path, ("\n".join(["\t".join(self._columns), *kept]) + "\n").encode())
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        cells = [str(step), *(f"{values[name]:.9g}" if name in values else "" for name in self._columns[1:])]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\t".join(cells) + "\n")
+
+    def publish(self, path: Path) -> None:
+        """Copy the table to where DVC and MLflow read it."""
+        write_atomically(path, self._path.read_bytes())

@@ -1,0 +1,102 @@
+"""The vocabulary map is computed once for two tokenizers, and a broken copy is never used."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moe_distill.alignment import map_cache as map_store
+from moe_distill.alignment.map_cache import write_vocabulary_map
+from moe_distill.alignment.vocabulary_map import vocabulary_map
+from moe_distill.errors import DataError
+from moe_distill.shards.vocabulary_store import read_merges, read_vocabulary_map
+
+from .toy import byte_level, encoder, unigram
+
+ENCODERS = encoder(byte_level(500), "teacher"), encoder(byte_level(300, digits=True), "student")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The output rows of each map that is really computed."""
+    calls: list[int] = []
+
+    def counted(teacher, student, output_rows):
+        calls.append(output_rows)
+        return vocabulary_map(teacher, student, output_rows)
+
+    monkeypatch.setattr(map_store, "vocabulary_map", counted)
+    return calls
+
+
+def write(root: Path, encoders=ENCODERS, rows: int = 600) -> list[int]:
+    models = root / "teacher", root / "student"
+    for folder, owner in zip(models, encoders, strict=True):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"vocab_size": rows}))
+        owner.tokenizer.save(str(folder / "tokenizer.json"))
+    write_vocabulary_map(encoders, *models, root / "map")
+    return read_vocabulary_map(root / "map").tolist()
+
+
+def test_the_map_of_the_same_tokenizers_is_computed_once(root, computed):
+    assert write(root) == write(root) == vocabulary_map(*ENCODERS, 600).tolist()
+    assert computed == [600]
+
+
+def test_the_students_merges_lie_beside_the_map_in_the_order_of_their_ranks(root):
+    write(root)
+    merges, n_ids = read_merges(root / "map")
+    description = json.loads(ENCODERS[1].tokenizer.to_str())["model"]
+    token_of = {number: token for token, number in description["vocab"].items()}
+    assert n_ids == len(token_of)
+    found = zip(merges.lefts.tolist(), merges.rights.tolist(), merges.results.tolist(), strict=True)
+    expected = [[left, right, left + right] for left, right in description["merges"]]
+    assert [[token_of[number] for number in row] for row in found] == expected
+    assert len(expected) > 20
+    texts = [ENCODERS[1].token_bytes.table[number] for number in merges.results.tolist()]
+    assert merges.are_blank.tolist() == [text.isspace() for text in texts]
+
+
+def test_a_student_without_bpe_has_no_merges(root):
+    write(root, (ENCODERS[0], encoder(unigram(), "student")))
+    merges, _ = read_merges(root / "map")
+    assert len(merges.results) == 0
+
+
+def test_another_tokenizer_or_another_number_of_rows_has_its_own_map(root, computed):
+    others = [(ENCODERS, 601), (ENCODERS[::-1], 600), ((ENCODERS[0], ENCODERS[0]), 600)]
+    first = write(root)
+    for encoders, rows in others:
+        assert write(root, encoders, rows) == vocabulary_map(*encoders, rows).tolist()
+    assert write(root) == first
+    assert computed == [600, 601, 600, 600]
+
+
+@pytest.mark.parametrize("damage", ["bit", "missing file", "missing index"])
+def test_a_broken_copy_is_named_and_computed_again(root, computed, capsys, damage):
+    expected = write(root)
+    (kept,) = (path for path in (root / ".work/vocabulary_map").iterdir() if path.is_dir())
+    shard = kept / "shard_00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    if damage == "bit":
+        shard.write_bytes(content)
+    else:
+        (shard if damage == "missing file" else kept / "index.json").unlink()
+    assert write(root) == expected
+    assert computed == [600, 600]
+    assert str(kept) in capsys.readouterr().out
+    assert write(root) == expected
+    assert computed == [600, 600]
+
+
+def test_another_models_tokenizer_is_refused(root):
+    with pytest.raises(DataError, match=r"teacher has 300 output rows and a tokenizer of \d+ ids"):
+        write(root, rows=300)

@@ -1,0 +1,104 @@
+"""What `moe-distill doctor` finds in seconds (R25)."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from moe_distill.commands import doctor
+from moe_distill.commands.plan import bytes_to_come
+from moe_distill.config.params import Params, load_params
+from moe_distill.models.pretrained import load_causal_lm
+from moe_distill.training.objective import Student
+from moe_distill.training.trainer import make_trainer, work_bytes
+from moe_distill.utils.device import Runtime
+from tests.replay.teachers import make_teacher
+from tests.training.folders import make_folders, make_params
+
+ROOT = Path(__file__).parents[2]
+
+
+def findings(params: Params) -> dict[str, doctor.Finding]:
+    return {finding.subject: finding for finding in doctor.examine(params)}
+
+
+def test_r25_doctor_says_parameters_device_precision_and_disk() -> None:
+    found = findings(load_params(ROOT))
+    assert "profile tiny" in found["parameters"].text
+    assert "GiB free" in found["disk"].text
+    assert found["device"].ok
+
+
+def test_r25_doctor_finds_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla P100")
+    monkeypatch.setattr("moe_distill.utils.device.probe", lambda _device: "no kernel image is available")
+    found = findings(load_params(ROOT))["device"]
+    assert not found.ok
+    assert "Tesla P100" in found.text
+    assert "cu126" in found.text
+
+
+def test_r25_doctor_resolves_the_teachers_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
+    monkeypatch.setattr("moe_distill.utils.device.probe", lambda _device: None)
+    params = load_params(ROOT).model_dump()
+    params["profile"]["teacher"]["precision"] = "bf16"
+    found = findings(Params.model_validate(params))
+    assert found["device"].ok
+    assert not found["teacher"].ok
+    assert "emulate" in found["teacher"].text
+
+
+def test_r25_doctor_asks_for_the_disk_that_shards_and_checkpoints_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = make_folders(tmp_path / "made", make_teacher("olmoe", 1))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/windows").mkdir()
+    (tmp_path / "data/windows/student").symlink_to(folders.root / "windows")
+    (tmp_path / "data/windows/teacher").symlink_to(folders.root / "teacher_windows")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/student_init").symlink_to(folders.root / "student")
+    monkeypatch.chdir(tmp_path)
+    params = make_params().model_dump()
+    params["profile"]["models"]["teacher"] |= {"hidden_size": 32, "num_experts": 4}
+    shards = sum(path.stat().st_size for path in (folders.root / "targets").rglob("*.safetensors"))
+    student = load_causal_lm(folders.root / "student", torch.float32, torch.device("cpu"))
+    trainer = make_trainer(
+        Student(student, None, None, None, None),
+        make_params().profile.train,
+        Runtime(torch.device("cpu"), torch.float32),
+        0,
+    )
+    expected = bytes_to_come(Params.model_validate(params))
+    assert expected["shards"] == pytest.approx(shards, rel=0.05)  # the files have headers
+    assert expected["checkpoints"] == work_bytes(trainer)
+
+    def disk_ok(free: float) -> bool:
+        monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=free))
+        return findings(Params.model_validate(params))["disk"].ok
+
+    assert disk_ok(doctor.SPARE_BYTES + sum(expected.values()) + 1)
+    assert not disk_ok(doctor.SPARE_BYTES + sum(expected.values()) - 1)
+    assert not disk_ok(doctor.SPARE_BYTES + 1)
+
+
+def test_r25_doctor_finds_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SPARE_BYTES", 1 << 60)
+    assert not findings(load_params(ROOT))["disk"].ok
+
+
+def test_r25_doctor_tells_of_broken_data_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folders(tmp_path / "made", make_teacher("olmoe", 1))
+    (tmp_path / "data/windows").mkdir(parents=True)
+    (tmp_path / "made/teacher_windows").rename(tmp_path / "data/windows/teacher")
+    (tmp_path / "data/windows/teacher/train/index.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    found = findings(load_params(ROOT))
+    assert not found["data"].ok
+    assert "data/windows/teacher/train/index.json" in found["data"].text
+    assert found["device"].ok

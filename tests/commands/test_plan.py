@@ -1,0 +1,137 @@
+"""`moe-distill plan`: counted where it lies on disk, estimated where it does not."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moe_distill import cli
+from moe_distill.commands.plan import describe
+from moe_distill.config.params import Params, load_params
+from moe_distill.config.profile import Profile
+from moe_distill.training.data import BatchFields, open_split, read_batch
+from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
+from moe_distill.training.schedule import ramps_are_complete
+from tests.replay.teachers import make_teacher
+from tests.training.folders import CAPTURE, ROOT, WINDOWS, Folders, make_folders, make_params
+
+
+def with_capture(**changes: object) -> Params:
+    """The capture of tests/training/folders and that teacher's sizes, 6 windows a step."""
+    params = make_params(batch_windows=6, micro_batch_windows=3, max_steps=40)
+    values = params.model_dump()
+    values["profile"]["teacher"] = CAPTURE | changes
+    values["profile"]["models"]["teacher"] |= {"hidden_size": 32, "num_experts": 4}
+    return Params.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("plan"), make_teacher("olmoe", 1))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def link(workspace: Path, name: str, target: Path) -> None:
+    (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+    (workspace / name).symlink_to(target)
+
+
+def number(pattern: str, lines: list[str]) -> float:
+    found = re.search(pattern, "\n".join(lines))
+    assert found, lines
+    return float(found[1].replace(",", ""))
+
+
+def test_before_anything_is_made(workspace: Path) -> None:
+    assert list(workspace.iterdir()) == []
+    params = with_capture(hidden_fraction=0.5)
+    assert list(describe(params)) == [
+        "windows: not known before: dvc repro tokenize",
+        "steps: 3 of train_kd, 37 of train_router, 6 windows each",
+        # 8 ids and log-probabilities, 4 samples, 5 nodes, the target; a row number, 2 layers and the MoE's input with
+        # their scales, 4 router logits
+        f"teacher: {8 * 6 + 4 * 6 + 5 * 4 + 4} bytes a row, {8 + 3 * (2 * 32 + 4) + 4 * 2} more with states",
+        "router: a step sees at most 192 positions with states, 256 are needed: "
+        "too few: raise `teacher.hidden_fraction`",
+        "early stopping: 2 validations follow the last ramp; it cannot end the training: that would need a lower "
+        "`early_stopping.patience`, `early_stopping.warmup_steps` or `train.validate_every`",
+    ]
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("max_steps", [40, 43])
+@pytest.mark.parametrize("validate_every", [1, 3, 50])
+@pytest.mark.parametrize("patience", [1, 2, 6, 7, 8])
+@pytest.mark.parametrize("warmup_steps", [0, 36, 1000])
+def test_r10_early_stopping_is_said_to_end_the_training_where_it_first_can(
+    max_steps: int, validate_every: int, patience: int, warmup_steps: int
+) -> None:
+    stopping = {"patience": patience, "min_delta": 0.0, "warmup_steps": warmup_steps}
+    params = make_params(max_steps=max_steps, validate_every=validate_every, early_stopping=stopping)
+    watch, ended, seen = EarlyStoppingState(), None, 0
+    for step in range(1, max_steps + 1):  # a student that learns nothing any more
+        if step == max_steps or step % validate_every == 0:
+            if ramps_are_complete(step, params.experiment, params.profile.train):
+                watch, seen = observe(watch, step, 1.0, params.experiment.early_stopping), seen + 1
+            if should_stop(watch, params.experiment.early_stopping) and ended is None and step < max_steps:
+                ended = step
+    line = list(describe(params))[-1]
+    assert f"early stopping: {seen} validations follow the last ramp" in line
+    assert line.endswith(
+        "`train.validate_every`" if ended is None else f" it can end the training from step {ended} on"
+    )
+
+
+@pytest.mark.usefixtures("workspace")
+def test_r10_the_real_run_can_end_early() -> None:
+    params = load_params(ROOT)
+    profile = Profile.model_validate(yaml.safe_load((ROOT / "profiles/p100.yaml").read_text()))
+    line = list(describe(Params(experiment=params.experiment, profile=profile)))[-1]
+    assert line == "early stopping: 26 validations follow the last ramp; it can end the training from step 24,000 on"
+
+
+def test_estimates_from_the_windows_hold_for_the_shards(workspace: Path, folders: Folders) -> None:
+    link(workspace, "data/windows/student", folders.root / "windows")
+    link(workspace, "data/windows/teacher", folders.root / "teacher_windows")
+    params = with_capture()
+    estimated = list(describe(params))
+    assert estimated[0] == f"windows: {WINDOWS['train']} for train, {WINDOWS['validation']} for validation"
+    assert estimated[1].endswith("6 windows each: 10.0 epochs")
+    link(workspace, "data/teacher_shards", folders.root / "targets")
+    counted = list(describe(params))
+    for pattern in (
+        r"teacher: ([\d,]+) rows",
+        r"rows, (?:about )?([\d,]+) with",
+        r"sees (?:about )?([\d,]+) positions",
+    ):
+        assert number(pattern, estimated) == number(pattern, counted) > 0
+    assert estimated[2].count("about") == 2
+    assert "about" not in counted[2] + counted[3]
+
+
+def test_positions_of_a_step_are_those_that_batches_hold(workspace: Path, folders: Folders) -> None:
+    link(workspace, "data/windows/student", folders.root / "windows")
+    link(workspace, "data/windows/teacher", folders.root / "teacher_windows")
+    link(workspace, "data/teacher_shards", folders.root / "targets")
+    split = open_split(folders.inputs.windows / "train", folders.inputs.targets / "train")
+    held = sum(read_batch(split, [window], BatchFields(runs=True)).counts.hidden for window in range(WINDOWS["train"]))
+    said = number(r"sees ([\d,]+) positions", list(describe(with_capture())))
+    assert said == pytest.approx(held / WINDOWS["train"] * 6, abs=1)
+
+
+def test_command_prints_the_lines(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "load_params", with_capture)
+    monkeypatch.setattr("sys.argv", ["moe-distill", "plan"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.splitlines() == list(describe(with_capture()))
+    assert workspace.is_dir()

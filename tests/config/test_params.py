@@ -1,0 +1,201 @@
+"""Parameters are validated at the edge: every shipped file parses, every mistake is named."""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moe_distill import cli
+from moe_distill.config.params import ExperimentParams, load_params
+from moe_distill.config.profile import Profile
+from moe_distill.errors import ConfigError
+from stages import check
+
+PROJECT = Path(__file__).parents[2]
+PROFILES = sorted(path.stem for path in (PROJECT / "profiles").glob("*.yaml"))
+Replace = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    shutil.copytree(PROJECT / "profiles", tmp_path / "profiles")
+    return tmp_path
+
+
+@pytest.fixture
+def replace(tree: Path) -> Replace:
+    """Replace a regular expression, once, at the beginning of a line (after its indentation) of a copied file."""
+
+    def replace_line(file: str, pattern: str, new: str) -> None:
+        text, found = re.subn(rf"(?m)^( *){pattern}", rf"\g<1>{new}", (tree / file).read_text(), count=1)
+        assert found, f"{file} has no {pattern}"
+        (tree / file).write_text(text)
+
+    return replace_line
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_shipped_profile_parses(tree: Path, replace: Replace, profile: str) -> None:
+    replace("params.yaml", r"profile: \w+", f"profile: {profile}")
+    params = load_params(tree)
+    assert params.experiment.profile == profile
+    written = yaml.safe_load((tree / "profiles" / f"{profile}.yaml").read_text())
+    assert params.profile.train.max_steps == written["train"]["max_steps"]
+
+
+def test_the_embedded_default_is_shipped() -> None:
+    assert {"tiny", "test"} <= set(PROFILES)
+    assert load_params(PROJECT).experiment.profile in PROFILES
+
+
+MISTAKES = {  # file, what stands there, what somebody writes, key named, said of it
+    "misspelt": ("params.yaml", r"temperature: [\d.]+", "temprature: 3.0", "temprature", "is not a known key"),
+    "left out": ("params.yaml", r"temperature: [\d.]+", "", "temperature", "is missing"),
+    "unknown": ("params.yaml", r"temperature:", "extra: 1\ntemperature:", "extra", "is not a known key"),
+    "ill-typed": ("params.yaml", r"temperature: [\d.]+", "temperature: hot", "temperature", "not 'hot'"),
+    "out of range": ("params.yaml", r"temperature: [\d.]+", "temperature: 4.5", "temperature", "not 4.5"),
+    "not finite": ("params.yaml", r"kd_weight: [\d.]+", "kd_weight: .nan", "kd_weight", "not nan"),
+    "nested": ("params.yaml", r"phase1_share: [\d.]+", "phase1_share: 1.0", "curriculum.phase1_share", "not 1.0"),
+    "no such choice": ("params.yaml", r"kd_order: \w+", "kd_order: both", "kd_order", "not 'both'"),
+    "profile, misspelt": ("profiles/tiny.yaml", r"max_steps:", "max_stps:", "train.max_stps", "is not a known key"),
+    "profile, ill-typed": ("profiles/tiny.yaml", r"k: \d+", "k: many", "teacher.k", "not 'many'"),
+    "profile, empty": (
+        "profiles/tiny.yaml",
+        r"hidden_layers: \[2, 3, 4\]",
+        "hidden_layers: []",
+        "teacher.hidden_layers",
+        "at least 1 item",
+    ),
+    "profile, fraction": ("profiles/tiny.yaml", r"max_steps: \d+", "max_steps: 1.5", "train.max_steps", "not 1.5"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_names_file_key_and_value(tree: Path, replace: Replace, mistake: str) -> None:
+    file, pattern, new, key, said = MISTAKES[mistake]
+    replace("params.yaml", r"profile: \w+", "profile: tiny")
+    replace(file, pattern, new)
+    with pytest.raises(ConfigError) as caught:
+        load_params(tree)
+    message = str(caught.value)
+    assert str(tree / file) in message
+    assert f"`{key}`" in message
+    assert said in message
+    assert caught.value.exit_code == 2
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(
+    tree: Path, replace: Replace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace("params.yaml", r"temperature: [\d.]+", "temperature: hot")
+    monkeypatch.chdir(tree)
+    monkeypatch.setattr(sys, "argv", ["moe-distill", "doctor"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert said.startswith("error: params.yaml: `temperature`")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("written", ["1e-05", "'0.00001'", "1.0e-5"])
+def test_a_number_that_yaml_reads_as_text_is_a_number(tree: Path, replace: Replace, written: str) -> None:
+    """YAML 1.1 takes 1e-05, as DVC writes it, for a string."""
+    replace("params.yaml", r"profile: \w+", "profile: tiny")
+    replace("profiles/tiny.yaml", r"router_learning_rate: \S+", f"router_learning_rate: {written}")
+    assert load_params(tree).profile.train.router_learning_rate == 1e-5
+
+
+def test_micro_batches_must_divide_the_batch(tree: Path, replace: Replace) -> None:
+    replace("params.yaml", r"profile: \w+", "profile: tiny")
+    replace("profiles/tiny.yaml", r"micro_batch_windows: \d+", "micro_batch_windows: 3")
+    with pytest.raises(ConfigError, match=r"`train`.*multiple of micro_batch_windows"):
+        load_params(tree)
+
+
+def test_a_hub_revision_that_is_not_a_commit_is_warned_of(
+    tree: Path, replace: Replace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit = "b08601e04326c79dfdd32d625aee71d232d685c3"
+    replace("params.yaml", r"profile: \w+", "profile: p100")
+    replace("profiles/p100.yaml", r"revision: b08601e0\w+", "revision: v1.0")
+    replace("profiles/p100.yaml", r"revision: 1d461723\w+", f"revision: {commit[:39]}")
+    monkeypatch.chdir(tree)
+    check.main(load_params(tree))
+    said = capsys.readouterr().out
+    for key in ("corpus.sources[0].revision", "models.teacher.revision", "models.student.revision"):
+        assert f"check: warning: `{key}` is not a commit" in said
+    for written in ("v1.0", "main", commit[:39]):
+        replace("profiles/p100.yaml", rf"revision: {written}\b", f"revision: {commit}")
+    check.main(load_params(tree))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_profile_that_is_not_there_is_named(tree: Path, replace: Replace) -> None:
+    replace("params.yaml", r"profile: \w+", "profile: none")
+    with pytest.raises(ConfigError, match=r"none\.yaml does not exist.*set `profile`"):
+        load_params(tree)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("a: [1", "is not YAML"), ("", "must hold keys"), ("- 1", "must hold keys")]
+)
+def test_what_is_not_a_mapping_is_refused(tree: Path, content: str, said: str) -> None:
+    (tree / "params.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        load_params(tree)
+
+
+def test_parameters_are_immutable(tree: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_params(tree).experiment.seed = 1  # type: ignore[misc]
+
+
+def test_r23_temperature_is_a_top_level_parameter_and_in_no_profile() -> None:
+    assert "temperature" in yaml.safe_load((PROJECT / "params.yaml").read_text())
+    assert "temperature" in ExperimentParams.model_fields
+    assert "temperature" not in str(Profile.model_json_schema())
+
+
+@pytest.mark.parametrize("stage", ["corpus", "models", "tokenize", "teacher"])
+def test_r23_no_stage_before_training_depends_on_what_one_studies(stage: str) -> None:
+    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+    found = {name: each for name, each in stages.items() if name.startswith(stage)}
+    assert found
+    for each in (one.get("do", one) for one in found.values()):
+        named = [param for param in each.get("params", []) if isinstance(param, str)]
+        assert "temperature" not in named
+        assert "params.yaml" not in each.get("deps", [])
+
+
+MISFITS = {  # pattern, what somebody writes, what is said; the first match in profiles/tiny.yaml is the teacher's
+    "heads": (r"hidden_size: \d+", "hidden_size: 150", "hidden_size must be a multiple of 2 * heads"),
+    "rotary": (r"hidden_size: \d+", "hidden_size: 164", "hidden_size must be a multiple of 2 * heads"),
+    "groups": (r"key_value_heads: \d+", "key_value_heads: 3", "heads must be a multiple of key_value_heads"),
+    "experts": (r"experts_per_token: \d+", "experts_per_token: 5", "experts_per_token must not exceed num_experts"),
+    "depth": (r"hidden_layers: \[2, 3, 4\]", "hidden_layers: [2, 5]", "beyond models.teacher.layers, 4"),
+    "order": (r"hidden_layers: \[2, 3, 4\]", "hidden_layers: [4, 2]", "`teacher`: hidden_layers must ascend"),
+    "twice": (r"hidden_layers: \[2, 3, 4\]", "hidden_layers: [2, 2, 4]", "each named once"),
+    "run": (r"teacher_max_length: \d+", "teacher_max_length: 64", "teacher.hidden_run must be below"),
+    "k": (r"k: \d+", "k: 2560", "teacher.k must be below models.teacher.tokenizer.vocabulary_size"),
+    "teacher windows": (r"teacher_max_length: \d+", "teacher_max_length: 129", "not exceed models.teacher.max_length"),
+    "student windows": (r"student_max_length: \d+", "student_max_length: 193", "not exceed models.student.max_length"),
+    "micro batch": (r"micro_batch_windows: \d+", "micro_batch_windows: 32", "multiple of micro_batch_windows"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_keys_that_do_not_fit_each_other_are_refused_at_once(tree: Path, replace: Replace, misfit: str) -> None:
+    pattern, new, said = MISFITS[misfit]
+    replace("params.yaml", r"profile: \w+", "profile: tiny")
+    replace("profiles/tiny.yaml", pattern, new)
+    with pytest.raises(ConfigError) as caught:
+        load_params(tree)
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(tree)) * 2
+    assert str(caught.value).endswith(f"change it in {tree / 'profiles/tiny.yaml'}")

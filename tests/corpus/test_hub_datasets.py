@@ -1,0 +1,89 @@
+"""The hub itself is never contacted: `load_dataset` is replaced, or given a local folder as its repository."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from moe_distill.config.profile import Hub
+from moe_distill.corpus.hub_datasets import hub_documents
+from moe_distill.corpus.raw import RawDocument, Skip
+from moe_distill.errors import DataError
+
+SOURCE = Hub(
+    kind="hub",
+    name="wiki",
+    repository="owner/wiki",
+    revision="0123abc",
+    subset="raw",
+    split="train",
+    field="text",
+    weight=1.0,
+    max_documents=10,
+)
+
+
+def test_pinned_revision_split_and_streaming_are_passed_hub_not_contacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load_dataset(*args: object, **kwargs: object) -> list[dict[str, Any]]:
+        calls.append((args, kwargs))
+        return [{"text": "one", "id": 1}, {"text": None, "id": 2}, {"text": "three", "id": 3}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(hub_documents(SOURCE)) == [
+        RawDocument("one", "owner/wiki", 1),
+        Skip("not text", "owner/wiki", 2),
+        RawDocument("three", "owner/wiki", 3),
+    ]
+    assert calls == [(("owner/wiki", "raw"), {"split": "train", "revision": "0123abc", "streaming": True})]
+
+
+def local_repository(folder: Path) -> Hub:
+    for split in ("train", "test"):
+        lines = [json.dumps({"text": f"{split} {number}\r\né"}) for number in range(3)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return SOURCE.model_copy(update={"repository": str(folder), "subset": None})
+
+
+def test_local_folder_is_streamed_by_the_real_library_hub_not_contacted(tmp_path: Path) -> None:
+    source = local_repository(tmp_path)
+    texts = [item.text for item in hub_documents(source) if isinstance(item, RawDocument)]
+    assert texts == [f"train {number}\r\né" for number in range(3)]
+
+
+@pytest.mark.parametrize("change", [{"split": "valdiation"}, {"subset": "misspelt"}])
+def test_wrong_split_or_subset_is_an_error_with_a_remedy_hub_not_contacted(
+    tmp_path: Path, change: dict[str, str]
+) -> None:
+    source = local_repository(tmp_path).model_copy(update=change)
+    with pytest.raises(DataError, match=r"at revision 0123abc cannot be streamed.*`split`"):
+        list(hub_documents(source))
+
+
+def test_missing_column_names_those_there_are_hub_not_contacted(tmp_path: Path) -> None:
+    source = local_repository(tmp_path).model_copy(update={"field": "content"})
+    with pytest.raises(DataError, match=r"no column `content`; its columns: text; change `field`"):
+        list(hub_documents(source))
+
+
+def test_lost_connection_is_an_error_with_a_remedy_hub_not_contacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose() -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        raise ConnectionError("Server Disconnected")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: lose())
+    documents = hub_documents(SOURCE)
+    assert next(documents) == RawDocument("one", "owner/wiki", 1)
+    with pytest.raises(DataError, match="Server Disconnected; check the network"):
+        next(documents)
+
+
+def test_other_sources_do_not_pay_for_importing_datasets() -> None:
+    code = "import sys, moe_distill.corpus.build; sys.exit('datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,96 @@
+"""Content of local texts and models, as DVC follows it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moe_distill.config.profile import Files, FolderModel, Profile
+from moe_distill.pipeline.local_inputs import STAGES, local_inputs
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_profile(paths: list[str], teacher: str) -> Profile:
+    profile = Profile.model_validate(yaml.safe_load((ROOT / "profiles/test.yaml").read_text()))
+    texts = Files(kind="files", name="mine", paths=paths, field="text", weight=1.0, max_documents=None)
+    corpus = profile.corpus.model_copy(update={"sources": [*profile.corpus.sources, texts]})
+    models = profile.models.model_copy(update={"teacher": FolderModel(kind="folder", path=teacher)})
+    return profile.model_copy(update={"corpus": corpus, "models": models})
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    """Texts and a teacher below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    for name in ("texts/a.txt", "texts/deep/b.txt", "texts/notes.md", "teacher/model.safetensors", "teacher/x.bin"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
+    return make_profile(["texts"], "teacher")
+
+
+def test_nothing_local_is_the_same_everywhere() -> None:
+    for name in ("test", "tiny", "p100"):
+        profile = Profile.model_validate(yaml.safe_load((ROOT / f"profiles/{name}.yaml").read_text()))
+        assert local_inputs(profile) == {"corpus": "none", "teacher": "none", "student": "none"}
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("texts/a.txt", {"corpus"}),
+        ("texts/deep/b.txt", {"corpus"}),
+        ("texts/new.txt", {"corpus"}),
+        ("texts/notes.md", set()),  # no kind of text that is read
+        ("teacher/model.safetensors", {"teacher"}),
+        ("teacher/config.json", {"teacher"}),
+        ("teacher/x.bin", set()),  # never copied
+    ],
+)
+def test_an_edit_changes_what_is_made_of_it_and_nothing_else(profile: Profile, file: str, changed: set[str]) -> None:
+    before = local_inputs(profile)
+    Path(file).write_text("edited")
+    after = local_inputs(profile)
+    assert {name for name in after if after[name] != before[name]} == changed
+
+
+def test_a_renamed_text_is_another_one(profile: Profile) -> None:
+    before = local_inputs(profile)
+    Path("texts/a.txt").rename("texts/c.txt")
+    assert local_inputs(profile)["corpus"] != before["corpus"]
+
+
+def test_another_checkout_and_its_temporary_workspaces_say_the_same(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = local_inputs(profile)
+    shutil.copytree(tmp_path, tmp_path.with_name("elsewhere") / "main")
+    (tmp_path.with_name("elsewhere") / "temp").mkdir()
+    monkeypatch.chdir(tmp_path.with_name("elsewhere") / "temp")
+    monkeypatch.setenv("DVC_ROOT", "../main")
+    assert local_inputs(profile) == here
+
+
+def test_what_is_not_here_counts_as_dvc_lock_records_it(profile: Profile, capsys: pytest.CaptureFixture[str]) -> None:
+    here = local_inputs(profile)
+    stages = {STAGES[name]: {"params": {"data/sources.json": {name: value}}} for name, value in here.items()}
+    shutil.rmtree("texts")
+    shutil.rmtree("teacher")
+    assert local_inputs(profile) == {"corpus": "none", "teacher": "none", "student": "none"}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    capsys.readouterr()
+    assert local_inputs(profile) == here
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert "`corpus` are not here" in said[0]
+    assert "`teacher` are not here" in said[1]
+
+
+def test_the_stages_that_dvc_runs_follow_them() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert "data/sources.json" in stages["check"]["outs"]
+    assert {"data/sources.json": ["corpus"]} in stages["corpus"]["params"]
+    assert {"data/sources.json": ["${key}"]} in stages["models"]["do"]["params"]
+    assert set(STAGES.values()) == {"corpus", *(f"models@{key}" for key in stages["models"]["foreach"])}

@@ -1,0 +1,59 @@
+"""How a stage ends whose GPU has too little memory."""
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from moe_distill.config.params import Params
+from moe_distill.pipeline import stage_runner as stage
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "hold_workspace", lambda _stage: nullcontext())
+    monkeypatch.setattr(stage, "load_params", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+
+def failing(error: Exception) -> object:
+    def main(_params: Params) -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("name", stage.MEMORY_KEYS)
+def test_gpu_memory_that_does_not_suffice_is_one_line_with_keys_of_the_profile(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        stage.run(name, failing(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB.")))
+    assert left.value.code == 4
+    said = capsys.readouterr().err
+    assert said.startswith(f"{name}: error: {name} needs more memory than the GPU has; CUDA out of memory. Tried to")
+    assert said.count("\n") == 1
+    keys = re.findall(r"`(.+?)`", said)
+    assert keys
+    profile = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text())
+    for key in keys:
+        value = profile
+        for part in key.split("."):
+            value = value[part]
+        assert isinstance(value, int)
+
+
+def test_every_stage_that_asks_for_a_device_has_its_keys() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    on_device = {name for name, each in stages.items() if "src/moe_distill/utils/device.py" in each.get("deps", [])}
+    assert on_device | {"models@teacher"} == set(stage.MEMORY_KEYS)
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        stage.run("teacher", failing(RuntimeError("shapes")))

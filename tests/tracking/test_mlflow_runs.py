@@ -1,0 +1,535 @@
+"""Tracking: whatever happens to processes and stores, MLflow ends up with what the files say, once."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from moe_distill.config.params import Curriculum, ExperimentParams, Params
+from moe_distill.config.profile import Capture, Profile, Train
+from moe_distill.tracking import mlflow_runs as tracking
+from moe_distill.tracking.mlflow_runs import experiment_key, track
+
+TESTS = Path(__file__).parent
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where fsync, most of the time of a new database, is free
+
+
+def make_params(temperature: float = 2.0, hidden_layers: tuple[int, ...] = (0, 2)) -> Params:
+    """A few keys of every kind: tracking takes whatever there is, so a new key in config.py changes nothing here."""
+    return Params.model_construct(
+        experiment=ExperimentParams.model_construct(
+            profile="tiny", seed=1, temperature=temperature, curriculum=Curriculum.model_construct(phase1_share=0.25)
+        ),
+        profile=Profile.model_construct(
+            teacher=Capture.model_construct(hidden_layers=list(hidden_layers)),
+            train=Train.model_construct(max_steps=40),
+        ),
+    )
+
+
+def write_curve(stage: str, steps: range, scale: float = 1.0, tail: str = "") -> None:
+    """`loss` at every step, `router` from step 20 on."""
+    rows = [f"{step}\t{scale / step!r}\t{step / 7 if step >= 20 else ''}\n" for step in steps]
+    path = Path("metrics/curves", f"{stage}.tsv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(["step\tloss\trouter\n", *rows, tail]))
+
+
+def write_figures(stage: str, **figures: float) -> None:
+    Path("metrics").mkdir(exist_ok=True)
+    Path("metrics", f"{stage}.json").write_text(json.dumps(figures))
+
+
+def write_everything(scale: float = 1.0) -> None:
+    """The files of a complete experiment, the report read-only as DVC leaves it."""
+    for stage in ("train_kd", "train_router", "control"):
+        write_curve(stage, range(10, 50, 10), scale)
+        write_curve(f"{stage}_validation", range(20, 60, 20), 2 * scale)
+        write_figures(stage, bits_per_byte=scale)
+    write_figures("evaluate", bits_per_byte=1.5 * scale, retention=0.9)
+    Path("reports").mkdir(exist_ok=True)
+    Path("reports/report.md").unlink(missing_ok=True)
+    Path("reports/report.md").write_text(f"bits per byte {scale}")
+    Path("reports/report.md").chmod(0o444)
+
+
+ALL = ["train_kd", "train_router", "control", "evaluate"]
+
+
+class Store:
+    """What another program sees in `root/mlflow.db`."""
+
+    def __init__(self, root: Path) -> None:
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+
+    def runs(self) -> list:
+        experiment = self.client.get_experiment_by_name("moe-distill")
+        return list(self.client.search_runs([experiment.experiment_id])) if experiment else []
+
+    def parents(self) -> dict:
+        return {run.info.run_name: run for run in self.runs() if "mlflow.parentRunId" not in run.data.tags}
+
+    def nested(self, parent) -> dict:
+        return {r.info.run_name: r for r in self.runs() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+
+    def only_parent(self):
+        (parent,) = self.parents().values()
+        return parent
+
+    def points(self) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """(run name, metric) -> every (step, value) ever logged, in order of steps."""
+        return {
+            (run.info.run_name, name): sorted(
+                (point.step, point.value) for point in self.client.get_metric_history(run.info.run_id, name)
+            )
+            for run in self.runs()
+            for name in run.data.metrics
+        }
+
+
+@pytest.fixture(scope="module")
+def empty_database() -> Iterator[Path]:
+    """A database without runs, made once: its tables take a second or more."""
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        Store(Path(folder)).client.search_experiments()
+        yield Path(folder, "mlflow.db")
+
+
+@pytest.fixture(autouse=True)
+def _own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_failures", {})
+    for name in ("DVC_EXP_NAME", "DVC_ROOT", "MLFLOW_TRACKING_URI", *tracking.MLFLOW_ENVIRONMENT):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A checkout without a database; the blank in its name is part of the test."""
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        root = Path(folder, "main checkout")
+        root.mkdir()
+        monkeypatch.chdir(root)
+        yield root
+
+
+@pytest.fixture
+def root(fresh: Path, empty_database: Path) -> Path:
+    shutil.copyfile(empty_database, fresh / "mlflow.db")
+    return fresh
+
+
+def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines said since the last call; nothing else may have been printed."""
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    return captured.out.splitlines()
+
+
+def start(code: str, **environment: str) -> "subprocess.Popen[str]":
+    """Another process in the current folder, not recognisable as part of a test or of a CI job."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
+    return subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom test_mlflow_runs import *\n{code}"],
+        env={**inherited, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_everything_of_an_experiment(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    commit = "git init -q; git -c user.name=a -c user.email=a commit -q --allow-empty -m first; git rev-parse HEAD"
+    head = subprocess.run(commit, shell=True, capture_output=True, text=True, check=True).stdout.strip()
+    index = Path("data/teacher_shards/train/index.json")
+    index.parent.mkdir(parents=True)
+    index.write_text(json.dumps({"fingerprint": "f" * 64}))
+    write_everything()
+    params = make_params(hidden_layers=tuple(range(2000)))
+
+    track(params, ALL)
+
+    store = Store(root)
+    parent = store.only_parent()
+    assert parent.info.run_name == f"tiny-{experiment_key(params)}"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"bits_per_byte": 1.5, "retention": 0.9}
+    tags = ("profile", "git_commit", "shard_fingerprint", "moe_distill.key")
+    assert [parent.data.tags.get(tag) for tag in tags] == ["tiny", head, "f" * 64, experiment_key(params)]
+    assert "dvc_experiment" not in parent.data.tags
+    assert parent.data.params["temperature"] == "2.0"
+    assert parent.data.params["train.max_steps"] == "40"
+    assert parent.data.params["curriculum.phase1_share"] == "0.25"
+    assert parent.data.params["profile"] == "tiny"
+    assert len(parent.data.params["teacher.hidden_layers"]) == 6000  # MLflow's limit; the list is longer
+    nested = store.nested(parent)
+    assert {name: run.info.status for name, run in nested.items()} == dict.fromkeys(ALL, "FINISHED")
+    assert nested["evaluate"].data.metrics == {"bits_per_byte": 1.5, "retention": 0.9}
+    assert store.points()["train_kd", "loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
+    assert store.points()["train_kd", "router"] == [(step, step / 7) for step in (20, 30, 40)]
+    assert store.points()["control", "validation_loss"] == [(20, 2 / 20), (40, 2 / 40)]
+    assert store.points()["control", "bits_per_byte"] == [(0, 1.0)]
+    artifact = root / "mlartifacts" / parent.info.run_id / "artifacts/reports/report.md"
+    assert artifact.read_text() == "bits per byte 1.0"
+    assert artifact.stat().st_mode & stat.S_IWUSR, "a read-only artifact could not be replaced"
+    assert not Path("mlruns").exists()
+    assert told(capfd) == []
+
+
+def test_repeated_calls_add_nothing(root: Path) -> None:
+    write_everything()
+    track(make_params(), ALL)
+    first = Store(root).points()
+    ended = {run.info.run_id: run.info.end_time for run in Store(root).runs()}
+    track(make_params(), ALL)
+    for stage in ALL:
+        track(make_params(), [stage])
+    assert Store(root).points() == first
+    assert {run.info.run_id: run.info.end_time for run in Store(root).runs()} == ended
+
+
+def test_changed_figures_and_report_replace_the_old(root: Path) -> None:
+    write_everything()
+    track(make_params(), ALL)
+    write_figures("evaluate", bits_per_byte=1.25, retention=0.9)
+    Path("reports/report.md").unlink()
+    Path("reports/report.md").write_text("new")
+    track(make_params(), ["evaluate"])
+    parent = Store(root).only_parent()
+    assert parent.data.metrics == {"bits_per_byte": 1.25, "retention": 0.9}
+    assert Store(root).nested(parent)["evaluate"].data.metrics["bits_per_byte"] == 1.25
+    assert (root / "mlartifacts" / parent.info.run_id / "artifacts/reports/report.md").read_text() == "new"
+
+
+def test_a_growing_file_and_a_half_written_line(root: Path) -> None:
+    params = make_params()
+    track(params, ["train_kd"], running=True)
+    assert Store(root).nested(Store(root).only_parent()) == {}, "a stage without files has no run"
+
+    write_curve("train_kd", range(10, 30, 10), tail="30\t0.0")
+    track(params, ["train_kd"], running=True)
+    assert Store(root).points()["train_kd", "loss"] == [(10, 1 / 10), (20, 1 / 20)]
+    run = Store(root).nested(Store(root).only_parent())["train_kd"]
+    assert run.info.status == Store(root).only_parent().info.status == "RUNNING"
+
+    write_curve("train_kd", range(10, 40, 10), tail="40\t0.03")
+    track(params, ["train_kd"], running=True)
+    assert Store(root).points()["train_kd", "loss"] == [(step, 1 / step) for step in (10, 20, 30)]
+    assert Store(root).points()["train_kd", "router"] == [(step, step / 7) for step in (20, 30)]
+
+    write_curve("train_kd", range(10, 50, 10))
+    write_figures("train_kd", loss=0.5)
+    track(params, ["train_kd"])
+    ended = Store(root).nested(Store(root).only_parent())["train_kd"]
+    assert (ended.info.run_id, ended.info.status) == (run.info.run_id, "FINISHED")
+    assert Store(root).points()["train_kd", "loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
+    assert Store(root).points()["train_kd", "final_loss"] == [(0, 0.5)], "a figure named like a curve stays apart"
+
+
+def test_a_resumed_training_goes_on_in_its_run(root: Path) -> None:
+    """Killed at step 40 with a checkpoint at 20: the file begins again after 20, with other digits (as on a GPU)."""
+    params = make_params()
+    write_curve("train_kd", range(10, 50, 10))
+    track(params, ["train_kd"], running=True)
+    (run,) = Store(root).nested(Store(root).only_parent()).values()
+
+    lines = Path("metrics/curves/train_kd.tsv").read_text().splitlines(keepends=True)
+    Path("metrics/curves/train_kd.tsv").write_text("".join(lines[:3]))
+    track(params, ["train_kd"], running=True)
+    Path("metrics/curves/train_kd.tsv").write_text("".join(lines[:3]) + "30\t0.034\t4\n40\t0.026\t5\n50\t0.02\t6\n")
+    write_figures("train_kd", bits_per_byte=1.0)
+    track(params, ["train_kd"])
+
+    (resumed,) = Store(root).nested(Store(root).only_parent()).values()
+    assert (resumed.info.run_id, resumed.info.status) == (run.info.run_id, "FINISHED")
+    steps = [step for step, _ in Store(root).points()["train_kd", "loss"]]
+    assert steps == [10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("change", ["from the first row", "after the first row"])
+def test_a_training_by_other_code_gets_a_run_of_its_own(root: Path, change: str) -> None:
+    write_everything()
+    track(make_params(), ALL)
+    write_curve("train_kd", range(10, 50, 10), scale=2.0)
+    if change == "after the first row":
+        lines = Path("metrics/curves/train_kd.tsv").read_text().splitlines(keepends=True)
+        lines[1] = f"10\t{1 / 10!r}\t\n"
+        Path("metrics/curves/train_kd.tsv").write_text("".join(lines))
+    track(make_params(), ["train_kd"])
+    track(make_params(), ALL)
+    store = Store(root)
+    assert set(store.nested(store.only_parent())) == {*ALL, "train_kd (earlier)"}
+    assert store.points()["train_kd", "loss"][-1] == (40, 2 / 40)
+    assert store.points()["train_kd (earlier)", "loss"][-1] == (40, 1 / 40)
+
+
+def test_a_training_by_other_code_is_seen_while_it_runs(root: Path) -> None:
+    write_everything()
+    track(make_params(), ALL)
+    Path("metrics/train_kd.json").unlink()  # as DVC does before it runs a stage again
+    Path("metrics/curves/train_kd_validation.tsv").unlink()
+    write_curve("train_kd", range(10, 30, 10), scale=2.0)
+    track(make_params(), ["train_kd"], running=True)
+    assert Store(root).points()["train_kd", "loss"] == [(10, 2 / 10), (20, 2 / 20)]
+    nested = Store(root).nested(Store(root).only_parent())
+    assert (nested["train_kd"].info.status, nested["train_kd (earlier)"].info.status) == ("RUNNING", "FINISHED")
+
+
+def test_a_kill_between_batches_doubles_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    original, batches = SqlAlchemyStore.log_batch, []
+
+    def killed_at_the_third(store: SqlAlchemyStore, run_id: str, metrics: list, params: list, tags: list) -> None:
+        batches.append(len(metrics))
+        if len([size for size in batches if size]) == 3:
+            raise KeyboardInterrupt
+        original(store, run_id, metrics, params, tags)
+
+    monkeypatch.setattr(SqlAlchemyStore, "log_batch", killed_at_the_third)
+    write_curve("train_kd", range(1, 1501))
+    with pytest.raises(KeyboardInterrupt):
+        track(make_params(), ["train_kd"])
+    assert batches == [0, 1000, 1000, 981]
+    assert sum(map(len, Store(root).points().values())) == 2000
+    track(make_params(), ["train_kd"])
+    points = Store(root).points()
+    assert points["train_kd", "loss"] == [(step, 1 / step) for step in range(1, 1501)]
+    assert points["train_kd", "router"] == [(step, step / 7) for step in range(20, 1501)]
+
+
+def test_non_finite_values_are_logged_once(root: Path) -> None:
+    Path("metrics/curves").mkdir(parents=True)
+    Path("metrics/curves/train_kd.tsv").write_text("step\tloss\tnorm\n1\t1.0\tinf\n2\tnan\t-0.0\n3\t2.0\tinf\n")
+    write_figures("train_kd", figure=float("nan"), other=float("-inf"), **{"books (old)": 1.0})
+    for _ in range(2):
+        track(make_params(), ["train_kd"])
+    points = Store(root).points()
+    assert [step for step, _ in points["train_kd", "loss"]] == [1, 2, 3]
+    assert {metric: len(values) for (_, metric), values in points.items()} == {
+        "loss": 3,
+        "norm": 3,
+        "figure": 1,
+        "other": 1,
+        "books _old_": 1,
+    }
+    assert len(Store(root).runs()) == 2
+
+
+def test_two_experiments_side_by_side(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, temperature in [("warm-lynx", 3.0), ("cool-lynx", 1.0)]:
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        write_everything(scale=temperature)
+        track(make_params(temperature), ALL)
+    parents = Store(root).parents()
+    assert {name: run.data.tags["dvc_experiment"] for name, run in parents.items()} == {
+        "warm-lynx": "warm-lynx",
+        "cool-lynx": "cool-lynx",
+    }
+    table = {name: (run.data.params["temperature"], run.data.metrics["bits_per_byte"]) for name, run in parents.items()}
+    assert table == {"warm-lynx": ("3.0", 4.5), "cool-lynx": ("1.0", 1.5)}
+    for run in parents.values():
+        assert set(Store(root).nested(run)) == set(ALL)
+    found = Store(root).client.search_runs([run.info.experiment_id], "params.temperature = '3.0'")
+    assert [run.info.run_name for run in found] == ["warm-lynx"]
+
+
+def test_a_dvc_name_used_again_with_other_parameters_is_another_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "warm-lynx")
+    write_everything()
+    track(make_params(3.0), ALL)
+    track(make_params(4.0), ALL)
+    runs = [run for run in Store(root).runs() if "mlflow.parentRunId" not in run.data.tags]
+    assert sorted(run.data.params["temperature"] for run in runs) == ["3.0", "4.0"]
+
+
+def test_stages_out_of_the_cache_are_filled_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_everything()
+    track(make_params(), ALL)
+    monkeypatch.setenv("DVC_EXP_NAME", "second")  # only evaluate runs, all else came from the cache
+    track(make_params(), ALL)
+    first, second = (Store(root).nested(Store(root).parents()[name]) for name in (f"tiny-{_hash()}", "second"))
+    histories = [
+        {
+            (stage, metric): [
+                (point.step, point.value)
+                for point in Store(root).client.get_metric_history(runs[stage].info.run_id, metric)
+            ]
+            for stage in ALL
+            for metric in runs[stage].data.metrics
+        }
+        for runs in (first, second)
+    ]
+    assert len(histories[0]["train_kd", "loss"]) == 4
+    assert histories[0] == histories[1]
+
+
+def _hash() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DVC_EXP_NAME", raising=False)
+        return experiment_key(make_params())
+
+
+def test_the_key_is_the_name_or_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert experiment_key(make_params(2.0)) == experiment_key(make_params(2.0)) != experiment_key(make_params(3.0))
+    assert len(experiment_key(make_params())) == 16
+    monkeypatch.setenv("DVC_EXP_NAME", "warm-lynx")
+    assert experiment_key(make_params(2.0)) == experiment_key(make_params(3.0)) == "warm-lynx"
+
+
+def test_a_temporary_workspace_logs_into_the_main_checkout(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = root / ".dvc/tmp/exps/tmp1"
+    workspace.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.chdir(workspace)
+    write_everything()
+    track(make_params(), ALL)
+    parent = Store(root).only_parent()
+    assert (root / "mlartifacts" / parent.info.run_id / "artifacts/reports/report.md").is_file()
+    assert sorted(path.name for path in workspace.iterdir()) == ["metrics", "reports"]
+
+
+def test_another_store_may_be_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copyfile(root / "mlflow.db", tmp_path / "other/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other/mlflow.db'}")
+    write_everything()
+    track(make_params(), ALL)
+    assert Store(tmp_path / "other").parents()
+    assert not Store(root).parents()
+
+
+def test_four_processes_on_a_fresh_checkout_where_a_fifth_was_killed(fresh: Path) -> None:
+    """None fails over another's half-made tables, none says a word, none connects to anything."""
+    write_everything()
+    process = start("track(make_params(), ALL)")
+    unfinished = fresh / "mlflow.db.new" / "mlflow.db"
+    while not (unfinished.exists() and unfinished.stat().st_size > 100_000):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (fresh / "mlflow.db").exists()
+
+    code = """
+import socket, time
+def refuse(*args, **named): print("network:", args, flush=True); raise OSError("no network in this test")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+assert "mlflow" not in sys.modules, "importing tracking must not import MLflow"
+track(make_params(), ALL)
+assert "mlflow" in sys.modules and "torch" not in sys.modules
+time.sleep(1)  # telemetry would be sent by a thread
+"""
+    processes = [start(code, DVC_EXP_NAME=f"lynx-{number % 2}") for number in range(4)]
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert (process.returncode, output, errors) == (0, "", "")
+    store = Store(fresh)
+    assert [experiment.name for experiment in store.client.search_experiments()].count("moe-distill") == 1
+    assert sorted(run.info.run_name for run in store.runs()) == sorted([*ALL, *ALL, "lynx-0", "lynx-1"])
+    for run in store.runs():
+        for metric in run.data.metrics:
+            steps = [point.step for point in store.client.get_metric_history(run.info.run_id, metric)]
+            assert len(steps) == len(set(steps))
+    assert sorted(path.name for path in fresh.iterdir()) == [".work", "metrics", "mlartifacts", "mlflow.db", "reports"]
+
+
+def test_a_locked_database_delays_nothing_and_is_filled_in_later(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "PROBE_SECONDS", 0.5)
+    write_curve("train_kd", range(10, 30, 10))
+    track(make_params(), ["train_kd"], running=True)
+    write_curve("train_kd", range(10, 50, 10))
+    locker = sqlite3.connect(root / "mlflow.db")
+    locker.execute("BEGIN EXCLUSIVE")
+    began = time.monotonic()
+    for _ in range(100):
+        track(make_params(), ["train_kd"], running=True)
+    track(make_params(), ["train_kd"])
+    assert time.monotonic() - began < 4, "MLflow alone waits 20 s for each statement"
+    (line,) = told(capfd)
+    assert line == (
+        f"tracking: {root / 'mlflow.db'}: database is locked; the curves stay in metrics/curves and are filled in"
+        " by the next stage or `moe-distill track`"
+    )
+    locker.close()
+    track(make_params(), ["train_kd"])
+    assert Store(root).points()["train_kd", "loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
+    assert told(capfd) == []
+
+
+def test_a_read_only_database(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_everything()
+    with (root / "mlflow.db").open("r+b") as file:  # as root one may write to any file, so SQLite is told in its header
+        file.seek(18)
+        file.write(b"\x03")
+    began = time.monotonic()
+    for stage in ALL:
+        track(make_params(), [stage])
+    assert time.monotonic() - began < 5
+    (line,) = told(capfd)
+    assert "attempt to write a readonly database" in line
+    with (root / "mlflow.db").open("r+b") as file:
+        file.seek(18)
+        file.write(b"\x01")
+    track(make_params(), ALL)
+    assert set(Store(root).nested(Store(root).only_parent())) == set(ALL)
+
+
+def test_a_file_that_is_no_database(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_everything()
+    (root / "mlflow.db").write_text("this is not the file you are looking for" * 100)
+    began = time.monotonic()
+    track(make_params(), ALL)
+    assert time.monotonic() - began < 5
+    (line,) = told(capfd)
+    assert "file is not a database" in line
+
+
+@pytest.mark.usefixtures("root")
+def test_an_unreachable_server(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    write_everything()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    began = time.monotonic()
+    for _ in range(100):
+        track(make_params(), ALL, running=True)
+    assert time.monotonic() - began < 10
+    (line,) = told(capfd)
+    assert line.startswith("tracking: API request to http://127.0.0.1:9")
+
+
+def test_a_lock_held_by_another_process(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setattr(tracking, "RUNNING_LOCK_SECONDS", 0.1)
+    write_everything()
+    with FileLock(root / ".work/mlflow.lock"):
+        track(make_params(), ALL, running=True)
+    (line,) = told(capfd)
+    assert "mlflow.lock" in line
+    track(make_params(), ALL)
+    assert set(Store(root).nested(Store(root).only_parent())) == set(ALL)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_damaged_curve_is_told_and_does_not_stop_the_caller(capfd: pytest.CaptureFixture[str]) -> None:
+    write_curve("train_kd", range(10, 50, 10), tail="50\n")
+    track(make_params(), ["train_kd"])
+    assert len(told(capfd)) == 1
+    assert Path("metrics/curves/train_kd.tsv").is_file()

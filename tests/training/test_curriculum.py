@@ -1,0 +1,77 @@
+"""Weights and schedules as functions of progress."""
+
+from itertools import pairwise
+
+import pytest
+
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
+from moe_distill.training.curriculum import RAMPS, linear, phase1_steps, phase2_progress, progress_at, ramp
+
+NOTHING = 1e-12  # rounding where a ramp begins
+THIRD = pytest.approx(1 / 3)
+R3_TABLE = {
+    0.0: {"feature": 0, "attention": 0, "layerwise": 0, "contrastive": 0},
+    0.2: {"feature": THIRD, "attention": THIRD, "layerwise": 0, "contrastive": 0},
+    0.5: {"feature": 1, "attention": 1, "layerwise": THIRD, "contrastive": 0},
+    0.8: {"feature": 1, "attention": 1, "layerwise": 1, "contrastive": THIRD},
+    1.0: {"feature": 1, "attention": 1, "layerwise": 1, "contrastive": 1},
+}
+
+
+@pytest.mark.parametrize("progress", R3_TABLE)
+def test_r03_table_of_weights(progress: float) -> None:
+    assert {term: ramp(progress, 0.1, term) for term in HIDDEN_TERMS} == R3_TABLE[progress]
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.05, 0.1])
+def test_r03_the_first_tenth_is_lm_and_kd_alone(progress: float) -> None:
+    assert all(ramp(progress, 0.1, term) < NOTHING for term in RAMPS)
+
+
+def test_r03_half_way_up_each_ramp() -> None:
+    for progress, term in ((0.25, "feature"), (0.25, "attention"), (0.55, "layerwise"), (0.85, "contrastive")):
+        assert ramp(progress, 0.1, term) == pytest.approx(0.5)
+
+
+def test_r04_router_terms_follow_the_curriculum() -> None:
+    assert set(RAMPS) == {*HIDDEN_TERMS, *ROUTER_TERMS}
+    for term in ROUTER_TERMS:
+        assert [ramp(progress, 0.1, term) for progress in (0.0, 0.05, 0.2, 0.5, 1.0)] == [0, 0, THIRD, 1, 1]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("term", sorted(RAMPS))
+def test_r03_another_first_phase_keeps_every_ramp_whole(share: float, term: str) -> None:
+    weights = [ramp(step / 1000, share, term) for step in range(1001)]
+    assert weights[0] == 0.0
+    assert all(weight < NOTHING for step, weight in enumerate(weights) if step / 1000 <= share)
+    assert weights[-1] == pytest.approx(1.0)
+    steepest = max(later - earlier for earlier, later in pairwise(weights))
+    assert steepest <= 3.0 / (1.0 - share) / 1000 + 1e-9, "continuous: a ramp takes a third of what remains"
+    assert weights == sorted(weights)
+
+
+def test_r03_progress_of_steps() -> None:
+    assert [progress_at(step, 1000, 0.8) for step in (0, 80, 400, 800, 999)] == [0.0, 0.1, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "curriculum_share", "phase1_share", "expected"),
+    [(25_000, 0.8, 0.1, 2000), (1000, 1.0, 0.1, 100), (60, 0.8, 0.1, 5), (3, 0.8, 0.1, 1), (1000, 0.8, 0.5, 400)],
+)
+def test_r03_steps_of_the_first_phase(
+    max_steps: int, curriculum_share: float, phase1_share: float, expected: int
+) -> None:
+    steps = phase1_steps(max_steps, curriculum_share, phase1_share)
+    assert steps == expected
+    if max_steps >= 1000:
+        assert progress_at(steps, max_steps, curriculum_share) == pytest.approx(phase1_share)
+
+
+def test_r28_router_schedules_run_over_the_second_phase() -> None:
+    assert [phase2_progress(progress, 0.1) for progress in (0.0, 0.05, 0.1)] == [0.0] * 3
+    assert phase2_progress(0.55, 0.1) == pytest.approx(0.5)
+    assert phase2_progress(1.0, 0.1) == pytest.approx(1.0)
+    assert [linear(progress, 2.0, 1.0) for progress in (0.0, 0.25, 1.0)] == [2.0, 1.75, 1.0]
+    assert [round(linear(progress, 1, 4)) for progress in (0.0, 0.34, 0.67, 1.0)] == [1, 2, 3, 4]
+    assert linear(1.0, 0.1, 0.0) == 0.0
