@@ -20,8 +20,7 @@ from moe_distill.targets.canonical import (
     stays_apart,
     with_text,
 )
-from moe_distill.targets.pairs import pair_keys
-from moe_distill.targets.sparse_rows import Entries
+from moe_distill.targets.sparse_rows import Entries, pair_keys
 
 WORDS = ["the", "configuration", "configure", "con", "figures", "aaaa", "banana", "nab", "tion", "action"]
 

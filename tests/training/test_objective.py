@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from moe_distill.training.text_terms import text_targets
 from torch import Tensor
 
 from moe_distill.config.params import ExperimentParams
@@ -13,7 +14,7 @@ from moe_distill.config.profile import Train
 from moe_distill.losses.registry import ALL_TERMS, Terms, total_of
 from moe_distill.shards.vocabulary_store import Merges
 from moe_distill.targets.canonical import merge_rules
-from moe_distill.targets.pairs import pair_keys
+from moe_distill.targets.sparse_rows import pair_keys
 from moe_distill.training import objective as objective_module
 from moe_distill.training import routing as routing_module
 from moe_distill.training import text_terms as text_terms_module
@@ -22,7 +23,6 @@ from moe_distill.training.objective import Objective, Student, evaluate_objectiv
 from moe_distill.training.routing import RouterSettings, gate_terms
 from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import StepMetrics, optimizer_step, validate
-from moe_distill.training.text_terms import text_targets
 from moe_distill.training.trainer import make_trainer
 from moe_distill.utils.device import Runtime
 from tests.training.conftest import LAYERS, make_batch

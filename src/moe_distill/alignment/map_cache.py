@@ -13,7 +13,6 @@ from filelock import FileLock
 
 from moe_distill.alignment.bpe_merges import merges_of
 from moe_distill.alignment.encode import Encoder
-from moe_distill.alignment.inside import places_inside
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
 from moe_distill.log import log
@@ -40,12 +39,8 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
         if not _is_valid(kept):
             student_ids = vocabulary_map(*encoders, output_rows=output_rows)
             merges = merges_of(encoders[1])
-            places = places_inside(*encoders, output_rows=output_rows)
             columns = {
                 "student_ids": torch.from_numpy(student_ids),
-                "place_counts": places.counts.int(),
-                "place_prefixes": places.prefixes.int(),
-                "place_student_ids": places.student_ids.int(),
                 "merge_lefts": merges.lefts.int(),
                 "merge_rights": merges.rights.int(),
                 "merge_results": merges.results.int(),

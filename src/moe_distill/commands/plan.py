@@ -16,7 +16,7 @@ from moe_distill.shards.format import INDEX_NAME, row_bytes
 from moe_distill.shards.teacher_store import open_targets, target_fields
 from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 from moe_distill.training.curriculum import phase1_steps
-from moe_distill.training.data import stated_positions
+from moe_distill.training.data import mean_positions_with_states
 from moe_distill.training.schedule import ramps_are_complete
 from moe_distill.training.trainer import phase_bytes
 
@@ -134,11 +134,11 @@ def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, 
         seen, word = batch * capture.hidden_fraction * capture.hidden_run, "at most "
     elif (TARGETS / "train" / INDEX_NAME).is_file():
         targets = open_targets(TARGETS / "train")
-        seen = stated_positions(student["train"], targets.rows("hidden") / targets.rows("positions")) * batch
+        seen = mean_positions_with_states(student["train"], targets.rows("hidden") / targets.rows("positions")) * batch
         word = ""
     else:
         share = _expected_states(params, teacher["train"]) / int(teacher["train"].token_counts.sum())
-        seen, word = stated_positions(student["train"], share) * batch, "about "
+        seen, word = mean_positions_with_states(student["train"], share) * batch, "about "
     verdict = "enough" if seen >= MINIMUM_ROUTER_POSITIONS else "too few: raise `teacher.hidden_fraction`"
     return (
         f"router: a step sees {word}{seen:,.0f} positions with states, {MINIMUM_ROUTER_POSITIONS} are needed: {verdict}"

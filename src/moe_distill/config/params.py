@@ -14,19 +14,19 @@ from pydantic import Field, ValidationError
 from moe_distill.config.profile import Hub, HubModel, Positive, Precision, Profile, Section, Share, Weight
 from moe_distill.errors import ConfigError
 
+KdOrder = Literal["temper_then_map", "map_then_temper"]
+KdTail = Literal["sampled", "residual"]
+
 
 class Losses(Section):
     """The weight each term has once its ramp is complete (see curriculum); 0 = never computed."""
 
-    chunk: Weight  # from the first step on
-    kd_inside: Share  # from the first step on; LM keeps the rest
     feature: Weight
     attention: Weight
     layerwise: Weight
     contrastive: Weight
     router_feature: Weight
     router_attention: Weight
-    router_kd: Weight
     router_balance: Weight
     router_importance: Weight
 
@@ -60,9 +60,8 @@ class ExperimentParams(Section):
     precision: Precision
     temperature: Annotated[float, Field(ge=1.0, le=4.0)]
     kd_weight: Share
-    kd_order: Literal["temper_then_map", "map_then_temper"]
-    kd_tail: Literal["sampled", "residual"]
-    chunk_temperature: Annotated[float, Field(ge=1.0)]
+    kd_order: KdOrder
+    kd_tail: KdTail
     balance: Literal["fixed", "adaptive"]
     losses: Losses
     curriculum: Curriculum

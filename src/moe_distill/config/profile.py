@@ -202,6 +202,8 @@ class Train(Section):
     weight_decay: Weight
     gradient_clip: Rate
     chunk_tokens: Positive  # positions whose logits are held at once
+    loader_workers: Annotated[int, Field(ge=0)]  # processes that make batches ready; 0: the one that trains
+    target_memory_mb: Annotated[int, Field(ge=0)]  # of targets kept for later epochs, by all these
     log_every: Positive
     validate_every: Positive
     validation_windows: Positive  # student windows of an in-training validation, evenly spread

@@ -1,13 +1,11 @@
-"""How far the student agrees with the mapped teacher at aligned positions, at T = 1.
-
-Legend: A aligned positions, V student vocabulary, S entries of the target.
-"""
+"""How far the student agrees with the mapped teacher at aligned positions, at T = 1."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from moe_distill.losses.kd import forward_kl
+from moe_distill.targets.sparse_rows import padded
 from moe_distill.targets.sparse_target import SparseTarget
 
 TOP = 5
@@ -31,15 +29,19 @@ class Agreement:
 NO_AGREEMENT = Agreement(0, 0.0, 0.0, 0.0)
 
 
-def agreement(logits_AV: Tensor, target: SparseTarget) -> Agreement:
-    """Compare fp32 logits with the teacher's distribution; its merged top-k ranks the teacher's tokens."""
-    student_first = logits_AV.topk(TOP, dim=-1).indices
-    order = target.logprobs.topk(min(TOP, target.logprobs.shape[1]), dim=-1)
-    teacher_first = target.ids.gather(-1, order.indices).masked_fill(order.values == float("-inf"), -1)
-    shared = (student_first[:, :, None] == teacher_first[:, None, :]).any(-1).sum(-1)
-    return Agreement(
-        positions=len(logits_AV),
-        top1=float((student_first[:, 0] == teacher_first[:, 0]).sum()),
-        top5=float(shared.sum()) / TOP,
-        kl=float(forward_kl(logits_AV, target, 1.0).sum()),
-    )
+def likeliest_ids(target: SparseTarget) -> Tensor:
+    """The teacher's first tokens at each position, the likeliest first, int64 [N, at most TOP]; -1: no further one."""
+    positions, n_positions = target.entry_positions_E.long(), len(target)
+    probs_NS = padded(positions, target.entry_probs_E, n_positions, -1.0)
+    ids_NS = padded(positions, target.entry_ids_E.long(), n_positions, -1)
+    first = probs_NS.topk(min(TOP, probs_NS.shape[1]), dim=-1).indices
+    return ids_NS.gather(-1, first)
+
+
+def ranking_agreement(logits_AV: Tensor, teacher_ids_AX: Tensor) -> Agreement:
+    """Compare the rankings of fp32 logits and of the teacher (`likeliest_ids`); the KL is left at 0."""
+    student_ids_AX = logits_AV.topk(TOP, dim=-1).indices
+    shared_A = (student_ids_AX[:, :, None] == teacher_ids_AX[:, None, :]).any(-1).sum(-1)
+    is_same_A = student_ids_AX[:, 0] == teacher_ids_AX[:, 0]
+    top1, top5 = torch.stack([is_same_A.sum(), shared_A.sum()]).tolist()
+    return Agreement(positions=len(logits_AV), top1=float(top1), top5=top5 / TOP, kl=0.0)

@@ -16,7 +16,10 @@ from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.vocabulary_store import open_vocabulary_map
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, check_aligned
 from moe_distill.targets.next_token_counts import load_vocabulary_map
-from moe_distill.utils.tensors import to_device
+from moe_distill.targets.window_targets import TargetSettings, WindowTargets
+
+# The text's own next token is left to the map: given to the target, top-1 agreement would measure the text.
+AGREED_WITH = TargetSettings(temperature=1.0, order="map_then_temper", tail="residual", follows_text=False)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     check_tokenizer(windows.reader, inputs.student)
     check_aligned(windows, teacher_windows)
     train_windows = WindowStore(inputs.windows / "student/train", STUDENT_WINDOWS)
-    vocabulary_map = to_device(load_vocabulary_map(inputs.windows / "student/vocabulary_map", train_windows), device)
+    vocabulary_map = load_vocabulary_map(inputs.windows / "student/vocabulary_map", train_windows)
+    window_targets = WindowTargets(windows, targets, vocabulary_map, AGREED_WITH)
 
     scores: dict[str, Score] = {}
     for name, folder in (
@@ -52,7 +56,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
         scores[name] = score(load_causal_lm(folder, torch.float32, device), windows, params.batch_windows)
     student = load_causal_lm(inputs.student, torch.float32, device)
     scores["student"] = score(student, windows, params.batch_windows)
-    comparison = compare(student, windows, targets, vocabulary_map, params.batch_windows)
+    comparison = compare(student, windows, window_targets, params.batch_windows)
     documents = torch.cat(list(windows.reader.columns("documents"))).unique()
     teacher_sum, teacher_bytes = teacher_nll(teacher_windows, targets, documents)
     if teacher_bytes != scores["student"].n_bytes:

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, agreement
+from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, likeliest_ids, ranking_agreement
 from moe_distill.evaluation.metrics import bits_per_byte
-from moe_distill.losses.lm import lm_nll
+from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.teacher_store import read_rows
 from moe_distill.shards.window_store import WindowStore, model_inputs
-from moe_distill.targets.sparse_target import sparse_target
-from moe_distill.targets.token_shares import VocabularyMap
+from moe_distill.targets.sparse_target import joined
+from moe_distill.targets.stretches import stretches
+from moe_distill.targets.window_targets import WindowTargets
 from moe_distill.utils.tensors import to_device
 
 CHUNK_POSITIONS = 2048
@@ -59,7 +60,6 @@ class _Batch:
 
     hidden_ND: Tensor
     labels_N: Tensor
-    previous_N: Tensor  # the token that each position has read last
     numbers: range  # of the windows
     seconds: float
 
@@ -70,7 +70,10 @@ def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> S
     device, seconds, nll = _device(model), 0.0, []
     for batch in _batches(model, windows, batch_windows):
         began = _clock(device)
-        nll += [lm_nll(logits_NV, batch.labels_N[chunk]) for chunk, logits_NV in _logits(model, batch)]
+        nll += [
+            F.cross_entropy(logits_NV, batch.labels_N[chunk], reduction="none")
+            for chunk, logits_NV in _logits(model, batch)
+        ]
         seconds += batch.seconds + _clock(device) - began
     of_windows = torch.cat(nll).double().cpu().split(windows.token_counts.tolist())
     return Score(
@@ -82,28 +85,23 @@ def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> S
 
 
 @torch.inference_mode()
-def compare(
-    model: PreTrainedModel,
-    windows: WindowStore,
-    targets: ShardReader,
-    vocabulary_map: VocabularyMap,
-    batch_windows: int,
-) -> Comparison:
+def compare(model: PreTrainedModel, windows: WindowStore, targets: WindowTargets, batch_windows: int) -> Comparison:
     """Agreement with the teacher at aligned positions, and confidence at all, over all windows of a split."""
     device, agreed = _device(model), NO_AGREEMENT
+    weight_VD = model.get_output_embeddings().weight
     confidence, correct = [], []
     for batch in _batches(model, windows, batch_windows):
-        rows = [windows.tokens("teacher_rows", number) for number in batch.numbers]
-        cached, aligned = to_device(read_rows(targets, rows), device), torch.cat(rows).ge(0).to(device)
-        numbers = aligned.cumsum(0) - 1  # of a position's row among the cached ones
+        target = joined([targets.of(number) for number in batch.numbers])
+        teacher_ids = likeliest_ids(target).to(device)
         for chunk, logits_NV in _logits(model, batch):
             top, chosen = logits_NV.softmax(-1).max(-1)
             confidence.append(top.cpu())
             correct.append((chosen == batch.labels_N[chunk]).cpu())
-            inside = aligned[chunk]
-            part, previous = cached.take(numbers[chunk][inside]), batch.previous_N[chunk][inside]
-            target = sparse_target(part, vocabulary_map, 1.0, "map_then_temper", "residual", previous_ids_N=previous)
-            agreed += agreement(logits_NV[inside], target)
+            has_target = target.has_target_N[chunk].to(device)
+            agreed += ranking_agreement(logits_NV[has_target], teacher_ids[chunk][has_target])
+        text = Text(batch.labels_N, to_device(target, device), stretches(len(target), CHUNK_POSITIONS, target))
+        kl = text_loss(batch.hidden_ND, weight_VD, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
+        agreed += Agreement(0, 0.0, 0.0, kl=float(kl or 0.0))
     return Comparison(agreed, torch.cat(confidence), torch.cat(correct))
 
 
@@ -117,8 +115,7 @@ def _batches(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -
         hidden_BLD = model.get_decoder()(input_ids=inputs_BL, use_cache=False).last_hidden_state
         hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
         seconds = _clock(device) - began
-        previous_N = torch.cat([inputs_BL[i, : len(ids)] for i, ids in enumerate(labels)])
-        yield _Batch(hidden_ND, torch.cat(labels).to(device), previous_N, numbers, seconds)
+        yield _Batch(hidden_ND, torch.cat(labels).to(device), numbers, seconds)
 
 
 def _logits(model: PreTrainedModel, batch: _Batch) -> Iterator[tuple[slice, Tensor]]:

@@ -1,7 +1,7 @@
 """Losses between hidden states of two models: per-position values, scale-free by construction.
 
-Legend: W windows, R positions of a run (padded), D hidden size.
-A mask [W, R] is True at real positions; values elsewhere are 0.
+Legend: W windows, P positions of a run (padded), D hidden size.
+A mask [W, P] is True at real positions; values elsewhere are 0.
 """
 
 import torch
@@ -21,53 +21,53 @@ def paired_layer(layer: int, n_layers: int, n_other: int) -> int:
     return (2 * layer * n_other + n_layers) // (2 * n_layers)
 
 
-def cosine_distance(student_WRD: Tensor, teacher_WRD: Tensor, mask_WR: Tensor) -> Tensor:
-    """1 - cosine of each pair of states, in [0, 2], fp32 [W, R]; blind to the scale of either side."""
-    distance_WR = 1.0 - F.cosine_similarity(student_WRD.float(), teacher_WRD.float(), dim=-1)
-    return distance_WR * mask_WR
+def cosine_distance(student_WPD: Tensor, teacher_WPT: Tensor, mask_WP: Tensor) -> Tensor:
+    """1 - cosine of each pair of states, in [0, 2], fp32 [W, P]; blind to the scale of either side."""
+    distance_WP = 1.0 - F.cosine_similarity(student_WPD.float(), teacher_WPT.float(), dim=-1)
+    return distance_WP * mask_WP
 
 
-def relation_kl(student_WRD: Tensor, teacher_WRD: Tensor, mask_WR: Tensor) -> Tensor:
-    """KL between the rows of the teacher's and the student's similarity matrices, in nats, fp32 [W, R].
+def relation_kl(student_WPD: Tensor, teacher_WPT: Tensor, mask_WP: Tensor) -> Tensor:
+    """KL between the rows of the teacher's and the student's similarity matrices, in nats, fp32 [W, P].
 
     A row is the softmax of a state's cosines with the other states of its run, centred on the run's mean.
     Needs no common width, head count or depth; blind to scale and to rotations of either side
     (relation distillation: Park et al. 2019; Wang et al. 2020).
     """
-    left_out_WRR = _left_out(mask_WR)
-    teacher = _relation_logprobs(teacher_WRD, mask_WR, left_out_WRR)
-    student = _relation_logprobs(student_WRD, mask_WR, left_out_WRR)
-    kl_WRR = teacher.exp() * (teacher - student).masked_fill(left_out_WRR, 0.0)
-    return kl_WRR.sum(-1) * mask_WR
+    left_out_WPP = _left_out(mask_WP)
+    teacher = _relation_logprobs(teacher_WPT, mask_WP, left_out_WPP)
+    student = _relation_logprobs(student_WPD, mask_WP, left_out_WPP)
+    kl_WPP = teacher.exp() * (teacher - student).masked_fill(left_out_WPP, 0.0)
+    return kl_WPP.sum(-1) * mask_WP
 
 
-def _left_out(mask_WR: Tensor) -> Tensor:
-    """[W, R, R]: pairs that count for nothing: a position with itself, and padding."""
-    itself = torch.eye(mask_WR.shape[1], dtype=torch.bool, device=mask_WR.device)
-    return itself | ~mask_WR[:, None, :]
+def _left_out(mask_WP: Tensor) -> Tensor:
+    """[W, P, P]: pairs that count for nothing: a position with itself, and padding."""
+    itself = torch.eye(mask_WP.shape[1], dtype=torch.bool, device=mask_WP.device)
+    return itself | ~mask_WP[:, None, :]
 
 
-def _relation_logprobs(states_WRD: Tensor, mask_WR: Tensor, left_out_WRR: Tensor) -> Tensor:
-    """Row-wise log-softmax of similarities to the other positions of a run, fp32 [W, R, R]."""
-    weights_WR1 = mask_WR.float()[..., None]
-    states = states_WRD.float()
-    mean = (states * weights_WR1).sum(1, keepdim=True) / weights_WR1.sum(1, keepdim=True).clamp_min(1.0)
+def _relation_logprobs(states_WPD: Tensor, mask_WP: Tensor, left_out_WPP: Tensor) -> Tensor:
+    """Row-wise log-softmax of similarities to the other positions of a run, fp32 [W, P, P]."""
+    weights_WP1 = mask_WP.float()[..., None]
+    states = states_WPD.float()
+    mean = (states * weights_WP1).sum(1, keepdim=True) / weights_WP1.sum(1, keepdim=True).clamp_min(1.0)
     unit = F.normalize(states - mean, dim=-1)
-    similarity_WRR = unit @ unit.transpose(1, 2) / RELATION_TEMPERATURE
-    logprobs: Tensor = similarity_WRR.masked_fill(left_out_WRR, torch.finfo(torch.float32).min).log_softmax(-1)
+    similarity_WPP = unit @ unit.transpose(1, 2) / RELATION_TEMPERATURE
+    logprobs: Tensor = similarity_WPP.masked_fill(left_out_WPP, torch.finfo(torch.float32).min).log_softmax(-1)
     return logprobs
 
 
-def contrastive_nll(student_WRD: Tensor, teacher_WRD: Tensor, mask_WR: Tensor) -> Tensor:
-    """InfoNCE of each position in nats, fp32 [W, R]: find the teacher's state of the same position in the run.
+def contrastive_nll(student_WPD: Tensor, teacher_WPT: Tensor, mask_WP: Tensor) -> Tensor:
+    """InfoNCE of each position in nats, fp32 [W, P]: find the teacher's state of the same position in the run.
 
     The negatives are the other positions of the same run, so that the value does not depend on how windows are
     split into batches (van den Oord et al. 2018).
     """
-    student = F.normalize(student_WRD.float(), dim=-1)
-    teacher = F.normalize(teacher_WRD.float(), dim=-1)
-    logits_WRR = student @ teacher.transpose(1, 2) / CONTRASTIVE_TEMPERATURE
-    logits_WRR = logits_WRR.masked_fill(~mask_WR[:, None, :], torch.finfo(torch.float32).min)
-    own = torch.arange(student.shape[1], device=student.device).expand(mask_WR.shape)
-    nll_WR = F.cross_entropy(logits_WRR.transpose(1, 2), own, reduction="none")
-    return nll_WR * mask_WR
+    student = F.normalize(student_WPD.float(), dim=-1)
+    teacher = F.normalize(teacher_WPT.float(), dim=-1)
+    logits_WPP = student @ teacher.transpose(1, 2) / CONTRASTIVE_TEMPERATURE
+    logits_WPP = logits_WPP.masked_fill(~mask_WP[:, None, :], torch.finfo(torch.float32).min)
+    own = torch.arange(student.shape[1], device=student.device).expand(mask_WP.shape)
+    nll_WP = F.cross_entropy(logits_WPP.transpose(1, 2), own, reduction="none")
+    return nll_WP * mask_WP

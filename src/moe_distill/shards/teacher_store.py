@@ -5,7 +5,6 @@ sampled position, in whole runs, and names its position row.
 """
 
 import math
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -53,70 +52,6 @@ def open_targets(folder: Path) -> ShardReader:
     targets.expect("tail_ids", ids)
     targets.expect("hidden_rows", range(targets.rows("positions")))
     return targets
-
-
-@dataclass(frozen=True)
-class TeacherRows:
-    """Cached rows of N positions, upcast: log-probabilities at T = 1 in fp32, ids in int64.
-
-    Legend: K kept logits, M tail samples, G temperature nodes.
-    """
-
-    topk_ids: Tensor  # [N, K]
-    topk_logprobs: Tensor  # [N, K]
-    tail_logsumexp: Tensor  # [N, G]
-    tail_ids: Tensor  # [N, M]
-    tail_logprobs: Tensor  # [N, M]
-    tail_log_density: Tensor  # [N, M]: log of the density that the samples were drawn from
-    target_logprob: Tensor  # [N]: of the token that follows in the text
-
-    def __len__(self) -> int:
-        return len(self.topk_ids)
-
-    def take(self, rows: Tensor | slice) -> "TeacherRows":
-        """Some of the rows."""
-        return TeacherRows(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-
-def read_rows(targets: ShardReader, rows_of_windows: list[Tensor]) -> TeacherRows:
-    """The rows of windows, in order; a row number below 0 is left out.
-
-    Args:
-        rows_of_windows: int64 row numbers of each window, ascending where they are not negative; a window's rows lie
-            in one file.
-    """
-    names = ("topk_ids", "topk_logprobs", "tail_logsumexp", "tail_ids", "tail_logprobs", "target_logprob")
-    columns: dict[str, list[Tensor]] = {name: [] for name in names}
-    for rows in rows_of_windows:
-        wanted = rows[rows >= 0]
-        if not len(wanted):
-            continue
-        first, last = int(wanted[0]), int(wanted[-1])
-        for name in names:
-            columns[name].append(targets.slice(name, first, last + 1)[wanted - first])
-    shape = {name: targets.index.fields[name].shape for name in names}
-    joined = {name: torch.cat(parts) if parts else torch.zeros(0, *shape[name]) for name, parts in columns.items()}
-    n_tail = int(str(targets.index.metadata["output_rows"])) - shape["topk_ids"][0]
-    return teacher_rows(joined, n_tail)
-
-
-def teacher_rows(columns: dict[str, Tensor], n_tail: int) -> TeacherRows:
-    """Upcast columns of a store, or fresh records of the same names.
-
-    Args:
-        n_tail: ids outside the top-k.
-    """
-    tail_logsumexp = columns["tail_logsumexp"].float()
-    tail_logprobs = columns["tail_logprobs"].float()
-    return TeacherRows(
-        topk_ids=columns["topk_ids"].long(),
-        topk_logprobs=columns["topk_logprobs"].float(),
-        tail_logsumexp=tail_logsumexp,
-        tail_ids=columns["tail_ids"].long(),
-        tail_logprobs=tail_logprobs,
-        tail_log_density=tail_log_density(tail_logprobs, tail_logsumexp, n_tail),
-        target_logprob=columns["target_logprob"].float(),
-    )
 
 
 def tail_log_density(tail_logprobs: Tensor, tail_logsumexp: Tensor, n_tail: int) -> Tensor:

@@ -1,7 +1,6 @@
 """The map from the teacher's ids to the student's on disk, and beside it what is known of both vocabularies.
 
-Tables: a row for each row of the teacher's output matrix, for each place (byte) in each of its tokens, and for each
-merge of the student's tokenizer.
+Tables: a row for each row of the teacher's output matrix, and for each merge of the student's tokenizer.
 """
 
 from dataclasses import dataclass
@@ -17,9 +16,6 @@ from moe_distill.shards.reader import ShardReader
 VOCABULARY_MAP = "moe-distill/vocabulary-map"
 MAP_FIELDS = {
     "student_ids": FieldSpec(table="teacher_ids", dtype="int32"),  # -1: no student token
-    "place_counts": FieldSpec(table="teacher_ids", dtype="int32"),  # bytes of the teacher's token
-    "place_prefixes": FieldSpec(table="places", dtype="int32"),  # number of the bytes before a place inside a token
-    "place_student_ids": FieldSpec(table="places", dtype="int32"),  # student token from the place on; -1: none
     "merge_lefts": FieldSpec(table="merges", dtype="int32"),  # of the student's BPE, in the order of their ranks
     "merge_rights": FieldSpec(table="merges", dtype="int32"),
     "merge_results": FieldSpec(table="merges", dtype="int32"),  # what left and right become
@@ -41,21 +37,11 @@ class Merges:
     are_blank: Tensor  # bool: the result is whitespace alone
 
 
-@dataclass(frozen=True)
-class Places:
-    """Places in the teacher's tokens, those of one token side by side."""
-
-    counts: Tensor  # int64 [rows of the teacher's output matrix]: places of each token
-    prefixes: Tensor  # int64 [places]: number of the bytes before the place; equal bytes, equal numbers
-    student_ids: Tensor  # int64 [places]: the student's token from there on; -1: none
-
-
 def open_vocabulary_map(folder: Path) -> ShardReader:
     """Open a vocabulary map; an id that the student's tokenizer does not have is refused."""
     reader = ShardReader(folder, VOCABULARY_MAP)
     n_ids = _n_student_ids(reader)
-    for name in ("student_ids", "place_student_ids"):
-        reader.expect(name, range(-1, n_ids))
+    reader.expect("student_ids", range(-1, n_ids))
     for name in MERGE_IDS:
         reader.expect(name, range(n_ids))
     reader.expect("merge_are_blank", range(2))
@@ -65,12 +51,6 @@ def open_vocabulary_map(folder: Path) -> ShardReader:
 def read_vocabulary_map(folder: Path) -> Tensor:
     """int64 [rows of the teacher's output matrix]: student id of each teacher id, -1 where there is none."""
     return _column(open_vocabulary_map(folder), "student_ids")
-
-
-def read_places(folder: Path) -> Places:
-    """The places inside the teacher's tokens."""
-    reader = open_vocabulary_map(folder)
-    return Places(*(_column(reader, name) for name in ("place_counts", "place_prefixes", "place_student_ids")))
 
 
 def read_merges(folder: Path) -> tuple[Merges, int]:

@@ -94,6 +94,13 @@ class WindowStore:
         documents = torch.cat(list(self.reader.columns("documents"))).long()
         return json.loads(names), torch.bucketize(documents, torch.tensor(starts), right=True) - 1
 
+    @property
+    def prefix_id(self) -> int:
+        """The token that every window begins with, before its own."""
+        prefix = self.reader.index.metadata["prefix_id"]
+        assert isinstance(prefix, int)
+        return prefix
+
     def _check_prefix(self) -> None:
         prefix, n_ids = self.reader.index.metadata["prefix_id"], len(self.token_bytes)
         if not isinstance(prefix, int) or not 0 <= prefix < n_ids:
@@ -135,9 +142,7 @@ def model_inputs(windows: WindowStore, numbers: Sequence[int]) -> tuple[Tensor, 
         Input ids, int64 [B, L]: prefix token, then all tokens but the last, padded to the right with the prefix token;
         and the tokens of each window, int64.
     """
-    prefix = windows.reader.index.metadata["prefix_id"]
-    assert isinstance(prefix, int)
-    tokens = [windows.tokens("token_ids", number).long() for number in numbers]
+    prefix, tokens = windows.prefix_id, [windows.tokens("token_ids", number).long() for number in numbers]
     padded = pad_sequence(tokens, batch_first=True, padding_value=prefix)
     return torch.cat([torch.full((len(tokens), 1), prefix), padded[:, :-1]], dim=1), tokens
 

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from moe_distill.shards.vocabulary_store import Merges
-from moe_distill.targets.pairs import index_of, pair_keys, pairs_of
-from moe_distill.targets.sparse_rows import Entries
+from moe_distill.targets.sparse_rows import Entries, index_of, pair_keys, pairs_of
 
 NEVER = torch.iinfo(torch.int64).max  # rank of a merge that no rule makes
 LEAST_PROB = 1e-3  # of an entry, at T = 1, that is asked about: each of the others is too small to matter

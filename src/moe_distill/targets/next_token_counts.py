@@ -10,7 +10,7 @@ from torch import Tensor
 from moe_distill.shards.vocabulary_store import read_merges, read_vocabulary_map
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.targets.canonical import merge_rules, with_text
-from moe_distill.targets.pairs import pair_keys, pairs_of
+from moe_distill.targets.sparse_rows import pair_keys, pairs_of
 from moe_distill.targets.token_shares import NextTokenCounts, VocabularyMap, counted_shares
 
 

@@ -9,9 +9,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_distill.targets.pairs import index_of, pair_keys, pairs_of
-
 NEGATIVE_INFINITY = float("-inf")
+
+
+def pair_keys(first_ids: Tensor, second_ids: Tensor) -> Tensor:
+    """One int64 for each pair of ids below 2^31."""
+    return first_ids << 32 | second_ids
+
+
+def pairs_of(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and second ids of `pair_keys`."""
+    return keys >> 32, keys & 0xFFFF_FFFF
+
+
+def index_of(ascending: Tensor, wanted: Tensor) -> Tensor:
+    """Where each wanted number stands in a list of ascending ones; -1: nowhere."""
+    if not len(ascending):
+        return torch.full_like(wanted, -1)
+    found = torch.searchsorted(ascending, wanted).clamp_max(len(ascending) - 1)
+    return found.masked_fill(ascending[found] != wanted, -1)
 
 
 @dataclass(frozen=True)
@@ -29,11 +45,15 @@ class Entries:
 def merged(rows_X: Tensor, ids_X: Tensor, logprobs_X: Tensor) -> Entries:
     """Add up what a row has of one id; log-probabilities of -inf are dropped."""
     is_entry_X = logprobs_X > NEGATIVE_INFINITY
-    logprobs = logprobs_X[is_entry_X]
-    keys_E, place = pair_keys(rows_X[is_entry_X], ids_X[is_entry_X]).unique(return_inverse=True)
-    peaks_E = logprobs.new_full(keys_E.shape, NEGATIVE_INFINITY).scatter_reduce(0, place, logprobs.detach(), "amax")
-    sums_E = torch.zeros_like(peaks_E).index_add(0, place, (logprobs - peaks_E[place]).exp())
-    return Entries(*pairs_of(keys_E), sums_E.log() + peaks_E)
+    keys_E, place_X = pair_keys(rows_X[is_entry_X], ids_X[is_entry_X]).unique(return_inverse=True)
+    return Entries(*pairs_of(keys_E), grouped_logsumexp(logprobs_X[is_entry_X], place_X, len(keys_E)))
+
+
+def grouped_logsumexp(values_X: Tensor, groups_X: Tensor, n_groups: int) -> Tensor:
+    """Log of the sum of exp of each group's values, [n_groups]; -inf for a group without any."""
+    peaks = values_X.new_full((n_groups,), NEGATIVE_INFINITY).scatter_reduce(0, groups_X, values_X, "amax")
+    sums = torch.zeros_like(peaks).index_add(0, groups_X, (values_X - peaks[groups_X]).exp())
+    return sums.log() + peaks.clamp_min(torch.finfo(peaks.dtype).min)
 
 
 def probs_at(entries: Entries, rows_X: Tensor, ids_X: Tensor) -> Tensor:

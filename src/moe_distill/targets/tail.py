@@ -1,15 +1,15 @@
 """What the cache tells of the teacher's distribution outside the kept ids: log-sums at a few temperatures, and samples.
 
-Legend: N positions, K kept logits, M tail samples, G temperature nodes, X pairs of a sample and one of its student
-tokens, Z places for the samples of a row.
+Shapes: N positions, M tail samples, G temperature nodes, X pairs of a sample and one of its student tokens.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, TeacherRows
-from moe_distill.targets.sparse_rows import NEGATIVE_INFINITY, padded
+from moe_distill.shards.teacher_store import TAIL_TEMPERATURES
+from moe_distill.targets.sparse_rows import NEGATIVE_INFINITY
+from moe_distill.targets.teacher_rows import TeacherRows
 from moe_distill.targets.token_shares import StudentPairs
 
 MOST_OF_TAIL = 1.0 - 1e-6  # that the next token can be: fp16 may put it above all of the tail
@@ -53,20 +53,16 @@ def outside_logsumexp(rows: TeacherRows, temperature: float, next_ids_N: Tensor 
     return torch.where(is_kept_N, tail_N, tail_N + torch.log1p(-share_N))
 
 
-def tail_probs(
+def sample_probs(
     rows: TeacherRows, samples: StudentPairs, temperature: float, normalizer_N: Tensor, factors_X: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Student ids and importance-weighted probabilities of the tail samples, each [N, Z]; 0 where there is none.
+) -> Tensor:
+    """Importance-weighted probability of each tail sample, [X]; on average they sum to the tail's mapped mass.
 
     Args:
-        samples: what the rows' tail samples, in one list, become.
+        samples: the student's tokens of the rows' tail samples, all in one list.
         normalizer_N: log of the sum that the tempered distribution is divided by.
         factors_X: what merging makes of a sample that was tempered first; None: nothing.
     """
-    n_rows, n_samples = rows.tail_ids.shape
     logprobs_NM = rows.tail_logprobs / temperature - normalizer_N[:, None] - rows.tail_log_density
-    probs_X = (logprobs_NM.exp() / n_samples).flatten()[samples.sources] * samples.log_shares.exp()
-    if factors_X is not None:
-        probs_X = probs_X * factors_X
-    numbers_X = samples.sources // n_samples
-    return padded(numbers_X, samples.student_ids, n_rows, 0), padded(numbers_X, probs_X, n_rows, 0.0)
+    probs_X = (logprobs_NM.exp() / rows.tail_ids.shape[1]).flatten()[samples.sources] * samples.log_shares.exp()
+    return probs_X if factors_X is None else probs_X * factors_X

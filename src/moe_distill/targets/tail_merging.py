@@ -17,8 +17,8 @@ Legend: N positions, M tail samples, X pairs of a sample and one of its student 
 import torch
 from torch import Tensor
 
-from moe_distill.shards.teacher_store import TeacherRows
 from moe_distill.targets.sparse_rows import Entries, probs_at
+from moe_distill.targets.teacher_rows import TeacherRows
 from moe_distill.targets.token_shares import StudentPairs, VocabularyMap
 
 LEAST = 1e-30  # of what is divided by

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from moe_distill.targets.canonical import MergeRules
-from moe_distill.targets.pairs import pair_keys, pairs_of
+from moe_distill.targets.sparse_rows import pair_keys, pairs_of
 
 MAX_STUDENT_TOKENS = 16  # J: student tokens that a teacher id's probability is handed out to
 RULE_COUNT = 1.0  # observations that the rule is worth

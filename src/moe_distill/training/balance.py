@@ -6,7 +6,7 @@ the same share of the objective whatever a term's natural scale is.
 
 from collections.abc import Mapping
 
-from moe_distill.losses.registry import POSITION_TERMS
+from moe_distill.losses.registry import TEXT_TERMS
 
 DECAY = 0.98
 LARGEST_SCALE = 10.0
@@ -21,7 +21,7 @@ def updated_scales(scales: Mapping[str, float], raw: Mapping[str, float]) -> dic
     """
     updated = dict(scales)
     for name, value in raw.items():
-        if name in POSITION_TERMS:  # their weights share out each position
+        if name in TEXT_TERMS:  # their weights share out each position
             continue
         ratio = min(LARGEST_SCALE, max(1.0 / LARGEST_SCALE, raw["lm"] / max(abs(value), 1e-8)))
         updated[name] = DECAY * scales[name] + (1.0 - DECAY) * ratio if name in scales else ratio

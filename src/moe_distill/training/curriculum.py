@@ -12,7 +12,6 @@ RAMPS = {
     "attention": (0.1, 0.4),
     "router_feature": (0.1, 0.4),
     "router_attention": (0.1, 0.4),
-    "router_kd": (0.1, 0.4),
     "router_balance": (0.1, 0.4),
     "router_importance": (0.1, 0.4),
     "layerwise": (0.4, 0.7),

@@ -24,11 +24,11 @@ def check_inputs(splits: list[Split], capture: Capture, student: Path, vocabular
     """
     for split in splits:
         check_tokenizer(split.windows.reader, student)
-        if split.targets is not None:
-            check_capture(split.targets, capture)
-            check_vocabulary_map(open_vocabulary_map(vocabulary_map), split.windows.reader, split.targets)
-        if split.targets is not None and head is not None:
-            check_same_teacher(split.targets, head, read_description(head).teacher_fingerprint)
+        if split.shards is not None:
+            check_capture(split.shards, capture)
+            check_vocabulary_map(open_vocabulary_map(vocabulary_map), split.windows.reader, split.shards)
+        if split.shards is not None and head is not None:
+            check_same_teacher(split.shards, head, read_description(head).teacher_fingerprint)
 
 
 def check_student_rows(split: Split, student: Path, student_rows: int) -> None:

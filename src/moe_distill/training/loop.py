@@ -2,9 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+
+from torch import Tensor
 
 from moe_distill.config.params import EarlyStopping
 from moe_distill.config.profile import Train
@@ -14,16 +18,17 @@ from moe_distill.training.balance import updated_scales
 from moe_distill.training.batch import Batch
 from moe_distill.training.batch_order import batches_from
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
-from moe_distill.training.data import BatchFields, Split
 from moe_distill.training.early_stopping import observe, should_stop
+from moe_distill.training.loader import BatchReader, LoaderSettings, load_batches, requests
 from moe_distill.training.objective import Objective
 from moe_distill.training.optimizer import set_learning_rate
 from moe_distill.training.recorder import Recorder, expert_values, term_values
-from moe_distill.training.schedule import learning_rate_fraction
-from moe_distill.training.step import StepMetrics, Update, optimizer_step, read_parts, validate
+from moe_distill.training.schedule import learning_rate_fraction, noise_seed
+from moe_distill.training.step import StepMetrics, Update, optimizer_step, validate
 from moe_distill.training.trainer import Trainer, load_student_weights, restore, student_weights, to_checkpoint
 from moe_distill.utils.device import Runtime
 from moe_distill.utils.signals import postponed_signals
+from moe_distill.utils.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,6 @@ class Phase:
     last_step: int  # half-open, counted over both phases
     term_names: tuple[str, ...]  # that can appear
     num_experts: int  # the router's; 0 = no router
-    wanted: BatchFields
     adaptive: bool
     objective_at: Callable[[int, Mapping[str, float]], Objective]
     watches: Callable[[int], bool]  # early stopping and the best weights: from which step on
@@ -55,15 +59,17 @@ class Result:
 class TrainingContext:
     """What a phase reads, and by which parameters it goes on."""
 
-    train_split: Split
-    validation_split: Split
+    train_batches: BatchReader
+    validation_batches: BatchReader
+    window_lengths: Tensor  # tokens of each training window, int64
+    n_validation_windows: int
     train: Train
     stopping: EarlyStopping
     seed: int
     runtime: Runtime
 
 
-def run_phase(trainer: Trainer, phase: Phase, setting: TrainingContext, work: Path, recorder: Recorder) -> Result:
+def run_phase(trainer: Trainer, phase: Phase, context: TrainingContext, work: Path, recorder: Recorder) -> Result:
     """Train until the phase's last step or early stopping; keep the best weights seen since the last ramp.
 
     Args:
@@ -75,32 +81,36 @@ def run_phase(trainer: Trainer, phase: Phase, setting: TrainingContext, work: Pa
         DivergenceError: too many non-finite steps in a row; the last good checkpoint stays in `work`.
         DataError: fewer training windows than one batch.
     """
-    train = setting.train
-    _require_a_batch(setting.train_split, train)
+    train = context.train
+    _require_a_batch(len(context.window_lengths), train)
     checkpoint = newest_checkpoint(work)
     if checkpoint is not None:
         restore(trainer, checkpoint)
         log(f"{phase.stage}: resumed at step {trainer.step}")
     recorder.open(trainer.step)
-    validation_parts = _validation_parts(setting, phase)
-    batches = batches_from(setting.train_split.windows.token_counts, train.batch_windows, setting.seed, trainer.step)
+    validation_parts = _validation_parts(context)
     trainer.student.model.train()
 
-    outcome: StepMetrics | None = None  # of the validation that the last step ended with
-    with postponed_signals() as postponed:
-        while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, setting.stopping):
-            outcome = _advance(trainer, phase, setting, next(batches), validation_parts, recorder)
+    metrics: StepMetrics | None = None  # of the validation that the last step ended with
+    with postponed_signals() as postponed, closing(_steps(context, trainer.step, phase.last_step)) as steps:
+        began = time.perf_counter()
+        while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, context.stopping):
+            parts = next(steps)
+            update, objective = _advance(trainer, phase, context, parts)
+            trainer.counters.seconds += time.perf_counter() - began
+            metrics = _record(trainer, phase, context, update, objective, validation_parts, recorder)
             if trainer.step % train.checkpoint_every == 0 or postponed.arrived:
                 save_checkpoint(work, to_checkpoint(trainer))
             postponed.obey()
+            began = time.perf_counter()
 
     if trainer.best:
         load_student_weights(trainer, trainer.best)
-    if trainer.best or outcome is None:
+    if trainer.best or metrics is None:
         objective = phase.objective_at(trainer.step - 1, trainer.counters.scales)
-        outcome = validate(trainer.student, validation_parts, objective, setting.runtime)
+        metrics = validate(trainer.student, validation_parts, objective)
     return Result(
-        final=outcome,
+        final=metrics,
         steps=trainer.step,
         stopped_early=trainer.step < phase.last_step,
         skipped_steps=trainer.counters.skipped_steps,
@@ -108,63 +118,94 @@ def run_phase(trainer: Trainer, phase: Phase, setting: TrainingContext, work: Pa
     )
 
 
-def _advance(
+def _steps(context: TrainingContext, first_step: int, last_step: int) -> Generator[list[Batch], None, None]:
+    """The micro-batches of each step from `first_step` on, on the device that trains."""
+    train, device = context.train, context.runtime.device
+    windows = batches_from(context.window_lengths, train.batch_windows, context.seed, first_step)
+    wanted = (
+        request
+        for step in range(first_step, last_step)
+        for request in requests(next(windows), train.micro_batch_windows, noise_seed(context.seed, step))
+    )
+    settings = LoaderSettings(train.loader_workers, pin_memory=device.type == "cuda")
+    batches = load_batches(context.train_batches, wanted, settings)
+    for _ in range(first_step, last_step):
+        n_parts = train.batch_windows // train.micro_batch_windows
+        yield [to_device(batch, device) for batch in islice(batches, n_parts)]
+
+
+def _advance(trainer: Trainer, phase: Phase, context: TrainingContext, parts: list[Batch]) -> tuple[Update, Objective]:
+    """One optimizer step, counted."""
+    train, step = context.train, trainer.step
+    objective = phase.objective_at(step, trainer.counters.scales)
+    set_learning_rate(trainer.optimizer, learning_rate_fraction(step, train))
+    update = optimizer_step(
+        trainer.student,
+        parts,
+        objective,
+        trainer.optimizer,
+        trainer.scaler,
+        context.runtime,
+        train.gradient_clip,
+        with_kl=_is_logged(step + 1, phase, train),
+    )
+    _account(trainer, update, phase, train, [window for part in parts for window in part.windows])
+    return update, objective
+
+
+def _record(
     trainer: Trainer,
     phase: Phase,
-    setting: TrainingContext,
-    numbers: list[int],
+    context: TrainingContext,
+    update: Update,
+    objective: Objective,
     validation_parts: list[Batch],
     recorder: Recorder,
 ) -> StepMetrics | None:
-    """One optimizer step over the windows `numbers`, and what is due after it: the outcome of a validation, if any."""
-    train = setting.train
-    began = time.perf_counter()
-    objective = phase.objective_at(trainer.step, trainer.counters.scales)
-    fraction = learning_rate_fraction(trainer.step, train)
-    set_learning_rate(trainer.optimizer, fraction)
-    parts = read_parts(setting.train_split, numbers, train.micro_batch_windows, phase.wanted)
-    update = optimizer_step(
-        trainer.student, parts, objective, trainer.optimizer, trainer.scaler, setting.runtime, train.gradient_clip
-    )
-    _account(trainer, update, phase, train, time.perf_counter() - began, numbers)
-    is_last = trainer.step == phase.last_step
-    if is_last or trainer.step % train.log_every == 0:
-        recorder.record_step(trainer.step, update, train.learning_rate * fraction, trainer.counters)
-    if not is_last and trainer.step % train.validate_every:
+    """What is due after a step: a line, a validation; the metrics of the latter, if there was one."""
+    train, step = context.train, trainer.step
+    if _is_logged(step, phase, train):
+        learning_rate = train.learning_rate * learning_rate_fraction(step - 1, train)
+        recorder.record_step(step, update, learning_rate, trainer.counters)
+    if step != phase.last_step and step % train.validate_every:
         return None
-    outcome = validate(trainer.student, validation_parts, objective, setting.runtime)
-    if phase.watches(trainer.step):
-        _watch(trainer, outcome, setting.stopping)
-    recorder.record_validation(trainer.step, outcome, trainer.counters)
-    return outcome
+    metrics = validate(trainer.student, validation_parts, objective)
+    if phase.watches(step):
+        _watch(trainer, metrics, context.stopping)
+    recorder.record_validation(step, metrics, trainer.counters)
+    return metrics
 
 
-def _validation_parts(setting: TrainingContext, phase: Phase) -> list[Batch]:
+def _is_logged(step: int, phase: Phase, train: Train) -> bool:
+    return step == phase.last_step or step % train.log_every == 0
+
+
+def _validation_parts(context: TrainingContext) -> list[Batch]:
     """The same windows at every validation, evenly spread over the split: its sources lie one after the other."""
-    total = len(setting.validation_split.windows)
-    n_windows = min(setting.train.validation_windows, total)
-    numbers = [number * total // n_windows for number in range(n_windows)]
-    return read_parts(setting.validation_split, numbers, setting.train.micro_batch_windows, phase.wanted)
+    total = context.n_validation_windows
+    n_windows = min(context.train.validation_windows, total)
+    windows = [number * total // n_windows for number in range(n_windows)]
+    wanted = requests(windows, context.train.micro_batch_windows)
+    return [to_device(context.validation_batches.read(request), context.runtime.device) for request in wanted]
 
 
-def _require_a_batch(split: Split, train: Train) -> None:
-    if len(split.windows) < train.batch_windows:
+def _require_a_batch(n_windows: int, train: Train) -> None:
+    if n_windows < train.batch_windows:
         raise DataError(
-            f"the training split has {len(split.windows)} windows, one batch has {train.batch_windows}",
+            f"the training split has {n_windows} windows, one batch has {train.batch_windows}",
             fix="lower `train.batch_windows`, or raise `windows.train_fraction` or the corpus",
         )
 
 
-def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, seconds: float, windows: list[int]) -> None:
+def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, windows: list[int]) -> None:
     """Count the step, and stop a run of non-finite ones."""
     counters = trainer.counters
     trainer.step += 1
-    counters.tokens += update.outcome.counts.tokens
-    counters.seconds += seconds
+    counters.tokens += update.metrics.counts.tokens
     if update.applied:
         counters.consecutive_nonfinite = 0
         if phase.adaptive:
-            raw = {name: float(term.raw) for name, term in update.outcome.terms.items()}
+            raw = {name: term.raw for name, term in update.metrics.terms.items()}
             counters.scales = updated_scales(counters.scales, raw)
         return
     counters.skipped_steps += 1
@@ -172,13 +213,13 @@ def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, secon
     if counters.consecutive_nonfinite >= train.max_consecutive_nonfinite:
         raise DivergenceError(
             f"{phase.stage}: {counters.consecutive_nonfinite} steps in a row, to step {trainer.step}, were not finite",
-            f"gradient norm {update.gradient_norm}, loss {update.outcome.total}, training windows {windows}",
+            f"gradient norm {update.gradient_norm}, loss {update.loss}, training windows {windows}",
             "lower `train.learning_rate`; the last good checkpoint is kept under .work",
         )
 
 
-def _watch(trainer: Trainer, outcome: StepMetrics, stopping: EarlyStopping) -> None:
-    trainer.counters.watch = observe(trainer.counters.watch, trainer.step, outcome.bits_per_byte, stopping)
+def _watch(trainer: Trainer, metrics: StepMetrics, stopping: EarlyStopping) -> None:
+    trainer.counters.watch = observe(trainer.counters.watch, trainer.step, metrics.bits_per_byte, stopping)
     if trainer.counters.watch.best_step == trainer.step:
         trainer.best = student_weights(trainer)
 

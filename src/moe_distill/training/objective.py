@@ -1,8 +1,7 @@
 """One objective for training and validation: every term once, with its raw value and its part of the total.
 
-A term of weight 0 is not computed. Sums are divided by the counts of the whole
-optimizer step (or validation set), so that parts of a batch add up to the batch: the gradient does not depend on how
-a step is split. Legend: see training/batch.
+A term of weight 0 is not computed. Sums are divided by the counts of the whole optimizer step (or validation set), so
+that parts of a batch add up to the batch: the gradient does not depend on how a step is split.
 """
 
 from dataclasses import dataclass
@@ -12,15 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
-from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms, total_of
+from moe_distill.losses.text_loss import text_loss
 from moe_distill.replay.block import TeacherHead
-from moe_distill.targets.inside import InsidePlaces
-from moe_distill.targets.token_shares import VocabularyMap
 from moe_distill.training.batch import Batch, Counts, HiddenRuns
-from moe_distill.training.routed_kd import routed_kd, routed_text
 from moe_distill.training.routing import GateInputs, RouterSettings, route, routed_state_terms
 from moe_distill.training.student import Heads, StudentStates, gather_runs, run_student
-from moe_distill.training.text_terms import KdSettings, text_targets, text_terms
 
 
 @dataclass(frozen=True)
@@ -30,78 +26,84 @@ class Objective:
     `weights` holds the present weight of every hidden-state and router term.
     """
 
-    kd: KdSettings | None  # None: LM alone
+    kd_weight: float  # of KD at positions that have a target; LM keeps the rest there, and all elsewhere
     weights: dict[str, float]
     router: RouterSettings
-    chunk_tokens: int
 
 
 @dataclass(frozen=True)
 class Student:
-    """The trained modules and the fixed things they are trained against."""
+    """The trained modules and the fixed ones they are trained against."""
 
     model: PreTrainedModel
     heads: Heads | None  # None in the first phase
     teacher_head: TeacherHead | None  # for the router; None where the teacher's last block is dense
-    vocabulary_map: VocabularyMap | None  # None: LM alone
-    inside_places: InsidePlaces | None  # for `kd_inside`; None where it is not asked for
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """The terms of a batch, and what else one wants to know of it."""
+    """The losses of a batch."""
 
-    terms: Terms
+    loss: Tensor  # what the gradient is of
+    terms: Terms  # detached; without `kd` where its value was not wanted
     nll_sum: Tensor  # nats over the batch's tokens, for bits per byte
     gate: GateInputs | None  # what the router's gate has read, detached; None where no expert was asked
 
 
 def evaluate_objective(
-    student: Student, batch: Batch, objective: Objective, counts: Counts, autocast: torch.dtype | None
+    student: Student,
+    batch: Batch,
+    objective: Objective,
+    counts: Counts,
+    autocast: torch.dtype | None,
+    with_kl: bool,
 ) -> LossOutput:
     """Compute every term of weight above 0 on one batch, but for those of the gate's means (`gate_terms`).
 
     Args:
         counts: of the whole optimizer step or validation set that the batch is part of.
-        autocast: reduced precision of the student's layers, None for fp32; losses are fp32 in any case.
+        autocast: reduced precision of the student's layers and of the product with its output matrix, None for fp32;
+            losses are fp32 in any case.
+        with_kl: whether the value of `kd` is wanted; its gradient is computed in any case.
     """
     runs = batch.runs if any(objective.weights.values()) else None
     with torch.autocast(batch.input_ids_BL.device.type, dtype=autocast, enabled=autocast is not None):
         states = run_student(student.model, batch.input_ids_BL, with_layers=runs is not None)
-    hidden_ND, weight_VD = states.final_BLD.flatten(0, 1)[batch.places_N], student.model.get_output_embeddings().weight
-    targets = text_targets(batch, objective.kd, student.vocabulary_map, student.inside_places)
-    terms, nll_sum = text_terms(hidden_ND, weight_VD, batch, targets, objective.kd, objective.chunk_tokens, counts)
+    loss, terms, nll_sum = _text_terms(student.model, states, batch, objective, counts, autocast, with_kl)
     gate = None
     if runs is not None and student.heads is not None:
-        terms |= _hidden_terms(student.heads, states, runs, objective, counts)
+        state_terms = _hidden_terms(student.heads, states, runs, objective, counts)
         if student.teacher_head is not None and any(objective.weights[name] for name in ROUTER_TERMS):
-            routed, gate = _routed_terms(student, states, batch, runs, objective, counts)
-            terms |= routed
-    return LossOutput(terms, nll_sum, gate)
+            student_WPD = gather_runs(states.final_BLD, runs)
+            routing = route(student.heads, student.teacher_head, student_WPD, runs, objective.router)
+            state_terms |= routed_state_terms(
+                student.heads, routing, student_WPD, runs, objective.weights, counts.hidden
+            )
+            gate = routing.gate.detached()
+        if state_terms:
+            loss = loss + total_of(state_terms)
+            terms |= {name: term.detached() for name, term in state_terms.items()}
+    return LossOutput(loss, terms, nll_sum, gate)
 
 
-def _routed_terms(
-    student: Student, states: StudentStates, batch: Batch, runs: HiddenRuns, objective: Objective, counts: Counts
-) -> tuple[Terms, GateInputs]:
-    """The student against the replayed block, and what the gate has read."""
-    assert student.heads is not None
-    assert student.teacher_head is not None
-    student_WRD = gather_runs(states.final_BLD, runs)
-    routing = route(student.heads, student.teacher_head, student_WRD, runs, objective.router)
-    terms = routed_state_terms(student.heads, routing, student_WRD, runs, objective.weights, counts.hidden)
-    if objective.weights["router_kd"] > 0 and objective.kd is not None and student.vocabulary_map is not None:
-        value_N = routed_kd(
-            routed_text(batch, runs, student_WRD, routing.routed_WRT),
-            student.model.get_output_embeddings().weight,
-            student.teacher_head,
-            student.vocabulary_map,
-            objective.kd.temperature,
-            objective.kd.order,
-            objective.chunk_tokens,
-        )
-        raw = value_N.sum() / counts.hidden
-        terms["router_kd"] = LossTerm(raw, objective.weights["router_kd"] * raw)
-    return terms, routing.gate.detached()
+def _text_terms(
+    model: PreTrainedModel,
+    states: StudentStates,
+    batch: Batch,
+    objective: Objective,
+    counts: Counts,
+    autocast: torch.dtype | None,
+    with_kl: bool,
+) -> tuple[Tensor, Terms, Tensor]:
+    """The loss of the text, its terms `lm` and `kd`, and the summed nats."""
+    hidden_ND = states.final_BLD.flatten(0, 1).index_select(0, batch.places_N)
+    weight_VD = model.get_output_embeddings().weight
+    found = text_loss(hidden_ND, weight_VD, batch.text, objective.kd_weight, autocast or torch.float32, with_kl)
+    terms = {"lm": LossTerm(found.nll / counts.tokens, found.weighted_nll / counts.tokens)}
+    if batch.text.target is not None and found.kl is not None:
+        factor = objective.kd_weight * batch.text.target.temperature**2 / counts.tokens
+        terms["kd"] = LossTerm(found.kl / max(counts.aligned, 1), factor * found.kl)
+    return found.loss / counts.tokens, terms, found.nll
 
 
 def _hidden_terms(heads: Heads, states: StudentStates, runs: HiddenRuns, objective: Objective, counts: Counts) -> Terms:
@@ -109,22 +111,23 @@ def _hidden_terms(heads: Heads, states: StudentStates, runs: HiddenRuns, objecti
     weights = {name: objective.weights[name] for name in HIDDEN_TERMS if objective.weights[name] > 0}
     last = len(heads.pairs) - 1
     values: dict[str, Tensor] = {}
-    if weights.keys() & {"feature", "contrastive"}:
-        projected = heads.projections[last](gather_runs(states.layers[heads.pairs[last]], runs))
-        teacher = runs.states_WRSD[:, :, last]
+    if weights.keys() & {"feature", "attention", "contrastive"}:
+        student_WPD = gather_runs(states.layers[heads.pairs[last]], runs)
+        teacher_WPT = runs.states_WPST[:, :, last]
+        if "attention" in weights:
+            values["attention"] = relation_kl(student_WPD, teacher_WPT, runs.mask_WP)
+        if weights.keys() & {"feature", "contrastive"}:
+            projected_WPT = heads.projections[last](student_WPD)
         if "feature" in weights:
-            values["feature"] = cosine_distance(projected, teacher, runs.mask_WR)
+            values["feature"] = cosine_distance(projected_WPT, teacher_WPT, runs.mask_WP)
         if "contrastive" in weights:
-            values["contrastive"] = contrastive_nll(projected, teacher, runs.mask_WR)
-    if "attention" in weights:
-        student = gather_runs(states.layers[heads.pairs[last]], runs)
-        values["attention"] = relation_kl(student, runs.states_WRSD[:, :, last], runs.mask_WR)
+            values["contrastive"] = contrastive_nll(projected_WPT, teacher_WPT, runs.mask_WP)
     if "layerwise" in weights and last > 0:
         distances = [
             cosine_distance(
                 heads.projections[number](gather_runs(states.layers[pair], runs)),
-                runs.states_WRSD[:, :, number],
-                runs.mask_WR,
+                runs.states_WPST[:, :, number],
+                runs.mask_WP,
             )
             for number, pair in enumerate(heads.pairs[:last])
         ]

@@ -23,7 +23,7 @@ def make_optimizer(model: nn.Module, heads: nn.Module | None, train: Train) -> t
             if chosen:
                 decay = train.weight_decay if decays else 0.0
                 groups.append({"params": chosen, "peak": peak, "weight_decay": decay})
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS, eps=1e-8)
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS, eps=1e-8, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
@@ -46,9 +46,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
     for parameter in _parameters(optimizer):
         name = names[parameter]
         if f"step:{name}" in tensors:
-            moments = {moment: tensors[f"{moment}:{name}"].clone() for moment in MOMENTS}
-            moments |= {moment: moments[moment].to(parameter.device) for moment in MOMENTS[1:]}
-            optimizer.state[parameter] = moments
+            saved = {moment: tensors[f"{moment}:{name}"].clone() for moment in MOMENTS}
+            optimizer.state[parameter] = {moment: tensor.to(parameter.device) for moment, tensor in saved.items()}
 
 
 def parameter_names(model: nn.Module, heads: nn.Module | None) -> dict[Tensor, str]:

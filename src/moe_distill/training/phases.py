@@ -8,29 +8,29 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_distill.config.params import ExperimentParams, Params
+from moe_distill.config.params import Params
 from moe_distill.config.profile import require_router_positions
 from moe_distill.log import log
-from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, TEXT_TERMS
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.models.pretrained import load_causal_lm, save_causal_lm
-from moe_distill.replay.block import TeacherHead, load_teacher_head
+from moe_distill.replay.block import load_teacher_head
 from moe_distill.shards.format import INDEX_NAME
-from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.teacher_store import open_targets
 from moe_distill.targets.next_token_counts import load_vocabulary_map
-from moe_distill.training.data import TEXT_ONLY, BatchFields, Split, open_split, stated_positions
+from moe_distill.targets.window_targets import TargetSettings, WindowTargets
+from moe_distill.training.data import Split, count_experts, mean_positions_with_states, open_split
 from moe_distill.training.input_checks import check_inputs, check_student_rows
-from moe_distill.training.inside import load_places
+from moe_distill.training.loader import BatchReader
 from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
 from moe_distill.training.recorder import Recorder, RecorderSettings
-from moe_distill.training.schedule import first_phase_steps, lm_only, objective_at, ramps_are_complete
+from moe_distill.training.schedule import LM_ONLY, first_phase_steps, needs_states, objective_at, ramps_are_complete
 from moe_distill.training.student import layer_pairs, make_heads
 from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
 from moe_distill.utils.device import Runtime, make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import fingerprint, folder_fingerprint, sha256_file
-from moe_distill.utils.tensors import to_device
 
 OPTIMIZER_NAME = "optimizer.safetensors"
 STUDENT_FOLDER, OPTIMIZER_FOLDER = "export", "optimizer"  # in a work folder
@@ -75,65 +75,66 @@ def inputs_key(inputs: TrainingInputs) -> str:
 def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
     """Phase 1: LM and KD, until the curriculum's first ramp opens."""
     experiment, train = params.experiment, params.profile.train
-    steps = first_phase_steps(experiment, train)
     phase = Phase(
         stage="train_kd",
-        last_step=steps,
+        last_step=first_phase_steps(experiment, train),
         term_names=TEXT_TERMS,
         num_experts=0,
-        wanted=_wanted(experiment, runs=False),
         adaptive=False,
         objective_at=lambda step, _scales: objective_at(step, experiment, train, {}),
         watches=lambda _step: False,
     )
-    return _train(params, phase, 0, inputs, outputs)
+    return _train(params, phase, 0, False, inputs, outputs)
 
 
 def control(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
-    """The student that distillation is measured against: the same steps, seed and text, with LM alone."""
+    """The LM baseline, which distillation is measured against: the same steps, seed and text, with LM alone."""
     experiment, train = params.experiment, params.profile.train
     phase = Phase(
         stage="control",
         last_step=train.max_steps,
         term_names=("lm",),
         num_experts=0,
-        wanted=TEXT_ONLY,
         adaptive=False,
-        objective_at=lambda _step, _scales: lm_only(train.chunk_tokens),
+        objective_at=lambda _step, _scales: LM_ONLY,
         watches=partial(ramps_are_complete, experiment=experiment, train=train),
     )
-    return _train(params, phase, 0, inputs, outputs)
+    return _train(params, phase, 0, False, inputs, outputs)
 
 
 def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
     """Phase 2: hidden-state and router terms join on the curriculum."""
     experiment, train = params.experiment, params.profile.train
     assert inputs.targets is not None
-    num_experts = _num_experts(inputs.targets)
-    if not num_experts:
+    with_states = needs_states(experiment)
+    num_experts = count_experts(open_targets(inputs.targets / "train")) if with_states else 0
+    if with_states and not num_experts:
         log("train_router: the teacher's last block is dense; the router is off")
 
     def objective(step: int, scales: Mapping[str, float]) -> Objective:
         return objective_at(step, experiment, train, dict(scales))
 
+    state_terms = HIDDEN_TERMS + (ROUTER_TERMS if num_experts else ())
     phase = Phase(
         stage="train_router",
         last_step=train.max_steps,
-        term_names=ALL_TERMS if num_experts else TEXT_TERMS + HIDDEN_TERMS,
+        term_names=TEXT_TERMS + (state_terms if with_states else ()),
         num_experts=num_experts,
-        wanted=_wanted(experiment, runs=True),
         adaptive=experiment.balance == "adaptive",
         objective_at=objective,
         watches=partial(ramps_are_complete, experiment=experiment, train=train),
     )
-    return _train(params, phase, first_phase_steps(experiment, train), inputs, outputs)
+    return _train(params, phase, first_phase_steps(experiment, train), with_states, inputs, outputs)
 
 
-def _wanted(experiment: ExperimentParams, runs: bool) -> BatchFields:
-    return BatchFields(runs, inside=experiment.losses.kd_inside > 0, chunks=experiment.losses.chunk > 0)
-
-
-def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
+def _train(
+    params: Params,
+    phase: Phase,
+    first_step: int,
+    with_states: bool,
+    inputs: TrainingInputs,
+    outputs: TrainingOutputs,
+) -> Result:
     experiment, train = params.experiment, params.profile.train
     seed_everything(experiment.seed)
     runtime = make_runtime(experiment.precision)
@@ -142,8 +143,9 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
     validation_split = open_split(inputs.windows / "validation", _below(inputs.targets, "validation"))
     splits, vocabulary_map = [train_split, validation_split], inputs.windows / "vocabulary_map"
     check_inputs(splits, params.profile.teacher, inputs.student, vocabulary_map, inputs.teacher_head)
-    _check_states(train_split, train.batch_windows)
-    student = _student(params, phase, inputs, train_split, runtime)
+    if inputs.targets is not None and needs_states(experiment):
+        _check_states(train_split, train.batch_windows)
+    student = _student(params, phase, with_states, inputs, train_split, runtime)
     trainer = make_trainer(student, train, runtime, first_step)
     if inputs.optimizer is not None:
         restore_optimizer(trainer.optimizer, trainer.names, load_file(inputs.optimizer / OPTIMIZER_NAME))
@@ -161,53 +163,66 @@ def _train(params: Params, phase: Phase, first_step: int, inputs: TrainingInputs
             on_validation=outputs.on_validation,
         )
     )
-    setting = TrainingContext(train_split, validation_split, train, experiment.early_stopping, experiment.seed, runtime)
-    result = run_phase(trainer, phase, setting, outputs.work, recorder)
+    memory = train.target_memory_mb * 10**6 // max(1, train.loader_workers)
+    targets = _window_targets(params, inputs, splits, memory)
+    context = TrainingContext(
+        train_batches=BatchReader(train_split, targets[0], with_states, train.chunk_tokens),
+        validation_batches=BatchReader(validation_split, targets[1], with_states, train.chunk_tokens),
+        window_lengths=train_split.windows.token_counts,
+        n_validation_windows=len(validation_split.windows),
+        train=train,
+        stopping=experiment.early_stopping,
+        seed=experiment.seed,
+        runtime=runtime,
+    )
+    result = run_phase(trainer, phase, context, outputs.work, recorder)
     save_causal_lm(student.model, inputs.student, outputs.student)
     if outputs.optimizer is not None:
         _save_optimizer(trainer, outputs.optimizer)
     return result
 
 
-def _student(params: Params, phase: Phase, inputs: TrainingInputs, split: Split, runtime: Runtime) -> Student:
+def _window_targets(
+    params: Params, inputs: TrainingInputs, splits: list[Split], memory_bytes: int
+) -> list[WindowTargets | None]:
+    """Targets of the training and the validation split; only the former's are asked for more than once."""
+    train_split, validation_split = splits
+    if train_split.shards is None or validation_split.shards is None:
+        return [None, None]
+    experiment = params.experiment
+    vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", train_split.windows)
+    settings = TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail)
+    return [
+        WindowTargets(train_split.windows, train_split.shards, vocabulary_map, settings, memory_bytes),
+        WindowTargets(validation_split.windows, validation_split.shards, vocabulary_map, settings),
+    ]
+
+
+def _student(
+    params: Params, phase: Phase, with_states: bool, inputs: TrainingInputs, split: Split, runtime: Runtime
+) -> Student:
     model = load_causal_lm(inputs.student, torch.float32, runtime.device)
     check_student_rows(split, inputs.student, model.config.vocab_size)
-    if split.targets is None:
-        return Student(model, heads=None, teacher_head=None, vocabulary_map=None, inside_places=None)
-    vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", split.windows)
-    places = None
-    if phase.wanted.inside:
-        places = to_device(load_places(inputs.windows / "vocabulary_map", vocabulary_map.frequencies), runtime.device)
-    vocabulary_map = to_device(vocabulary_map, runtime.device)
-    if not phase.wanted.runs:
-        return Student(model, None, None, vocabulary_map, places)
-    metadata = split.targets.index.metadata
+    if not with_states or split.shards is None:
+        return Student(model, heads=None, teacher_head=None)
+    metadata = split.shards.index.metadata
     teacher_layers, depth = metadata["hidden_layers"], metadata["layers"]
     assert isinstance(teacher_layers, list)
     assert isinstance(depth, int)
     pairs = layer_pairs(teacher_layers, depth, model.config.num_hidden_layers)
-    teacher_size = split.targets.index.fields["hidden"].shape[-1]
+    teacher_size = split.shards.index.fields["hidden"].shape[-1]
     heads = make_heads(pairs, model.config.hidden_size, teacher_size, phase.num_experts, params.experiment.seed)
-    teacher_head = _teacher_head(phase, inputs, runtime)
-    return Student(model, heads.to(runtime.device), teacher_head, vocabulary_map, places)
-
-
-def _teacher_head(phase: Phase, inputs: TrainingInputs, runtime: Runtime) -> TeacherHead | None:
-    if not phase.num_experts or inputs.teacher_head is None:
-        return None
-    return load_teacher_head(inputs.teacher_head, runtime.device)
+    teacher_head = None
+    if phase.num_experts and inputs.teacher_head is not None:
+        teacher_head = load_teacher_head(inputs.teacher_head, runtime.device)
+    return Student(model, heads.to(runtime.device), teacher_head)
 
 
 def _check_states(split: Split, batch_windows: int) -> None:
     """Refuse in the first phase what the second could not use: too few positions with states for the router."""
-    if split.targets is not None and "router_logits" in split.targets.index.fields:
-        share = split.targets.rows("hidden") / split.targets.rows("positions")
-        require_router_positions(stated_positions(split.windows, share) * batch_windows)
-
-
-def _num_experts(targets: Path) -> int:
-    fields = ShardReader(targets / "train", "moe-distill/teacher-targets").index.fields
-    return fields["router_logits"].shape[-1] if "router_logits" in fields else 0
+    if split.shards is not None and count_experts(split.shards):
+        share = split.shards.rows("hidden") / split.shards.rows("positions")
+        require_router_positions(mean_positions_with_states(split.windows, share) * batch_windows)
 
 
 def _below(folder: Path | None, split: str) -> Path | None:

@@ -1,11 +1,10 @@
 """What is recorded of a step or validation: one row of a curve, one console line (R5, R8, R9, R11)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_distill.log import log
-from moe_distill.losses.router import expert_entropy
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME, Curve
 from moe_distill.training.step import StepMetrics, Update
 from moe_distill.training.trainer import Counters
@@ -23,55 +22,57 @@ def curve_columns(term_names: tuple[str, ...], num_experts: int) -> list[str]:
     return ["total", "bits_per_byte", *terms, *experts, *counters]
 
 
-def curve_row(outcome: StepMetrics, counters: Counters) -> dict[str, float]:
+def curve_row(metrics: StepMetrics, counters: Counters) -> dict[str, float]:
     """The values that a validation has, and a step too."""
-    row = {"total": outcome.total, "bits_per_byte": outcome.bits_per_byte, "padding_share": outcome.padding_share}
-    return row | term_values(outcome) | expert_values(outcome) | {"skipped_steps": float(counters.skipped_steps)}
+    row = {
+        "total": metrics.total,
+        "bits_per_byte": metrics.bits_per_byte,
+        "padding_share": metrics.counts.padding_share,
+    }
+    return row | term_values(metrics) | expert_values(metrics) | {"skipped_steps": float(counters.skipped_steps)}
 
 
 def step_row(update: Update, learning_rate: float, counters: Counters) -> dict[str, float]:
     """The values of a step."""
-    return curve_row(update.outcome, counters) | {
+    return curve_row(update.metrics, counters) | {
         "learning_rate": learning_rate,
         "gradient_norm": update.gradient_norm,
         "loss_scale": update.loss_scale,
     }
 
 
-def term_values(outcome: StepMetrics) -> dict[str, float]:
+def term_values(metrics: StepMetrics) -> dict[str, float]:
     """Raw and weighted value of each term that was computed."""
-    values = {f"{name}_raw": float(term.raw) for name, term in outcome.terms.items()}
-    return values | {f"{name}_weighted": float(term.weighted) for name, term in outcome.terms.items()}
+    values = {f"{name}_raw": term.raw for name, term in metrics.terms.items()}
+    return values | {f"{name}_weighted": term.weighted for name, term in metrics.terms.items()}
 
 
-def expert_values(outcome: StepMetrics) -> dict[str, float]:
+def expert_values(metrics: StepMetrics) -> dict[str, float]:
     """Share of each expert in the router's mixtures, the shares' entropy and the gate's divergence in nats."""
-    use = outcome.experts
+    use = metrics.experts
     if use is None:
         return {}
-    values = {f"expert_share_{expert}": float(share) for expert, share in enumerate(use.share_E)}
-    return values | {"expert_entropy": float(expert_entropy(use.share_E)), "gate_divergence": use.divergence}
+    values = {f"expert_share_{expert}": share for expert, share in enumerate(use.shares)}
+    return values | {"expert_entropy": use.entropy, "gate_divergence": use.divergence}
 
 
 def console_line(
-    stage: str, step: int, last_step: int, outcome: StepMetrics, learning_rate: float, counters: Counters
+    stage: str, step: int, last_step: int, metrics: StepMetrics, learning_rate: float, counters: Counters
 ) -> str:
     """One line a step that is logged; the total is the sum of what stands behind it."""
-    terms = " + ".join(f"{name} {float(term.weighted):.3f}" for name, term in outcome.terms.items())
+    terms = " + ".join(f"{name} {term.weighted:.3f}" for name, term in metrics.terms.items())
     speed = counters.tokens / max(counters.seconds, 1e-9)
     skipped = f"  skipped {counters.skipped_steps}" if counters.skipped_steps else ""
     return (
-        f"{stage}  step {step}/{last_step}  total {outcome.total:.3f} = {terms}  "
+        f"{stage}  step {step}/{last_step}  total {metrics.total:.3f} = {terms}  "
         f"lr {learning_rate:.3e}  {speed:,.0f} tokens/s{skipped}"
     )
 
 
-def warn_of_collapse(stage: str, outcome: StepMetrics) -> None:
+def warn_of_collapse(stage: str, metrics: StepMetrics) -> None:
     """Name the expert that takes nearly everything."""
-    shares: Mapping[str, float] = expert_values(outcome)
-    for name, share in shares.items():
-        if name.startswith("expert_share_") and share > COLLAPSED_SHARE:
-            expert = name.removeprefix("expert_share_")
+    for expert, share in enumerate(metrics.experts.shares if metrics.experts else ()):
+        if share > COLLAPSED_SHARE:
             log(f"warning: {stage}: the router has collapsed: expert {expert} takes {share:.0%} of the weight")
 
 
@@ -102,13 +103,13 @@ class Recorder:
     def record_step(self, step: int, update: Update, learning_rate: float, counters: Counters) -> None:
         settings = self._settings
         self._curve.append(step, step_row(update, learning_rate, counters))
-        log(console_line(settings.stage, step, settings.last_step, update.outcome, learning_rate, counters))
-        warn_of_collapse(settings.stage, update.outcome)
+        log(console_line(settings.stage, step, settings.last_step, update.metrics, learning_rate, counters))
+        warn_of_collapse(settings.stage, update.metrics)
 
-    def record_validation(self, step: int, outcome: StepMetrics, counters: Counters) -> None:
+    def record_validation(self, step: int, metrics: StepMetrics, counters: Counters) -> None:
         settings = self._settings
-        self._validation_curve.append(step, curve_row(outcome, counters))
-        log(f"{settings.stage}  step {step}: validation {outcome.bits_per_byte:.4f} bits per byte")
+        self._validation_curve.append(step, curve_row(metrics, counters))
+        log(f"{settings.stage}  step {step}: validation {metrics.bits_per_byte:.4f} bits per byte")
         self._curve.publish(settings.curves / f"{settings.stage}.tsv")
         self._validation_curve.publish(settings.curves / f"{settings.stage}_validation.tsv")
         settings.on_validation()

@@ -1,8 +1,7 @@
 """The student-aware router: a gate over the teacher's replayed experts that sees the student's state.
 
 Gate logits are the teacher's own plus a correction from the student's last state, zero at the start; the routed
-knowledge is the teacher's last block under that gate. Legend: see training/batch; N = all real positions of the runs,
-T teacher's hidden size, E experts.
+knowledge is the teacher's last block under that gate. N counts the real positions of all runs.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import Tensor
 from moe_distill.losses.hidden import cosine_distance, relation_kl
 from moe_distill.losses.registry import LossTerm, Terms
 from moe_distill.losses.router import gate_divergence, importance_kl, load_balancing_loss, mixture
-from moe_distill.replay.block import TeacherHead, block_input, expert_outputs, gate_logits, routed_hidden
+from moe_distill.replay.block import TeacherHead, block_input, expert_outputs, routed_hidden
 from moe_distill.training.batch import HiddenRuns
 from moe_distill.training.student import Heads
 
@@ -26,7 +25,6 @@ class RouterSettings:
     temperature: float
     n_experts: int  # experts mixed
     noise: float  # standard deviation of the exploration noise on the gate
-    noise_seed: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Routing:
     """The replayed block at the runs' positions."""
 
     gate: GateInputs
-    routed_WRT: Tensor  # residual stream after the block under the mixture; 0 where padded
+    routed_WPT: Tensor  # residual stream after the block under the mixture; 0 where padded
 
 
 @dataclass(frozen=True)
@@ -54,36 +52,23 @@ class ExpertUse:
     """How a whole step (or validation set) uses the experts."""
 
     share_E: Tensor  # of the mixtures' weight
-    divergence: (
-        float  # KL(student-aware gate || teacher's gate), mean over positions, nats; without temperature or noise
-    )
+    divergence: Tensor  # mean KL(student-aware gate || teacher's gate) in nats, without temperature or noise; scalar
 
 
 def route(
-    heads: Heads, teacher_head: TeacherHead, student_WRD: Tensor, runs: HiddenRuns, settings: RouterSettings
+    heads: Heads, teacher_head: TeacherHead, student_WPD: Tensor, runs: HiddenRuns, settings: RouterSettings
 ) -> Routing:
     """Ask every expert and mix the answers under the student-aware gate."""
-    assert runs.moe_input_WRD is not None
-    moe_input_NT = runs.packed(runs.moe_input_WRD)
+    assert runs.moe_input_WPT is not None
+    assert runs.router_logits_NE is not None
+    assert runs.gate_noise_NE is not None
+    moe_input_NT = runs.packed(runs.moe_input_WPT)
     with torch.no_grad():
-        read_NT = block_input(teacher_head, moe_input_NT)
-        teacher_logits_NE = gate_logits(teacher_head, read_NT)
-        outputs_NET = expert_outputs(teacher_head, read_NT)
-    noise_NE = _noise(runs, teacher_head.num_experts, settings).to(teacher_logits_NE)
-    gate = GateInputs(runs.packed(student_WRD), teacher_logits_NE, noise_NE)
+        outputs_NET = expert_outputs(teacher_head, block_input(teacher_head, moe_input_NT))
+    noise_NE = settings.noise * runs.gate_noise_NE
+    gate = GateInputs(runs.packed(student_WPD), runs.router_logits_NE, noise_NE)
     routed_NT = routed_hidden(moe_input_NT, outputs_NET, _mixture(heads, teacher_head, gate, settings))
     return Routing(gate, runs.padded(routed_NT))
-
-
-def _noise(runs: HiddenRuns, num_experts: int, settings: RouterSettings) -> Tensor:
-    """Exploration noise [N, E]: of the step and the window alone, however the step is split."""
-    if settings.noise == 0:
-        return torch.zeros(len(runs.filled_N), num_experts)
-    drawn = []
-    for window, length in zip(runs.windows_W.tolist(), runs.mask_WR.sum(1).tolist(), strict=True):
-        generator = torch.Generator().manual_seed((settings.noise_seed * 1_000_003 + window) % 2**63)
-        drawn.append(torch.randn(length, num_experts, generator=generator))
-    return settings.noise * torch.cat(drawn)
 
 
 def student_aware_logits(heads: Heads, gate: GateInputs) -> Tensor:
@@ -98,7 +83,7 @@ def _mixture(heads: Heads, teacher_head: TeacherHead, gate: GateInputs, settings
 
 
 def routed_state_terms(
-    heads: Heads, routing: Routing, student_WRD: Tensor, runs: HiddenRuns, weights: Mapping[str, float], positions: int
+    heads: Heads, routing: Routing, student_WPD: Tensor, runs: HiddenRuns, weights: Mapping[str, float], positions: int
 ) -> Terms:
     """`router_feature` and `router_attention`, where their weight is above 0: the student against routed knowledge.
 
@@ -107,10 +92,10 @@ def routed_state_terms(
     """
     values: dict[str, Tensor] = {}
     if weights["router_feature"] > 0:
-        projected_WRT = heads.routed_projection(student_WRD)
-        values["router_feature"] = cosine_distance(projected_WRT, routing.routed_WRT, runs.mask_WR)
+        projected_WPT = heads.routed_projection(student_WPD)
+        values["router_feature"] = cosine_distance(projected_WPT, routing.routed_WPT, runs.mask_WP)
     if weights["router_attention"] > 0:
-        values["router_attention"] = relation_kl(student_WRD, routing.routed_WRT, runs.mask_WR)
+        values["router_attention"] = relation_kl(student_WPD, routing.routed_WPT, runs.mask_WP)
     return {name: LossTerm(raw := value.sum() / positions, weights[name] * raw) for name, value in values.items()}
 
 
@@ -133,7 +118,7 @@ def gate_terms(
     with torch.no_grad():
         weight_E = _mixture(heads, teacher_head, gate, settings).sum(0)
         divergence_N = gate_divergence(student_aware_logits(heads, gate), gate.teacher_logits_NE)
-    use = ExpertUse(weight_E / weight_E.sum(), float(divergence_N.mean()))
+    use = ExpertUse(weight_E / weight_E.sum(), divergence_N.mean())
     values: dict[str, Tensor] = {}
     if weights["router_balance"] > 0 or weights["router_importance"] > 0:
         mean_probs_E, teacher_probs_E = (

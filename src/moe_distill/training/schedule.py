@@ -8,9 +8,9 @@ from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.training.curriculum import linear, phase1_steps, phase2_progress, progress_at, ramp
 from moe_distill.training.objective import Objective
 from moe_distill.training.routing import RouterSettings
-from moe_distill.training.text_terms import KdSettings
 
-NO_ROUTER = RouterSettings(temperature=1.0, n_experts=1, noise=0.0, noise_seed=0)
+NO_ROUTER = RouterSettings(temperature=1.0, n_experts=1, noise=0.0)
+LM_ONLY = Objective(0.0, dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.0), NO_ROUTER)  # of the LM baseline
 
 
 def learning_rate_fraction(step: int, train: Train) -> float:
@@ -36,9 +36,14 @@ def ramps_are_complete(step: int, experiment: ExperimentParams, train: Train) ->
     return progress_at(step, train.max_steps, experiment.curriculum.curriculum_share) >= 1.0
 
 
-def lm_only(chunk_tokens: int) -> Objective:
-    """The objective of `control`."""
-    return Objective(None, dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.0), NO_ROUTER, chunk_tokens)
+def noise_seed(seed: int, step: int) -> int:
+    """Of the gate's exploration noise at a step."""
+    return seed * 1_000_003 + step
+
+
+def needs_states(experiment: ExperimentParams) -> bool:
+    """Whether phase 2 asks anything of the teacher's hidden states."""
+    return any(experiment.losses.model_dump().values())
 
 
 def objective_at(step: int, experiment: ExperimentParams, train: Train, scales: dict[str, float]) -> Objective:
@@ -58,15 +63,5 @@ def objective_at(step: int, experiment: ExperimentParams, train: Train, scales: 
         temperature=linear(inner, router.temperature_start, router.temperature_end),
         n_experts=round(linear(inner, router.experts_start, router.experts_end)),
         noise=linear(inner, router.noise, 0.0),
-        noise_seed=experiment.seed * 1_000_003 + step,
     )
-    kd = KdSettings(
-        temperature=experiment.temperature,
-        kd_weight=experiment.kd_weight,
-        order=experiment.kd_order,
-        tail=experiment.kd_tail,
-        inside_weight=experiment.losses.kd_inside,
-        chunk_weight=experiment.losses.chunk * scales.get("chunk", 1.0),
-        chunk_temperature=experiment.chunk_temperature,
-    )
-    return Objective(kd, weights, settings, train.chunk_tokens)
+    return Objective(experiment.kd_weight, weights, settings)

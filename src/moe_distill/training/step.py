@@ -1,34 +1,54 @@
-"""One optimizer step, and one validation: the same objective over the parts of a whole (R5, R24)."""
+"""One optimizer step, and one validation: the same objective over the parts of a whole (R5, R24).
+
+A step asks the device for its numbers once, when all work of the step but the optimizer's has been queued.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from moe_distill.losses.registry import LossTerm, Terms, total_of
-from moe_distill.training.batch import NO_COUNTS, Batch, Counts
-from moe_distill.training.data import BatchFields, Split, read_batch
+from moe_distill.losses.registry import Terms, total_of
+from moe_distill.losses.router import expert_entropy
+from moe_distill.training.batch import Batch, Counts
 from moe_distill.training.objective import LossOutput, Objective, Student, evaluate_objective
 from moe_distill.training.routing import ExpertUse, gate_terms
 from moe_distill.utils.device import Runtime
-from moe_distill.utils.tensors import to_device
 
 MINIMUM_LOSS_SCALE = 1.0  # below it gradients underflow, and a scale of 0 would never grow again
 
 
 @dataclass(frozen=True)
-class StepMetrics:
-    """The terms of a whole step or validation set."""
+class TermValue:
+    """A loss term as a number; see `LossTerm`."""
 
-    terms: Terms
+    raw: float
+    weighted: float
+
+
+@dataclass(frozen=True)
+class ExpertValues:
+    """The use of the experts; see `ExpertUse`."""
+
+    shares: list[float]
+    entropy: float  # of the shares, nats
+    divergence: float
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """A whole step or validation set in numbers."""
+
+    terms: dict[str, TermValue]
     nll_sum: float  # nats
     counts: Counts
-    experts: ExpertUse | None  # None where no expert was asked
-    padding_share: float
+    experts: ExpertValues | None  # None where no expert was asked
 
     @property
     def total(self) -> float:
-        return float(total_of(self.terms))
+        return sum(term.weighted for term in self.terms.values())
 
     @property
     def bits_per_byte(self) -> float:
@@ -37,95 +57,98 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class Update:
-    """What became of an optimizer step."""
+    """How an optimizer step went."""
 
-    outcome: StepMetrics
+    metrics: StepMetrics  # without the value of `kd` unless it was asked for
+    loss: float  # what the gradient was of
     gradient_norm: float
-    applied: bool  # False: a loss or gradient was not finite, and the weights are as before
+    applied: bool  # False: loss or gradient was not finite, and the weights are unchanged
     loss_scale: float  # under which the gradient was computed; 1 without a scaler
-
-
-def read_parts(split: Split, numbers: list[int], part_windows: int, wanted: BatchFields) -> list[Batch]:
-    """Read a batch in parts of at most `part_windows` windows."""
-    parts = [numbers[start : start + part_windows] for start in range(0, len(numbers), part_windows)]
-    return [read_batch(split, part, wanted) for part in parts]
 
 
 def optimizer_step(
     student: Student,
-    parts: list[Batch],
+    parts: Sequence[Batch],
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     runtime: Runtime,
     gradient_clip: float,
+    with_kl: bool,
 ) -> Update:
-    """Accumulate the gradient over the parts, clip it, and step unless something is not finite (R22)."""
-    counts = sum((part.counts for part in parts), NO_COUNTS)
+    """Accumulate the gradient over the parts, clip it, and step unless something is not finite (R22).
+
+    Args:
+        parts: of the step, on the student's device.
+        with_kl: whether the value of `kd` is wanted.
+    """
+    counts = sum((part.counts for part in parts), Counts())
+    autocast = runtime.dtype if runtime.autocast else None
     optimizer.zero_grad(set_to_none=True)
-    loss_scale = scaler.get_scale()
-    evaluated = []
+    outputs = []
     for part in parts:
-        moved = to_device(part, runtime.device)
-        result = evaluate_objective(student, moved, objective, counts, runtime.dtype if runtime.autocast else None)
-        scaler.scale(total_of(result.terms)).backward()
-        evaluated.append(replace(result, terms=_detached(result.terms)))
-    of_gate, experts = _gate_terms(student, evaluated, objective)
+        output = evaluate_objective(student, part, objective, counts, autocast, with_kl)
+        scaler.scale(output.loss).backward()
+        outputs.append(replace(output, loss=output.loss.detach()))
+    of_gate, experts = _gate_terms(student, outputs, objective)
     if of_gate:
         scaler.scale(total_of(of_gate)).backward()
+    loss_scale = scaler.scale(torch.ones((), device=runtime.device))
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, gradient_clip))
-    outcome = _combined(evaluated, of_gate, experts, parts, counts)
-    applied = math.isfinite(norm) and math.isfinite(outcome.total)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
+    loss = torch.stack([output.loss for output in outputs]).sum()
+    metrics, (of_norm, of_loss, of_scale) = _on_host(outputs, of_gate, experts, counts, [norm, loss, loss_scale])
+    applied = math.isfinite(of_norm) and math.isfinite(of_loss) and math.isfinite(metrics.total)
     if applied:
-        scaler.step(optimizer)
+        optimizer.step()  # not the scaler's `step`, which would ask the device once more
     scaler.update()
-    if scaler.get_scale() < MINIMUM_LOSS_SCALE:
+    if not applied and of_scale * scaler.get_backoff_factor() < MINIMUM_LOSS_SCALE:
         scaler.update(MINIMUM_LOSS_SCALE)
-    return Update(outcome, norm, applied, loss_scale)
+    return Update(metrics, of_loss, of_norm, applied, of_scale)
 
 
 @torch.no_grad()
-def validate(student: Student, parts: list[Batch], objective: Objective, runtime: Runtime) -> StepMetrics:
+def validate(student: Student, parts: Sequence[Batch], objective: Objective) -> StepMetrics:
     """The objective over fixed windows, in evaluation mode, without autocast and exploration noise (R1, R5)."""
     objective = replace(objective, router=replace(objective.router, noise=0.0))
-    counts = sum((part.counts for part in parts), NO_COUNTS)
+    counts = sum((part.counts for part in parts), Counts())
     student.model.eval()
-    evaluated = [
-        evaluate_objective(student, to_device(part, runtime.device), objective, counts, autocast=None) for part in parts
-    ]
+    outputs = [evaluate_objective(student, part, objective, counts, autocast=None, with_kl=True) for part in parts]
     student.model.train()
-    of_gate, experts = _gate_terms(student, evaluated, objective)
-    return _combined(evaluated, of_gate, experts, parts, counts)
+    of_gate, experts = _gate_terms(student, outputs, objective)
+    return _on_host(outputs, of_gate, experts, counts, [])[0]
 
 
-def _gate_terms(student: Student, evaluated: list[LossOutput], objective: Objective) -> tuple[Terms, ExpertUse | None]:
+def _gate_terms(student: Student, outputs: list[LossOutput], objective: Objective) -> tuple[Terms, ExpertUse | None]:
     """The terms of the gate's means over all parts, and the use of the experts."""
-    gates = [result.gate for result in evaluated if result.gate is not None]
+    gates = [output.gate for output in outputs if output.gate is not None]
     if not gates or student.heads is None or student.teacher_head is None:
         return {}, None
     return gate_terms(student.heads, student.teacher_head, gates, objective.router, objective.weights)
 
 
-def _detached(terms: Terms) -> Terms:
-    return {name: LossTerm(term.raw.detach(), term.weighted.detach()) for name, term in terms.items()}
+def _on_host(
+    outputs: list[LossOutput], of_gate: Terms, experts: ExpertUse | None, counts: Counts, others: list[Tensor]
+) -> tuple[StepMetrics, list[float]]:
+    """The sums over all parts, and other scalars, read from the device at once."""
+    names = sorted({name for output in outputs for name in output.terms})
+    present = {name: [output.terms[name] for output in outputs if name in output.terms] for name in names}
+    scalars = [torch.stack([term.raw for term in present[name]]).sum() for name in names]
+    scalars += [torch.stack([term.weighted for term in present[name]]).sum() for name in names]
+    scalars += [term.raw.detach() for term in of_gate.values()] + [term.weighted.detach() for term in of_gate.values()]
+    scalars += [torch.stack([output.nll_sum for output in outputs]).sum(), *others]
+    if experts is not None:
+        scalars += [*experts.share_E, expert_entropy(experts.share_E), experts.divergence]
+    numbers: list[float] = torch.stack([scalar.float() for scalar in scalars]).tolist()
 
+    def taken(n: int) -> list[float]:
+        first = numbers[:n]
+        del numbers[:n]
+        return first
 
-def _combined(
-    evaluated: list[LossOutput], of_gate: Terms, experts: ExpertUse | None, parts: list[Batch], counts: Counts
-) -> StepMetrics:
-    """The sums over all parts."""
-    terms: Terms = {}
-    for name in sorted({name for result in evaluated for name in result.terms}):
-        present = [result.terms[name] for result in evaluated if name in result.terms]
-        raw = torch.stack([term.raw for term in present]).sum()
-        terms[name] = LossTerm(raw, torch.stack([term.weighted for term in present]).sum())
-    return StepMetrics(
-        terms=terms | _detached(of_gate),
-        nll_sum=float(torch.stack([result.nll_sum for result in evaluated]).double().sum()),
-        counts=counts,
-        experts=experts,
-        padding_share=sum(part.padding_share * part.input_ids_BL.numel() for part in parts)
-        / sum(part.input_ids_BL.numel() for part in parts),
-    )
+    terms = dict(zip(names, map(TermValue, taken(len(names)), taken(len(names))), strict=True))
+    terms |= dict(zip(of_gate, map(TermValue, taken(len(of_gate)), taken(len(of_gate))), strict=True))
+    [nll_sum], of_others = taken(1), taken(len(others))
+    values = None if experts is None else ExpertValues(numbers[:-2], entropy=numbers[-2], divergence=numbers[-1])
+    return StepMetrics(terms, nll_sum, counts, values), of_others

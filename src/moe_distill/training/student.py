@@ -1,7 +1,6 @@
 """The student, and beside it what only training needs: projections to the teacher's width and the router.
 
-None of the heads reaches the exported student. Legend: B windows, L positions, D student's hidden size,
-T teacher's hidden size, E experts.
+None of the heads reaches the exported student.
 """
 
 from dataclasses import dataclass
@@ -54,8 +53,9 @@ def run_student(model: PreTrainedModel, input_ids_BL: Tensor, with_layers: bool)
 
 
 def gather_runs(states_BLD: Tensor, runs: HiddenRuns) -> Tensor:
-    """The student's states at the runs' positions, fp32 [W, R, D]; padding repeats position 0."""
-    return states_BLD.flatten(0, 1)[runs.places_WR].float()
+    """The student's states at the runs' positions, fp32 [W, P, D]; padding repeats position 0."""
+    picked = states_BLD.flatten(0, 1).index_select(0, runs.places_WP.flatten())
+    return picked.view(*runs.places_WP.shape, -1).float()
 
 
 def layer_pairs(teacher_layers: list[int], teacher_depth: int, student_depth: int) -> list[int]:

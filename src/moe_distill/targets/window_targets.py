@@ -1,0 +1,74 @@
+"""What the teacher says over one student window, made from the cache alone and kept for later epochs."""
+
+from dataclasses import dataclass
+
+import torch
+
+from moe_distill.config.params import KdOrder, KdTail
+from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.window_store import WindowStore
+from moe_distill.targets.sparse_target import NextTokens, SparseTarget, sparse_target
+from moe_distill.targets.teacher_rows import read_rows
+from moe_distill.targets.token_shares import VocabularyMap
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """How cached rows become targets."""
+
+    temperature: float
+    order: KdOrder
+    tail: KdTail
+    follows_text: bool = True  # whether the teacher's next token goes to the text's own; False: the map alone decides
+
+
+class WindowTargets:
+    """The targets of a split's student windows, by number.
+
+    A target does not depend on which other windows are asked for, nor on whether it was kept.
+
+    Args:
+        memory_bytes: what is kept of finished targets; once it is full, all others are made again each time.
+    """
+
+    def __init__(
+        self,
+        windows: WindowStore,
+        shards: ShardReader,
+        vocabulary_map: VocabularyMap,
+        settings: TargetSettings,
+        memory_bytes: int = 0,
+    ) -> None:
+        self._windows, self._shards, self._vocabulary_map = windows, shards, vocabulary_map
+        self._settings, self._free_bytes = settings, memory_bytes
+        self._kept: dict[int, SparseTarget] = {}
+
+    def of(self, window: int) -> SparseTarget:
+        """The target of each position of a window, in order."""
+        if window in self._kept:
+            return self._kept[window]
+        target = self._made(window)
+        if target.nbytes <= self._free_bytes:
+            self._free_bytes -= target.nbytes
+            self._kept[window] = target
+        return target
+
+    def _made(self, window: int) -> SparseTarget:
+        rows_N, next_teacher_ids_N, ids_N = (
+            self._windows.tokens(name, window) for name in ("teacher_rows", "next_teacher_ids", "token_ids")
+        )
+        has_target_N = rows_N >= 0
+        previous_ids_N = torch.cat([torch.tensor([self._windows.prefix_id]), ids_N[:-1].long()])
+        settings, text = self._settings, None
+        if settings.follows_text:
+            text = NextTokens(next_teacher_ids_N[has_target_N].long(), ids_N[has_target_N].long())
+        return sparse_target(
+            read_rows(self._shards, rows_N[has_target_N]),
+            has_target_N,
+            self._vocabulary_map,
+            settings.temperature,
+            settings.order,
+            settings.tail,
+            text,
+            previous_ids_N[has_target_N],
+        )
