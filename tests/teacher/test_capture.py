@@ -23,7 +23,7 @@ from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, open_targets
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
 from moe_distill.teacher.capture import Captured, capture, run_of
-from moe_distill.teacher.export_head import export_head
+from moe_distill.teacher.run import export_head
 from tests.replay.teachers import FAMILIES as MOE_FAMILIES
 from tests.replay.teachers import certain
 from tests.replay.teachers import make_teacher as random_moe

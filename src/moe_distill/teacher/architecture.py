@@ -36,6 +36,19 @@ class Architecture:
     output: Tensor  # [rows, d]
     moe: MoeParts | None  # None: the last layer is dense
 
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """What replay needs, by the names of models/teacher_head: final norm, output matrix, and a MoE block."""
+        tensors = {"final_norm": self.final_norm, "output": self.output}
+        if self.moe is not None:
+            tensors |= {
+                "moe_norm": self.moe.norm_weight,
+                "gate": self.moe.gate_weight,
+                "gate_up": self.moe.gate_up,
+                "down": self.moe.down,
+            }
+        return tensors
+
 
 def find_modules(model: PreTrainedModel) -> Architecture:
     """Find the parts of a causal language model.

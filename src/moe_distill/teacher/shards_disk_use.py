@@ -22,12 +22,4 @@ def stated_positions(windows: WindowStore, params: Capture) -> int:
 
 def head_bytes(architecture: Architecture) -> int:
     """Bytes of models/teacher_head, in the teacher's dtype."""
-    tensors = [architecture.final_norm, architecture.output]
-    if architecture.moe is not None:
-        tensors += [
-            architecture.moe.norm_weight,
-            architecture.moe.gate_weight,
-            architecture.moe.gate_up,
-            architecture.moe.down,
-        ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in architecture.head.values())
