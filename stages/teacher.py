@@ -17,7 +17,8 @@ def main(params: Params) -> None:
     capture = params.profile.teacher
     teacher_fingerprint = folder_fingerprint(TEACHER)  # once: it reads gigabytes
     key = fingerprint([stage_code("teacher"), capture_key(capture, WINDOWS, teacher_fingerprint)])
-    step_windows = params.profile.train.batch_windows  # no dependency: it can only refuse
+    # What the training will need is no dependency: it can only refuse.
+    step_windows = params.profile.train.batch_windows if params.experiment.losses.terms_of_states() else None
     compute = partial(
         run_teacher, capture, WINDOWS, TEACHER, step_windows=step_windows, teacher_fingerprint=teacher_fingerprint
     )

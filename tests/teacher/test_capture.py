@@ -147,6 +147,18 @@ def test_states_lie_in_whole_runs_of_the_sampled_windows(windows: WindowStore, t
     assert all(starts[owner].stop > int(run[-1]) for owner, run in zip(owners, runs, strict=True))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_states_all_else_is_the_same(windows: WindowStore, tmp_path: Path, family: str) -> None:
+    for name, share in (("with", 1.0), ("without", 0.0)):
+        run(make_teacher(family), windows, tmp_path / name, hidden_fraction=share)
+    whole, bare = open_targets(tmp_path / "with"), open_targets(tmp_path / "without")
+    bare.verify()
+    assert (whole.rows("hidden"), bare.rows("hidden")) == (12 * 64, 0)
+    for name, spec in whole.index.fields.items():
+        if spec.table == "positions":
+            assert torch.equal(column(whole, name), column(bare, name))
+
+
 @pytest.mark.parametrize("share", [0.14, 0.5, 0.9])
 def test_hidden_fraction_is_the_share_of_windows_that_keep_a_run(share: float) -> None:
     sampled = params(hidden_fraction=share)

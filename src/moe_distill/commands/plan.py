@@ -130,6 +130,8 @@ def _expected_states(params: Params, teacher: WindowStore) -> float:
 
 def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, WindowStore]) -> str:
     capture, batch = params.profile.teacher, params.profile.train.batch_windows
+    if not params.experiment.losses.terms_of_states():
+        return "router: no term of phase 2 has a weight; no states are needed"
     if not student or not teacher:
         seen, word = batch * capture.hidden_fraction * capture.hidden_run, "at most "
     elif (TARGETS / "train" / INDEX_NAME).is_file():

@@ -38,8 +38,8 @@ def run_teacher(
     """Write `shards/{train,validation}` and `head` below `output`; returns the metrics of metrics/teacher.json.
 
     Args:
-        step_windows: windows of a step of train_router, which is then refused before the teacher runs if too few of
-            their positions would have states; None: no term will read states.
+        step_windows: windows of a step of a training that reads states, which is refused before the teacher runs if
+            too few of their positions would have any; None: no training will read them.
         teacher_fingerprint: of the folder `teacher`, by a caller that has read its gigabytes already.
     """
     seed_everything(params.seed)
