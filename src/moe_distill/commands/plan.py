@@ -4,14 +4,12 @@ What is on disk already is counted; what is not is estimated from the parameters
 """
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import safe_open
-
 from moe_distill.config.params import Params
 from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TinyTeacher
+from moe_distill.models.model_folder import count_parameters
 from moe_distill.shards.format import INDEX_NAME, row_bytes
 from moe_distill.shards.teacher_store import open_targets, target_fields
 from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
@@ -83,16 +81,10 @@ def bytes_to_come(params: Params) -> dict[str, float]:
     if teacher and each is not None and not (TARGETS / "validation" / INDEX_NAME).is_file():
         rows = _expected_rows(params, teacher)
         found["shards"] = sum(rows[table] * each[table] for table in rows)
-    weights = 4 * sum(_values(path) for path in STUDENT.glob("*.safetensors"))  # trained in fp32
+    weights = 4 * count_parameters(STUDENT)  # trained in fp32
     if weights:
         found["checkpoints"] = float(phase_bytes(weights, weights))  # the heads are small
     return found
-
-
-def _values(path: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
-    with safe_open(path, "pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # not iterable
 
 
 def _row_bytes(params: Params) -> dict[str, int] | None:
