@@ -22,6 +22,7 @@ from moe_distill.shards.teacher_store import (
     TEACHER_TARGETS,
     target_fields,
 )
+from moe_distill.shards.value_checks import is_finite
 from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.architecture import Architecture, find_modules
@@ -160,7 +161,7 @@ def _position_columns(
     records, text_token_probability = [], 0.0
     for hidden, targets, uniforms in _chunks(params.chunk_positions, final_ND, targets_N, uniforms_N):
         logits = hidden @ output_VD.T  # fp32: an fp16 product alone costs 0.02 in log-probability
-        if not bool(torch.isfinite(logits).all()):
+        if not is_finite(logits):
             raise DataError(f"the teacher gives non-finite logits in windows {_span(batch.numbers)}", fix=OTHER_TEACHER)
         records.append(sparsify(logits, targets, params.k, params.tail_samples, uniforms))
         text_token_probability += float(logits.softmax(-1)[:, text_ids_V].sum())
