@@ -11,8 +11,9 @@ from moe_distill.config.params import Params
 from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TinyTeacher
 from moe_distill.models.model_folder import count_parameters
 from moe_distill.shards.format import INDEX_NAME, row_bytes
-from moe_distill.shards.teacher_store import open_targets, target_fields
+from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
+from moe_distill.teacher.capture import capture_fields
 from moe_distill.training.curriculum import phase1_steps
 from moe_distill.training.data import stated_positions
 from moe_distill.training.schedule import ramps_are_complete
@@ -89,12 +90,8 @@ def bytes_to_come(params: Params) -> dict[str, float]:
 
 def _row_bytes(params: Params) -> dict[str, int] | None:
     """Bytes of a row of each table of the shards, as soon as the teacher's sizes are known."""
-    sizes, capture = _teacher_sizes(params), params.profile.teacher
-    if sizes is None:
-        return None
-    size, experts = sizes
-    layers = len(capture.hidden_layers)
-    return row_bytes(target_fields(capture.k, capture.tail_samples, layers, size, int(experts > 0), experts))
+    sizes = _teacher_sizes(params)
+    return None if sizes is None else row_bytes(capture_fields(params.profile.teacher, *sizes))
 
 
 def _expected_rows(params: Params, teacher: dict[str, WindowStore]) -> dict[str, float]:

@@ -85,7 +85,7 @@ def capture(
     architecture = find_modules(model)
     _check(params, architecture)
     device = next(model.parameters()).device
-    specs = capture_fields(params, architecture)
+    specs = capture_fields(params, architecture.hidden_size, architecture.num_experts)
     writer = ShardWriter(output, specs, "positions", params.shard_positions, receipts)
     output_VD = architecture.output.detach().float()
     text_ids_V = text_ids_V.to(device)
@@ -131,11 +131,10 @@ def capture(
     )
 
 
-def capture_fields(params: Capture, architecture: Architecture) -> dict[str, FieldSpec]:
-    """The columns that a capture of this teacher has."""
-    experts = 0 if architecture.moe is None else architecture.moe.gate_weight.shape[0]
-    size = architecture.output.shape[1]
-    return target_fields(params.k, params.tail_samples, len(params.hidden_layers), size, int(experts > 0), experts)
+def capture_fields(params: Capture, hidden_size: int, num_experts: int) -> dict[str, FieldSpec]:
+    """The columns that a capture has; `num_experts` 0: the teacher's last layer is dense."""
+    layers, router_layers = len(params.hidden_layers), int(num_experts > 0)
+    return target_fields(params.k, params.tail_samples, layers, hidden_size, router_layers, num_experts)
 
 
 def _check(params: Capture, architecture: Architecture) -> None:

@@ -86,7 +86,7 @@ def export_head(model: PreTrainedModel, teacher_fingerprint: str, folder: Path) 
     moe = architecture.moe
     description = HeadDescription(
         teacher_fingerprint=teacher_fingerprint,
-        num_experts=0 if moe is None else moe.gate_weight.shape[0],
+        num_experts=architecture.num_experts,
         experts_per_token=0 if moe is None else moe.experts_per_token,
         normalizes_topk=moe is not None and moe.normalizes_topk,
         activation="silu" if moe is None else moe.activation,

@@ -10,7 +10,7 @@ from moe_distill.teacher.capture import capture_fields, run_of
 def shard_bytes(windows: WindowStore, params: Capture, architecture: Architecture) -> int:
     """Bytes of the columns of one split: the positions are counted and the runs of states drawn as in the capture."""
     rows = {"positions": int(windows.token_counts.sum()), "hidden": stated_positions(windows, params)}
-    return store_bytes(capture_fields(params, architecture), rows)
+    return store_bytes(capture_fields(params, architecture.hidden_size, architecture.num_experts), rows)
 
 
 def stated_positions(windows: WindowStore, params: Capture) -> int:
