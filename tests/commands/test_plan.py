@@ -8,7 +8,7 @@ import yaml
 
 from moe_distill import cli
 from moe_distill.commands.plan import describe
-from moe_distill.config.params import Params, load_params
+from moe_distill.config.params import Losses, Params, load_params
 from moe_distill.config.profile import Profile
 from moe_distill.training.data import BatchFields, open_split, read_batch
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
@@ -62,6 +62,15 @@ def test_before_anything_is_made(workspace: Path) -> None:
         "early stopping: 2 validations follow the last ramp; it cannot end the training: that would need a lower "
         "`early_stopping.patience`, `early_stopping.warmup_steps` or `train.validate_every`",
     ]
+
+
+@pytest.mark.usefixtures("workspace")
+def test_no_states_are_asked_for_where_no_term_reads_them() -> None:
+    params = with_capture(hidden_fraction=0.0)
+    losses = Losses.model_validate(dict.fromkeys(Losses.model_fields, 0.0))
+    experiment = params.experiment.model_copy(update={"losses": losses})
+    lines = list(describe(params.model_copy(update={"experiment": experiment})))
+    assert lines[3] == "router: no term of phase 2 has a weight; no states are needed"
 
 
 @pytest.mark.usefixtures("workspace")

@@ -13,6 +13,7 @@ from moe_distill import cli
 from moe_distill.config.params import ExperimentParams, load_params
 from moe_distill.config.profile import Profile
 from moe_distill.errors import ConfigError
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from stages import check
 
 PROJECT = Path(__file__).parents[2]
@@ -199,3 +200,25 @@ def test_keys_that_do_not_fit_each_other_are_refused_at_once(tree: Path, replace
     assert said in str(caught.value)
     assert len(str(caught.value)) < 300 + len(str(tree)) * 2
     assert str(caught.value).endswith(f"change it in {tree / 'profiles/tiny.yaml'}")
+
+
+def without_states(tree: Path, replace: Replace, *terms: str) -> None:
+    """Profile `tiny` keeps no states, and of the weights of losses only those of `terms` are above 0."""
+    replace("params.yaml", r"profile: \w+", "profile: tiny")
+    replace("profiles/tiny.yaml", r"hidden_fraction: [\d.]+", "hidden_fraction: 0.0")
+    for name in yaml.safe_load((tree / "params.yaml").read_text())["losses"]:
+        replace("params.yaml", rf"{name}: [\d.]+", f"{name}: {0.1 if name in terms else 0.0}")
+
+
+@pytest.mark.parametrize("term", HIDDEN_TERMS + ROUTER_TERMS)
+def test_a_term_of_phase_2_is_refused_where_no_states_are_kept(tree: Path, replace: Replace, term: str) -> None:
+    without_states(tree, replace, term)
+    with pytest.raises(ConfigError, match=rf"`teacher\.hidden_fraction` is 0.*`losses\.{term}`"):
+        load_params(tree)
+
+
+def test_kd_alone_needs_no_states(tree: Path, replace: Replace) -> None:
+    without_states(tree, replace)
+    params = load_params(tree)
+    assert params.experiment.losses.terms_of_states() == []
+    assert params.profile.teacher.hidden_fraction == 0.0

@@ -20,7 +20,7 @@ from moe_distill.replay.block import (
 )
 from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.capture import _scaled
-from moe_distill.teacher.export_head import export_head
+from moe_distill.teacher.run import export_head
 from tests.replay.teachers import FAMILIES, VOCABULARY, Said, certain, make_teacher, say
 
 TEACHERS = [(family, seed) for family in FAMILIES for seed in range(4)]

@@ -11,7 +11,7 @@ from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, Hub, Profile
 from moe_distill.corpus.raw import RawDocument
 from moe_distill.corpus.resize import join_rows
 from moe_distill.shards.format import row_bytes
-from moe_distill.shards.teacher_store import target_fields
+from moe_distill.teacher.capture import capture_fields
 from tests.assets import real_text, real_tokenizer
 
 PATH = Path(__file__).parents[2] / "profiles/p100.yaml"
@@ -28,8 +28,7 @@ def profile() -> Profile:
 
 def shard_bytes(profile: Profile, positions: float, runs: float) -> float:
     capture = profile.teacher
-    fields = target_fields(capture.k, capture.tail_samples, len(capture.hidden_layers), TEACHER_SIZE, 1, EXPERTS)
-    each = row_bytes(fields)
+    each = row_bytes(capture_fields(capture, TEACHER_SIZE, EXPERTS))
     return positions * each["positions"] + runs * capture.hidden_run * each["hidden"]
 
 

@@ -20,7 +20,7 @@ from moe_distill.shards.window_store import (
 )
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.capture import capture
-from moe_distill.teacher.export_head import export_head
+from moe_distill.teacher.run import export_head
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs
 from tests.replay.teachers import VOCABULARY
 

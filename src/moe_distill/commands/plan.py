@@ -4,17 +4,16 @@ What is on disk already is counted; what is not is estimated from the parameters
 """
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import safe_open
-
 from moe_distill.config.params import Params
 from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TinyTeacher
+from moe_distill.models.model_folder import count_parameters
 from moe_distill.shards.format import INDEX_NAME, row_bytes
-from moe_distill.shards.teacher_store import open_targets, target_fields
+from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
+from moe_distill.teacher.capture import capture_fields
 from moe_distill.training.curriculum import phase1_steps
 from moe_distill.training.data import mean_positions_with_states
 from moe_distill.training.schedule import ramps_are_complete
@@ -83,26 +82,16 @@ def bytes_to_come(params: Params) -> dict[str, float]:
     if teacher and each is not None and not (TARGETS / "validation" / INDEX_NAME).is_file():
         rows = _expected_rows(params, teacher)
         found["shards"] = sum(rows[table] * each[table] for table in rows)
-    weights = 4 * sum(_values(path) for path in STUDENT.glob("*.safetensors"))  # trained in fp32
+    weights = 4 * count_parameters(STUDENT)  # trained in fp32
     if weights:
         found["checkpoints"] = float(phase_bytes(weights, weights))  # the heads are small
     return found
 
 
-def _values(path: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
-    with safe_open(path, "pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # not iterable
-
-
 def _row_bytes(params: Params) -> dict[str, int] | None:
     """Bytes of a row of each table of the shards, as soon as the teacher's sizes are known."""
-    sizes, capture = _teacher_sizes(params), params.profile.teacher
-    if sizes is None:
-        return None
-    size, experts = sizes
-    layers = len(capture.hidden_layers)
-    return row_bytes(target_fields(capture.k, capture.tail_samples, layers, size, int(experts > 0), experts))
+    sizes = _teacher_sizes(params)
+    return None if sizes is None else row_bytes(capture_fields(params.profile.teacher, *sizes))
 
 
 def _expected_rows(params: Params, teacher: dict[str, WindowStore]) -> dict[str, float]:
@@ -130,6 +119,8 @@ def _expected_states(params: Params, teacher: WindowStore) -> float:
 
 def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, WindowStore]) -> str:
     capture, batch = params.profile.teacher, params.profile.train.batch_windows
+    if not params.experiment.losses.terms_of_states():
+        return "router: no term of phase 2 has a weight; no states are needed"
     if not student or not teacher:
         seen, word = batch * capture.hidden_fraction * capture.hidden_run, "at most "
     elif (TARGETS / "train" / INDEX_NAME).is_file():

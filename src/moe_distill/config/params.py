@@ -30,6 +30,10 @@ class Losses(Section):
     router_balance: Weight
     router_importance: Weight
 
+    def terms_of_states(self) -> list[str]:
+        """The terms with a weight; each reads the teacher's cached states in phase 2."""
+        return [name for name, weight in self if weight > 0.0]
+
 
 class Curriculum(Section):
     phase1_share: Annotated[float, Field(gt=0.0, lt=1.0)]  # of the curriculum: LM and KD only
@@ -119,10 +123,22 @@ def load_params(root: Path = Path()) -> Params:
     """Read and validate `root/params.yaml` and the profile it names.
 
     Raises:
-        ConfigError: naming the file and the first wrong key.
+        ConfigError: naming the file and the first wrong key, or keys of both files that do not fit each other.
     """
     experiment = _validate(ExperimentParams, root / "params.yaml")
     assert isinstance(experiment, ExperimentParams)
     profile = _validate(Profile, root / "profiles" / f"{experiment.profile}.yaml")
     assert isinstance(profile, Profile)
+    _check_states(experiment, profile)
     return Params(experiment=experiment, profile=profile)
+
+
+def _check_states(experiment: ExperimentParams, profile: Profile) -> None:
+    """Refuse terms of phase 2 beside a cache that is to hold no states."""
+    terms = [f"`losses.{name}`" for name in experiment.losses.terms_of_states()]
+    if terms and profile.teacher.hidden_fraction == 0.0:
+        raise ConfigError(
+            f"profiles/{experiment.profile}.yaml: `teacher.hidden_fraction` is 0, so that the cache holds no states",
+            f"params.yaml: {', '.join(terms)} need them",
+            "raise `teacher.hidden_fraction`, or set these weights to 0: KD alone needs no states",
+        )

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from moe_distill.errors import DataError
+from moe_distill.shards.value_checks import is_finite
 
 WRITTEN_BY = {"student_kd": "train_kd", "student": "train_router", "student_lm_only": "control"}  # others by models
 TOKENIZER_FILES = (
@@ -53,7 +54,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
         if names := sorted(str(name) for name in loading[fault]):
             raise DataError(f"the weights of {folder} have {fault.replace('_', ' ')}", ", ".join(names[:3]), mend)
     for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):
+        if not is_finite(weight):
             raise DataError(f"weight {name} of {folder} is not finite", fix=mend)
     nn.Module.to(model, device)  # transformers wraps `to` with checks for quantised models
     model.eval()

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
-from transformers.utils import logging
 
 from moe_distill.config.profile import TinyTeacher
 from moe_distill.corpus.documents import read_documents
@@ -21,7 +20,8 @@ from moe_distill.errors import DivergenceError
 from moe_distill.log import log, progress_bar
 from moe_distill.models.model_disk_use import require_model_space
 from moe_distill.models.packed_windows import Batch, document_batches, packed_tokens, training_batches
-from moe_distill.models.tiny_tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
+from moe_distill.models.tiny_models import decoder_settings, random_model, save_model
+from moe_distill.models.tiny_tokenizers import end_of_text_id, train_tokenizer
 from moe_distill.utils.device import make_runtime
 
 WARMUP_SHARE = 0.05  # of the steps
@@ -51,7 +51,7 @@ def train_tiny_teacher(
     tokenizer = train_tokenizer(params.tokenizer, train_documents)
     tokenizer.encode_special_tokens = True  # text that spells a special token is ordinary text
     end_id = end_of_text_id(tokenizer)
-    model = _random_model(params, tokenizer.get_vocab_size(), end_id, seed)
+    model = _untrained_model(params, tokenizer.get_vocab_size(), end_id, seed)
     require_model_space(model, tokenizer, output)
     model.to(make_runtime("fp32").device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
     tokens_N = packed_tokens(train_documents, tokenizer, end_id)
@@ -59,9 +59,7 @@ def train_tiny_teacher(
     _train(model, params, batches)
     bits_per_byte = _bits_per_byte(model, tokenizer, validation_documents, params.max_length)
     log(f"teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
-    logging.disable_progress_bar()  # of writing weights
-    model.save_pretrained(output)
-    save_tokenizer(tokenizer, params.max_length, output)
+    save_model(model, tokenizer, params.max_length, output)
     return {"teacher_bits_per_byte": bits_per_byte, "teacher_steps": float(params.steps)}
 
 
@@ -96,29 +94,18 @@ def output_rows(tokens: int) -> int:
     return math.ceil(tokens / 128) * 128 + 128
 
 
-def _random_model(params: TinyTeacher, tokens: int, end_id: int, seed: int) -> PreTrainedModel:
+def _untrained_model(params: TinyTeacher, tokens: int, end_id: int, seed: int) -> PreTrainedModel:
     config = Qwen3MoeConfig(
         vocab_size=output_rows(tokens),
-        hidden_size=params.hidden_size,
         intermediate_size=params.expert_size,  # of dense blocks; there are none
-        num_hidden_layers=params.layers,
-        num_attention_heads=params.heads,
-        num_key_value_heads=params.key_value_heads,
         num_experts=params.num_experts,
         num_experts_per_tok=params.experts_per_token,
         moe_intermediate_size=params.expert_size,
         norm_topk_prob=True,
         router_aux_loss_coef=params.router_auxiliary_weight,
-        max_position_embeddings=params.max_length,
-        tie_word_embeddings=True,
-        bos_token_id=end_id,
-        eos_token_id=end_id,
+        **decoder_settings(params, end_id),
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen3MoeForCausalLM(config)
-    # Not in the model's own config: nn.Embedding would keep that row, which begins every window, from learning.
-    model.generation_config.pad_token_id = end_id
+    model = random_model(Qwen3MoeForCausalLM, config, seed)
     # Each expert adds to a row once, so sums have one order. The backward pass of `grouped_mm` adds a row's
     # experts in any order; on CPU it is no faster, and on a GPU it needs compute capability 8.
     model.set_experts_implementation("eager")

@@ -5,6 +5,7 @@ import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,13 +20,16 @@ class Output:
     md5: str  # a folder's is that of the list of its files, and ends with `.dir`
 
 
+def recorded_stages(root: Path) -> dict[str, Any]:
+    """What `root/dvc.lock` says of each stage; nothing where none has run yet."""
+    lock = root / "dvc.lock"
+    stages: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.is_file() else {}
+    return stages
+
+
 def recorded_outputs(root: Path) -> list[Output]:
     """The outputs in `root/dvc.lock`; none where nothing has run yet."""
-    lock = root / "dvc.lock"
-    if not lock.is_file():
-        return []
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
-    return [Output(Path(out["path"]), out["md5"]) for stage in stages.values() for out in stage["outs"]]
+    return [Output(Path(out["path"]), out["md5"]) for stage in recorded_stages(root).values() for out in stage["outs"]]
 
 
 def cache_folder(root: Path) -> Path:

@@ -6,17 +6,15 @@ writes a fingerprint of their content, and the stages that read them depend on i
 
 from pathlib import Path
 
-import yaml
-
 from moe_distill.config.profile import Corpus, Files, FolderModel, HubModel, Profile, TinyStudent, TinyTeacher
 from moe_distill.corpus.local_files import local_files
 from moe_distill.errors import DataError
 from moe_distill.log import log
 from moe_distill.models.model_folder import model_files
+from moe_distill.pipeline.dvc_lock import recorded_stages
 from moe_distill.utils.files import fingerprint, project_root, sha256_file
 
 OUTPUT = Path("data/sources.json")
-LOCK = Path("dvc.lock")
 NOTHING_LOCAL = "none"
 Model = TinyTeacher | TinyStudent | HubModel | FolderModel
 STAGES = {"corpus": "corpus", "teacher": "models@teacher", "student": "models@student"}  # that depend on each
@@ -59,6 +57,5 @@ def _weights(model: Model) -> str | None:
 def _recorded(name: str) -> str:
     """The fingerprint with which the stage ran last, or `none`: the stage then says itself what is missing."""
     log(f"check: local files of `{name}` are not here; it is made again only if its parameters change")
-    stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
-    recorded = stages.get(STAGES[name], {}).get("params", {}).get(OUTPUT.as_posix(), {})
+    recorded = recorded_stages(Path()).get(STAGES[name], {}).get("params", {}).get(OUTPUT.as_posix(), {})
     return str(recorded.get(name, NOTHING_LOCAL))

@@ -6,6 +6,12 @@ from torch import Tensor
 from moe_distill.errors import DataError
 
 
+def is_finite(values: Tensor) -> bool:
+    """Whether there is neither a NaN nor an infinity among the values."""
+    # one pass without a temporary; a NaN is both the least and the greatest value
+    return not values.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
+
+
 def check_finite(place: str, column: Tensor, first_row: int, fix: str) -> None:
     """Refuse a column of floating-point numbers with a NaN or an infinity.
 
@@ -18,8 +24,7 @@ def check_finite(place: str, column: Tensor, first_row: int, fix: str) -> None:
     Raises:
         DataError: naming the row and the value.
     """
-    # one pass without a temporary; a NaN is both the least and the greatest value
-    if not column.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(column))).all()):
+    if is_finite(column):
         return
     row, value = _first(column, ~torch.isfinite(column))
     raise DataError(f"{place}, row {first_row + row} is {value}", "every stored number is finite", fix)

@@ -20,6 +20,7 @@ from moe_distill.shards.format import (
     Metadata,
     shard_name,
 )
+from moe_distill.shards.value_checks import is_finite
 from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
 from moe_distill.utils.files import sha256_file, write_atomically
 
@@ -122,7 +123,7 @@ class ShardWriter:
                 raise ValueError(f"{name}: {found}, expected {spec.dtype} {spec.shape}")
             if rows.setdefault(spec.table, len(column)) != len(column):
                 raise ValueError(f"{name}: {len(column)} rows, table {spec.table} has {rows[spec.table]}")
-            if column.is_floating_point() and not bool(torch.isfinite(column).all()):
+            if not is_finite(column):
                 raise ValueError(f"{name}: a non-finite value is never written")
 
     def _flush(self) -> None:

@@ -36,6 +36,28 @@ class Architecture:
     output: Tensor  # [rows, d]
     moe: MoeParts | None  # None: the last layer is dense
 
+    @property
+    def hidden_size(self) -> int:
+        return self.output.shape[1]
+
+    @property
+    def num_experts(self) -> int:
+        """0: the last layer is dense."""
+        return 0 if self.moe is None else self.moe.gate_weight.shape[0]
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """What replay needs, by the names of models/teacher_head: final norm, output matrix, and a MoE block."""
+        tensors = {"final_norm": self.final_norm, "output": self.output}
+        if self.moe is not None:
+            tensors |= {
+                "moe_norm": self.moe.norm_weight,
+                "gate": self.moe.gate_weight,
+                "gate_up": self.moe.gate_up,
+                "down": self.moe.down,
+            }
+        return tensors
+
 
 def find_modules(model: PreTrainedModel) -> Architecture:
     """Find the parts of a causal language model.

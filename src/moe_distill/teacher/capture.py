@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from moe_distill.config.profile import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.log import progress_bar
-from moe_distill.shards.format import FieldSpec, Index
+from moe_distill.shards.format import DTYPES, FieldSpec, Index
 from moe_distill.shards.provenance import capture_fingerprint, windows_fingerprint
 from moe_distill.shards.teacher_store import (
     SCALE_MAXIMUM,
@@ -22,6 +22,7 @@ from moe_distill.shards.teacher_store import (
     TEACHER_TARGETS,
     target_fields,
 )
+from moe_distill.shards.value_checks import is_finite
 from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.architecture import Architecture, find_modules
@@ -84,7 +85,8 @@ def capture(
     architecture = find_modules(model)
     _check(params, architecture)
     device = next(model.parameters()).device
-    writer = ShardWriter(output, capture_fields(params, architecture), "positions", params.shard_positions, receipts)
+    specs = capture_fields(params, architecture.hidden_size, architecture.num_experts)
+    writer = ShardWriter(output, specs, "positions", params.shard_positions, receipts)
     output_VD = architecture.output.detach().float()
     text_ids_V = text_ids_V.to(device)
     starts = range(writer.cursor, len(windows), params.batch_windows)
@@ -98,6 +100,7 @@ def capture(
             raise DataError(what, "in fp32 too", OTHER_TEACHER)
         columns, text_token_probability = _position_columns(batch, states, output_VD, text_ids_V, params, seed)
         columns |= _hidden_columns(batch, states, windows, params, seed)
+        columns = {name: _fitted(column, DTYPES[specs[name].dtype]) for name, column in columns.items()}
         tallies = {
             "nonfinite_batches": float(in_fp32),
             "text_token_probability": text_token_probability,
@@ -128,11 +131,10 @@ def capture(
     )
 
 
-def capture_fields(params: Capture, architecture: Architecture) -> dict[str, FieldSpec]:
-    """The columns that a capture of this teacher has."""
-    experts = 0 if architecture.moe is None else architecture.moe.gate_weight.shape[0]
-    size = architecture.output.shape[1]
-    return target_fields(params.k, params.tail_samples, len(params.hidden_layers), size, int(experts > 0), experts)
+def capture_fields(params: Capture, hidden_size: int, num_experts: int) -> dict[str, FieldSpec]:
+    """The columns that a capture has; `num_experts` 0: the teacher's last layer is dense."""
+    layers, router_layers = len(params.hidden_layers), int(num_experts > 0)
+    return target_fields(params.k, params.tail_samples, layers, hidden_size, router_layers, num_experts)
 
 
 def _check(params: Capture, architecture: Architecture) -> None:
@@ -158,24 +160,12 @@ def _position_columns(
     records, text_token_probability = [], 0.0
     for hidden, targets, uniforms in _chunks(params.chunk_positions, final_ND, targets_N, uniforms_N):
         logits = hidden @ output_VD.T  # fp32: an fp16 product alone costs 0.02 in log-probability
-        if not bool(torch.isfinite(logits).all()):
+        if not is_finite(logits):
             raise DataError(f"the teacher gives non-finite logits in windows {_span(batch.numbers)}", fix=OTHER_TEACHER)
         records.append(sparsify(logits, targets, params.k, params.tail_samples, uniforms))
         text_token_probability += float(logits.softmax(-1)[:, text_ids_V].sum())
-    return _columns(records), text_token_probability
-
-
-def _columns(records: list[Records]) -> dict[str, Tensor]:
-    dtypes = {
-        "topk_ids": torch.int32,
-        "topk_logprobs": torch.float16,
-        "tail_logsumexp": torch.float32,
-        "tail_ids": torch.int32,
-        "tail_logprobs": torch.float16,
-        "target_logprob": torch.float32,
-    }
-    columns = {name: torch.cat([getattr(record, name) for record in records]) for name in dtypes}
-    return {name: _fitted(columns[name], dtype) for name, dtype in dtypes.items()}
+    columns = {field.name: torch.cat([getattr(record, field.name) for record in records]) for field in fields(Records)}
+    return columns, text_token_probability
 
 
 def _fitted(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -210,7 +200,7 @@ def _hidden_columns(
     columns["hidden"], columns["hidden_scales"] = _scaled(picked(states.hidden_BLSD))
     if states.moe_input_BLD is not None and states.router_logits_BLE is not None:
         columns["moe_input"], columns["moe_input_scales"] = _scaled(picked(states.moe_input_BLD))
-        columns["router_logits"] = _fitted(picked(states.router_logits_BLE)[:, None], torch.float16)
+        columns["router_logits"] = picked(states.router_logits_BLE)[:, None]
     return columns
 
 

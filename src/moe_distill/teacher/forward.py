@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe_distill.shards.value_checks import is_finite
 from moe_distill.teacher.architecture import Architecture
 
 
@@ -25,7 +26,7 @@ class States:
 
     def finite(self) -> bool:
         tensors = (self.final_BLD, self.hidden_BLSD, self.moe_input_BLD, self.router_logits_BLE)
-        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
+        return all(is_finite(tensor) for tensor in tensors if tensor is not None)
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from moe_distill.teacher.capture import capture_fields, run_of
 def shard_bytes(windows: WindowStore, params: Capture, architecture: Architecture) -> int:
     """Bytes of the columns of one split: the positions are counted and the runs of states drawn as in the capture."""
     rows = {"positions": int(windows.token_counts.sum()), "hidden": stated_positions(windows, params)}
-    return store_bytes(capture_fields(params, architecture), rows)
+    return store_bytes(capture_fields(params, architecture.hidden_size, architecture.num_experts), rows)
 
 
 def stated_positions(windows: WindowStore, params: Capture) -> int:
@@ -22,12 +22,4 @@ def stated_positions(windows: WindowStore, params: Capture) -> int:
 
 def head_bytes(architecture: Architecture) -> int:
     """Bytes of models/teacher_head, in the teacher's dtype."""
-    tensors = [architecture.final_norm, architecture.output]
-    if architecture.moe is not None:
-        tensors += [
-            architecture.moe.norm_weight,
-            architecture.moe.gate_weight,
-            architecture.moe.gate_up,
-            architecture.moe.down,
-        ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in architecture.head.values())
