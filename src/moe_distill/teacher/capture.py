@@ -68,14 +68,14 @@ def capture(
     teacher_fingerprint: str,
     key: str,
     output: Path,
-    receipts: Path,
+    progress_folder: Path,
 ) -> Captured:
     """Write the targets of every position of `windows` to `output`; continue where a killed run ended.
 
     Args:
         text_ids_V: ids that stand for text (`text_token_mask`).
         key: fingerprint of windows, teacher and capture parameters.
-        receipts: folder of what a run must know to continue another one.
+        progress_folder: progress files of the shards (see `ShardWriter`).
 
     Raises:
         ConfigError: a captured layer does not exist, or k leaves no tail.
@@ -84,10 +84,11 @@ def capture(
     architecture = find_modules(model)
     _check(params, architecture)
     device = next(model.parameters()).device
-    writer = ShardWriter(output, capture_fields(params, architecture), "positions", params.shard_positions, receipts)
+    fields = capture_fields(params, architecture)
+    writer = ShardWriter(output, fields, "positions", params.shard_positions, progress_folder)
     output_VD = architecture.output.detach().float()
     text_ids_V = text_ids_V.to(device)
-    starts = range(writer.cursor, len(windows), params.batch_windows)
+    starts = range(writer.next_input, len(windows), params.batch_windows)
     for start in progress_bar(starts, len(starts), "teacher"):
         began = time.perf_counter()
         numbers = range(start, min(start + params.batch_windows, len(windows)))

@@ -66,7 +66,7 @@ def run_teacher(
             teacher_key,
             fingerprint([key, split]),
             output / "shards" / split,
-            output / "receipts" / split,
+            output / "progress" / split,
         )
         for split, store in stores.items()
     }
