@@ -16,7 +16,7 @@ WINDOWS, TEACHER = Path("data/windows/teacher"), Path("models/teacher")
 def main(params: Params) -> None:
     capture = params.profile.teacher
     key = fingerprint([stage_code("teacher"), capture_key(capture, WINDOWS, TEACHER)])
-    step_windows = params.profile.train.batch_windows  # no dependency: it can only refuse
+    step_windows = params.profile.train.batch_windows  # only used to refuse a run, so no dependency of the stage
     compute = partial(run_teacher, capture, WINDOWS, TEACHER, step_windows=step_windows)
     outputs = {"shards": Path("data/teacher_shards"), "head": Path("models/teacher_head")}
     metrics = compute_once("teacher", key, compute, outputs)

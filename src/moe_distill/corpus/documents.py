@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_distill.errors import DataError, repair
+from moe_distill.errors import DataError, restore_command
 
 READ_BUFFER_BYTES = 1 << 20  # with pre-buffering off: else pyarrow holds the whole file
 SCHEMA = pa.schema([("document_id", pa.string()), ("source", pa.string()), ("text", pa.string())])
@@ -48,7 +48,7 @@ def read_documents(path: Path, batch_documents: int = 256) -> Iterator[list[Docu
             if missing_rows:  # a damaged page header can hide its page
                 raise pa.ArrowInvalid(f"{missing_rows:,} of {file.metadata.num_rows:,} rows are missing")
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file", str(error), repair(path)) from error
+        raise DataError(f"{path} is not a readable parquet file", str(error), restore_command(path)) from error
 
 
 def hash_fraction(document_id: str, purpose: str) -> float:

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from moe_distill.errors import DataError, repair
+from moe_distill.errors import DataError, restore_command
 from moe_distill.shards.value_checks import check_finite
 from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
 from moe_distill.utils.files import sha256_file, write_atomically
@@ -78,7 +78,7 @@ def read_head(folder: Path, device: torch.device) -> tuple[HeadDescription, dict
     found = sha256_file(path)
     if found != description.weights_sha256:
         why = f"sha256 {found}, {DESCRIPTION_NAME} says {description.weights_sha256}"
-        raise DataError(f"{path} is corrupt", why, repair(path))
+        raise DataError(f"{path} is corrupt", why, restore_command(path))
     try:
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moe_distill.errors import DataError, repair
+from moe_distill.errors import DataError, restore_command
 from moe_distill.shards.format import DTYPES, FileEntry, Index, command_to_write, read_index
 from moe_distill.shards.value_checks import check_finite, check_range
 from moe_distill.utils.files import sha256_file
@@ -104,7 +104,9 @@ class ShardReader:
             raise DataError(f"{path} does not exist", "its index lists it", "run: dvc checkout, or dvc repro")
         found = sha256_file(path)
         if found != entry.sha256:
-            raise DataError(f"{path} is corrupt", f"sha256 {found}, its index says {entry.sha256}", repair(path))
+            raise DataError(
+                f"{path} is corrupt", f"sha256 {found}, its index says {entry.sha256}", restore_command(path)
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 columns = {name: file.get_tensor(name) for name in self.index.fields}

@@ -1,4 +1,4 @@
-"""Dataclasses of tensors, moved as one."""
+"""Dataclasses of tensors."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ Tensors = TypeVar("Tensors")
 
 
 def to_device(value: Tensors, device: torch.device) -> Tensors:
-    """A copy of a (nested) dataclass with every tensor of it on `device`; all else is as it was."""
+    """A copy of a dataclass with every tensor in it, also in nested dataclasses, on `device`."""
     moved: Tensors = _moved(value, device)
     return moved
 
