@@ -1,4 +1,4 @@
-"""The embedded default's student: a small Llama with random weights and a tokenizer of its own."""
+"""The student of the profile `tiny`: a small Llama with random weights and a tokenizer of its own."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from moe_distill.models.tiny_tokenizers import end_of_text_id, save_tokenizer, t
 
 
 def make_tiny_student(params: TinyStudent, seed: int, train_documents: Path, output: Path) -> None:
-    """Train the student's tokenizer, draw its weights from `seed`, save both in `output`; equal inputs, equal bytes.
+    """Train a tokenizer, make a model with random weights, and save both in `output`; equal inputs give equal bytes.
 
     Raises:
         DataError: there is too little text for the vocabulary.
@@ -36,8 +36,8 @@ def make_tiny_student(params: TinyStudent, seed: int, train_documents: Path, out
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     require_model_space(model, tokenizer, output)
-    # Not in the model's own config: nn.Embedding would keep that row, which begins every window, from learning.
+    # Not in the model's own config: the embedding of that id, which begins every window, would get no gradient.
     model.generation_config.pad_token_id = end_id
-    logging.disable_progress_bar()  # of writing weights
+    logging.disable_progress_bar()  # for writing weights
     model.save_pretrained(output)
     save_tokenizer(tokenizer, params.max_length, output)

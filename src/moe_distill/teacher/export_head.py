@@ -1,4 +1,4 @@
-"""Hand on the part of the teacher that replay needs: last MoE block, final norm, output matrix."""
+"""Export the part of the teacher that replay needs: last MoE block, final norm, output matrix."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from moe_distill.teacher.architecture import find_modules
 def export_head(model: PreTrainedModel, teacher_fingerprint: str, folder: Path) -> None:
     """Write `models/teacher_head`, in the teacher's dtype.
 
-    Tensors: final_norm [d], output [rows, d]; of a MoE block also moe_norm [d], gate [experts, d],
-    gate_up [experts, 2 * expert size, d] and down [experts, d, expert size].
+    Tensors, with R rows of the output matrix, T hidden size, E experts and I expert size: final_norm [T], output
+    [R, T]; of a MoE block also moe_norm [T], gate [E, T], gate_up [E, 2 * I, T] and down [E, T, I].
     """
     architecture = find_modules(model)
     tensors = {"final_norm": architecture.final_norm, "output": architecture.output}

@@ -1,4 +1,4 @@
-"""The `teacher` stage's work: capture both splits, hand on the head."""
+"""The work of the `teacher` stage: capture the targets of both splits, and export the head."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.capture import Captured, capture
 from moe_distill.teacher.export_head import export_head
-from moe_distill.teacher.shards_disk_use import head_bytes, shard_bytes, stated_positions
+from moe_distill.teacher.shards_disk_use import count_positions_with_states, head_bytes, shard_bytes
 from moe_distill.utils.device import make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import fingerprint, folder_fingerprint
@@ -21,7 +21,7 @@ FIELD_BYTES = {"int32": 4, "int64": 8, "float16": 2, "float32": 4, "int8": 1}
 
 
 def capture_key(params: Capture, windows: Path, teacher: Path) -> str:
-    """Everything that determines the shards, so that unfinished ones are continued only where they fit."""
+    """Fingerprint of everything that determines the targets, so that unfinished ones are only continued if they fit."""
     inputs = {split: windows_fingerprint(read_index(windows / split, TEACHER_WINDOWS)) for split in SPLITS}
     return fingerprint(
         {"windows": inputs, "teacher": folder_fingerprint(teacher), "capture": params.model_dump(mode="json")}
@@ -31,11 +31,22 @@ def capture_key(params: Capture, windows: Path, teacher: Path) -> str:
 def run_teacher(
     params: Capture, windows: Path, teacher: Path, output: Path, step_windows: int | None = None
 ) -> dict[str, float]:
-    """Write `shards/{train,validation}` and `head` below `output`; returns the metrics of metrics/teacher.json.
+    """Write `shards/{train,validation}` and `head` below `output`; continue where a killed run ended.
 
     Args:
-        step_windows: windows of a step of train_router, which is then refused before the teacher runs if too few of
-            their positions would have states; None: no router will be trained.
+        params: section `teacher` of the profile.
+        windows: folder of the teacher's windows of both splits.
+        teacher: the teacher's model folder.
+        step_windows: windows of a step of train_router, to refuse parameters under which too few of their positions
+            would have states; None: no router will be trained.
+
+    Returns:
+        The metrics of metrics/teacher.json.
+
+    Raises:
+        ConfigError: too few positions would have states, or see `capture`.
+        DataError: windows, model and tokenizer do not belong together, or see `capture`.
+        ResourceError: the disk cannot take the targets.
     """
     seed_everything(params.seed)
     stores = {split: WindowStore(windows / split, TEACHER_WINDOWS) for split in SPLITS}
@@ -45,11 +56,11 @@ def run_teacher(
     log(f"teacher: {runtime.describe()}")
     model = load_causal_lm(teacher, runtime.dtype, runtime.device)
     rows = model.get_output_embeddings().weight.shape[0]
-    text_ids_V = text_token_mask(load_tokenizer(teacher), rows)
+    text_ids_R = text_token_mask(load_tokenizer(teacher), rows)
     architecture = find_modules(model)
     if step_windows is not None and architecture.moe is not None:
-        # A student's window lies inside one of the teacher's: its steps see no more states than this, and mostly fewer.
-        seen = stated_positions(stores["train"], params) / len(stores["train"])
+        # An upper bound: a student's window lies inside one of the teacher's, and so has at most as many states.
+        seen = count_positions_with_states(stores["train"], params) / len(stores["train"])
         require_router_positions(seen * step_windows)
     needed = sum(shard_bytes(store, params, architecture) for store in stores.values()) + head_bytes(architecture)
     output.mkdir(parents=True, exist_ok=True)
@@ -60,7 +71,7 @@ def run_teacher(
         split: capture(
             model,
             store,
-            text_ids_V,
+            text_ids_R,
             params,
             params.seed,
             teacher_key,
