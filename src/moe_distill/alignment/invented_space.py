@@ -38,5 +38,5 @@ def _without_space(part: Json) -> Json:
         nested = {name: _without_space(value) for name, value in part.items()}
         return None if kind == "Prepend" else nested | SETTINGS_WITHOUT_SPACE.get(kind, {})
     if isinstance(part, list):
-        return [part for item in part if (part := _without_space(item)) is not None]
+        return [kept for item in part if (kept := _without_space(item)) is not None]
     return part

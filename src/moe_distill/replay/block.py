@@ -71,7 +71,7 @@ def teacher_mixture(head: TeacherHead, gate_logits_NE: Tensor) -> Tensor:
 
 def routed_hidden(moe_input_NT: Tensor, expert_outputs_NET: Tensor, mixture_NE: Tensor) -> Tensor:
     """The residual stream after the block for any mixture of the experts, [N, T]."""
-    return moe_input_NT + torch.einsum("ne,ned->nd", mixture_NE, expert_outputs_NET)
+    return moe_input_NT + torch.einsum("ne,net->nt", mixture_NE, expert_outputs_NET)
 
 
 def final_hidden(head: TeacherHead, residual_NT: Tensor) -> Tensor:
@@ -82,4 +82,4 @@ def final_hidden(head: TeacherHead, residual_NT: Tensor) -> Tensor:
 def replayed_logits(head: TeacherHead, residual_NT: Tensor, ids_NK: Tensor) -> Tensor:
     """Logits for K ids of each position's own, [N, K]; no other row of the output matrix is read."""
     rows_NKT = F.embedding(ids_NK, head.tensors["output"]).float()
-    return torch.einsum("nd,nkd->nk", final_hidden(head, residual_NT), rows_NKT)
+    return torch.einsum("nt,nkt->nk", final_hidden(head, residual_NT), rows_NKT)
