@@ -19,7 +19,7 @@ PLUMBING = {"cli", "commands", "config", "errors", "log", "pipeline", "tracking"
 OF_RESULTS = {"moe_distill.utils.device", "moe_distill.utils.tensors"}  # precision, seeds
 
 
-def dvc_stage(stage: str) -> dict[str, Any]:
+def definition(stage: str) -> dict[str, Any]:
     found: dict[str, Any] = STAGES[stage].get("do", STAGES[stage])
     return found
 
@@ -59,25 +59,25 @@ def named_by(dependency: str) -> set[str]:
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "check"])
 def test_deps_are_the_imports(stage: str) -> None:
-    code = [dependency for dependency in dvc_stage(stage)["deps"] if dependency.startswith("src/")]
+    code = [dependency for dependency in definition(stage)["deps"] if dependency.startswith("src/")]
     assert set[str]().union(*map(named_by, code)) == modules_of(stage)
 
 
 def test_r23_temperature_reaches_no_stage_before_training() -> None:
-    users = {stage for stage in STAGES if "temperature" in dvc_stage(stage).get("params", [])}
+    users = {stage for stage in STAGES if "temperature" in definition(stage).get("params", [])}
     assert users == {"train_kd", "train_router", "evaluate"}
 
 
 def test_every_key_of_a_study_reruns_a_stage() -> None:
     """`profile` is part of the name of the profile's file, by which DVC follows it."""
     keys = set(yaml.safe_load((ROOT / "params.yaml").read_text())) - {"profile"}
-    followed = {each for stage in STAGES for each in dvc_stage(stage).get("params", []) if isinstance(each, str)}
+    followed = {each for stage in STAGES for each in definition(stage).get("params", []) if isinstance(each, str)}
     assert keys <= followed
 
 
 def test_the_chunk_term_is_of_both_phases() -> None:
     for stage, keys in (("train_kd", ["chunk_temperature", "losses.chunk"]), ("train_router", ["chunk_temperature"])):
-        assert set(keys) <= {each for each in dvc_stage(stage)["params"] if isinstance(each, str)}
+        assert set(keys) <= {each for each in definition(stage)["params"] if isinstance(each, str)}
 
 
 def test_no_output_persists() -> None:
@@ -87,7 +87,7 @@ def test_no_output_persists() -> None:
 def test_r16_no_training_stage_depends_on_the_teacher() -> None:
     for stage in ("train_kd", "train_router", "control", "evaluate"):
         assert not [
-            each for each in dvc_stage(stage)["deps"] if each.startswith("models/teacher/") or each == "models/teacher"
+            each for each in definition(stage)["deps"] if each.startswith("models/teacher/") or each == "models/teacher"
         ]
 
 
@@ -98,7 +98,7 @@ def test_plots_show_columns_that_every_curve_has() -> None:
     assert plots
     for plot in plots:
         assert {plot["x"], *plot["y"].values()} <= always
-        assert set(plot["y"]) <= {output for stage in STAGES for output in dvc_stage(stage).get("outs", [])}
+        assert set(plot["y"]) <= {output for stage in STAGES for output in definition(stage).get("outs", [])}
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
