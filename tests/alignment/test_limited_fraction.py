@@ -1,4 +1,4 @@
-"""A limit on the windows takes documents by their draw: evenly over the sources, whatever their order."""
+"""A limit on the windows takes documents by their hash fraction: evenly over the sources, whatever their order."""
 
 import hashlib
 import math
@@ -46,7 +46,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def windows_of(corpus: Path) -> list[tuple[float, str, int]]:
-    """Draw, source and windows of each document, by ascending draw; a window here never ends inside a character."""
+    """Hash fraction, source and windows of each document, ascending; a window here never ends inside a character."""
     found = []
     for document in (document for group in read_documents(corpus) for document in group):
         tokens = len(TEACHER.tokenizer.encode(document.text, add_special_tokens=False).ids)
@@ -56,7 +56,7 @@ def windows_of(corpus: Path) -> list[tuple[float, str, int]]:
 
 @pytest.mark.parametrize("max_windows", [1, 2, 50, 1000, 2000])
 @pytest.mark.parametrize("first_share", [1 / 64, 1.0])
-def test_the_lowest_draws_that_have_windows_enough_are_kept(
+def test_the_lowest_hash_fractions_that_have_windows_enough_are_kept(
     corpus: Path,
     windows_of: list[tuple[float, str, int]],
     max_windows: int,
@@ -65,7 +65,7 @@ def test_the_lowest_draws_that_have_windows_enough_are_kept(
 ) -> None:
     monkeypatch.setattr(limit, "FIRST_SHARE", first_share)
     fraction = limited_fraction(corpus, 1.0, max_windows, TEACHER, LIMITS)
-    kept = [count for drawn, _, count in windows_of if drawn < fraction]
+    kept = [count for hashed, _, count in windows_of if hashed < fraction]
     assert sum(kept[:-1]) < max_windows <= sum(kept)
 
 
@@ -78,7 +78,7 @@ def test_a_limit_that_is_not_reached_changes_nothing(corpus: Path, windows_of: l
 
 def test_every_source_keeps_its_share(corpus: Path, windows_of: list[tuple[float, str, int]]) -> None:
     fraction = limited_fraction(corpus, 1.0, sum(count for _, _, count in windows_of) // 2, TEACHER, LIMITS)
-    kept = Counter(source for drawn, source, _ in windows_of if drawn < fraction)
+    kept = Counter(source for hashed, source, _ in windows_of if hashed < fraction)
     for name, count in SOURCES.items():
         assert abs(kept[name] - count / 2) < 4 * math.sqrt(count) / 2, "four standard deviations of a fair draw"
 

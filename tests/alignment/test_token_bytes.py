@@ -30,7 +30,7 @@ SAMPLES = [
 
 def spelled(owner: Encoder, text: str) -> bytes:
     encoded = encode(owner, [text.encode()])
-    assert encoded.lost == []
+    assert encoded.misspelled == []
     return b"".join(owner.token_bytes.table[number] or b"?" for number in encoded.ids)
 
 
@@ -238,7 +238,7 @@ def test_a_tokenizer_that_changes_ordinary_text_is_refused_by_name(normalizer):
 def test_a_tokenizer_that_changes_rare_characters_only_loses_the_documents_that_have_them():
     tokenizer = byte_level(300)
     tokenizer.normalizer = normalizers.NFKC()
-    assert encode(encoder(tokenizer), [b"plain", "o\ufb03ce".encode()]).lost == [(1, 1)]
+    assert encode(encoder(tokenizer), [b"plain", "o\ufb03ce".encode()]).misspelled == [(1, 1)]
 
 
 def test_real_qwen3_reads_special_token_text_as_ordinary_text(qwen3):
@@ -256,7 +256,7 @@ def test_real_qwen3_reads_special_token_text_as_ordinary_text(qwen3):
 
 def test_real_smollm2_drops_a_control_character_and_that_is_seen(smollm2):
     encoded = encode(smollm2, [b"fine", b"caf\xc3\xa9 \x04 end", b"\x04"])
-    assert encoded.lost == [(1, 6), (2, 0)]
+    assert encoded.misspelled == [(1, 6), (2, 0)]
     assert encoded.counts.tolist()[1:] == [0, 0]
     assert encoded.counts[0] > 0
 
@@ -267,7 +267,7 @@ def test_real_sentencepiece_tokenizer_spells_the_text(stories, text):
 
 
 def test_real_sentencepiece_space_mark_in_the_text_counts_as_lost(stories):
-    assert encode(stories, ["ab ▁ c".encode()]).lost == [(0, 3)]
+    assert encode(stories, ["ab ▁ c".encode()]).misspelled == [(0, 3)]
 
 
 def test_by_bytes_names_the_id_that_sentencepiece_itself_produces():

@@ -1,4 +1,4 @@
-"""The corpus file and the draws that depend on a document alone."""
+"""The corpus file, and hash fractions that depend on a document alone."""
 
 import hashlib
 
@@ -60,7 +60,7 @@ def test_a_file_without_a_column_is_refused(tmp_path):
         list(read_documents(tmp_path / "a.parquet"))
 
 
-def test_draws_depend_on_document_and_purpose_alone():
+def test_hash_fractions_depend_on_document_and_purpose_alone():
     assert hash_fraction("a", "split") == hash_fraction("a", "split")
     assert hash_fraction("a", "split") != hash_fraction("b", "split")
     assert hash_fraction("a", "split") != hash_fraction("a", "distil")
@@ -68,7 +68,7 @@ def test_draws_depend_on_document_and_purpose_alone():
     assert hash_fraction("a", "split") == int(digest[:16], 16) / 2**64
 
 
-def test_draws_are_uniform_and_independent_between_purposes():
+def test_hash_fractions_are_uniform_and_independent_between_purposes():
     n = 20_000
     first = [hash_fraction(str(number), "split") for number in range(n)]
     second = [hash_fraction(str(number), "distil") for number in range(n)]

@@ -52,9 +52,9 @@ def like_dvc(stages: Stages, stage: str) -> None:
 
 
 def finished_shards(stages: Stages) -> dict[str, int]:
-    """Inode of each shard whose receipt is written."""
-    receipts = (stages.folder / ".work/teacher").glob("*/receipts/*/*.json")
-    shards = [receipt.parents[2] / "shards" / receipt.parent.name / receipt.stem for receipt in receipts]
+    """Inode of each shard whose progress is written."""
+    progress = (stages.folder / ".work/teacher").glob("*/progress/*/*.json")
+    shards = [path.parents[2] / "shards" / path.parent.name / path.stem for path in progress]
     return {f"{shard.parent.name}/{shard.name}": shard.stat().st_ino for shard in shards}
 
 

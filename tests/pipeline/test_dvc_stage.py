@@ -1,4 +1,4 @@
-"""What dvc.yaml says of a stage, as the names of work folders use it."""
+"""The code and parameters of a stage in dvc.yaml, which the names of work folders are made of."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_code_of_a_stage_is_what_dvc_runs_it_again_for(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("stage", TRAININGS)
-def test_parameters_of_a_stage_are_those_of_its_definition(stage: str) -> None:
+def test_parameters_of_a_stage_are_those_of_dvc_yaml(stage: str) -> None:
     values = stage_parameters(stage, load_params())
     assert values["seed"] == 0
     assert values["train"] == load_params().profile.train.model_dump(mode="json")

@@ -60,7 +60,7 @@ def run(model: PreTrainedModel, windows: WindowStore, output: Path, **changes: o
         "teacher",
         "key",
         output,
-        output.with_name(f"{output.name}-receipts"),
+        output.with_name(f"{output.name}-progress"),
     )
 
 

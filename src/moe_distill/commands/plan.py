@@ -1,6 +1,6 @@
-"""What the parameters come to, before hours are spent on them: windows, steps, rows, bytes.
+"""`moe-distill plan`: windows, steps, teacher rows and bytes that follow from the parameters, before a long run.
 
-What is on disk already is counted; what is not is estimated from the parameters, and said to be.
+What is on disk already is counted. The rest is estimated from the parameters, and the line says so.
 """
 
 import json
@@ -24,7 +24,7 @@ TEACHER, STUDENT = Path("models/teacher"), Path("models/student_init")
 
 
 def describe(params: Params) -> Iterator[str]:
-    """Short lines about the workspace that is the current folder."""
+    """Yield short lines about the workspace that is the current folder."""
     student, teacher = _stores("student", STUDENT_WINDOWS), _stores("teacher", TEACHER_WINDOWS)
     if student and teacher:
         yield "windows: " + ", ".join(f"{len(student[split]):,} for {split}" for split in SPLITS)
@@ -37,7 +37,7 @@ def describe(params: Params) -> Iterator[str]:
 
 
 def _stores(side: str, store_format: str) -> dict[str, WindowStore]:
-    """The windows of both splits; empty before they are made."""
+    """The windows of both splits, by split; empty before `tokenize` has run."""
     folders = {split: WINDOWS / side / split for split in SPLITS}
     if not all((folder / INDEX_NAME).is_file() for folder in folders.values()):
         return {}
@@ -56,7 +56,7 @@ def _steps(params: Params, n_windows: int | None) -> str:
 
 
 def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
-    """Rows and bytes of the shards."""
+    """A line about rows and bytes of the shards."""
     if (TARGETS / "validation" / INDEX_NAME).is_file():
         indexes = [open_targets(TARGETS / split).index for split in SPLITS]
         positions, states = (sum(index.rows(table) for index in indexes) for table in ("positions", "hidden"))
@@ -76,7 +76,7 @@ def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
 
 
 def bytes_to_come(params: Params) -> dict[str, float]:
-    """What the stages will write that the disk must have room for, by name, as far as it is known by now."""
+    """Bytes of shards and checkpoints that the stages will write, by name, as far as they are known yet."""
     found = {}
     teacher, each = _stores("teacher", TEACHER_WINDOWS), _row_bytes(params)
     if teacher and each is not None and not (TARGETS / "validation" / INDEX_NAME).is_file():
@@ -95,7 +95,7 @@ def _row_bytes(params: Params) -> dict[str, int] | None:
 
 
 def _expected_rows(params: Params, teacher: dict[str, WindowStore]) -> dict[str, float]:
-    """Rows of each table of the shards, both splits together."""
+    """Expected rows of each table of the shards, both splits together."""
     return {
         "positions": sum(int(store.token_counts.sum()) for store in teacher.values()),
         "hidden": sum(_expected_states(params, store) for store in teacher.values()),
@@ -103,7 +103,7 @@ def _expected_rows(params: Params, teacher: dict[str, WindowStore]) -> dict[str,
 
 
 def _teacher_sizes(params: Params) -> tuple[int, int] | None:
-    """Hidden size and experts, as far as they are known."""
+    """Hidden size and number of experts of the teacher; None before a teacher that is not tiny is here."""
     teacher, config = params.profile.models.teacher, TEACHER / "config.json"
     if config.is_file():
         content = json.loads(config.read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def _teacher_sizes(params: Params) -> tuple[int, int] | None:
 
 
 def _expected_states(params: Params, teacher: WindowStore) -> float:
-    """Rows with states: a run in a fraction of the windows that are long enough."""
+    """Expected positions with states: a run in a fraction of the windows that are long enough."""
     capture = params.profile.teacher
     return int((teacher.token_counts >= capture.hidden_run).sum()) * capture.hidden_fraction * capture.hidden_run
 
@@ -137,7 +137,7 @@ def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, 
 
 
 def _stopping(params: Params) -> str:
-    """Whether early stopping has the validations that it needs: the first is what the others are compared with."""
+    """A line on whether early stopping has enough validations; the first one only serves as the reference."""
     experiment, train = params.experiment, params.profile.train
     steps = [*range(train.validate_every, train.max_steps, train.validate_every), train.max_steps]
     watched = [step for step in steps if ramps_are_complete(step, experiment, train)]

@@ -1,6 +1,6 @@
-"""Every key of params.yaml, what one studies: its type, its range and its meaning; and both files, read and checked.
+"""Every key of params.yaml with type, range and meaning; and `load_params`, which reads params.yaml and the profile.
 
-As in profile.py no key has a default, and unknown keys are refused.
+params.yaml holds what an experiment varies. No key has a default, and unknown keys are refused, as in profile.py.
 """
 
 import re
@@ -19,7 +19,7 @@ KdTail = Literal["sampled", "residual"]
 
 
 class Losses(Section):
-    """The weight each term has once its ramp is complete (see curriculum); 0 = never computed."""
+    """The weight of each term when its ramp is complete (training/curriculum.py); one of weight 0 is not computed."""
 
     feature: Weight
     attention: Weight
@@ -36,6 +36,8 @@ class Losses(Section):
 
 
 class Curriculum(Section):
+    """When the terms' ramps run."""
+
     phase1_share: Annotated[float, Field(gt=0.0, lt=1.0)]  # of the curriculum: LM and KD only
     curriculum_share: Annotated[float, Field(gt=0.0, le=1.0)]  # of max_steps, when the last ramp is complete
 
@@ -51,6 +53,8 @@ class Router(Section):
 
 
 class EarlyStopping(Section):
+    """When a training ends before `train.max_steps`."""
+
     patience: Positive  # validations without progress
     min_delta: Weight  # bits per byte that count as progress
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -60,7 +64,7 @@ class ExperimentParams(Section):
     """params.yaml."""
 
     profile: str
-    seed: int  # of the order of windows, of the heads' weights and of the router's noise
+    seed: int  # of the order of windows, the weights of the heads and the noise of the router
     precision: Precision
     temperature: Annotated[float, Field(ge=1.0, le=4.0)]
     kd_weight: Share
@@ -109,7 +113,7 @@ def _validate(section: type[Section], path: Path) -> Section:
 
 
 def unpinned_revisions(profile: Profile) -> list[str]:
-    """The keys of hub revisions that are no commits: what a branch or a tag names can change between two runs."""
+    """The `revision` keys of a profile that are not commit hashes: a branch or a tag can change between two runs."""
     named = {f"corpus.sources[{number}]": source for number, source in enumerate(profile.corpus.sources)}
     every = named | {"models.teacher": profile.models.teacher, "models.student": profile.models.student}
     return [

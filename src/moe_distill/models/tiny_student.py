@@ -1,4 +1,4 @@
-"""The embedded default's student: a small Llama with random weights and a tokenizer of its own."""
+"""The student of the profile `tiny`: a small Llama with random weights and a tokenizer of its own."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from moe_distill.models.tiny_tokenizers import end_of_text_id, train_tokenizer
 
 
 def make_tiny_student(params: TinyStudent, seed: int, train_documents: Path, output: Path) -> None:
-    """Train the student's tokenizer, draw its weights from `seed`, save both in `output`; equal inputs, equal bytes.
+    """Train a tokenizer, make a model with random weights, and save both in `output`; equal inputs give equal bytes.
 
     Raises:
         DataError: there is too little text for the vocabulary.

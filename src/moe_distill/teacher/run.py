@@ -1,4 +1,4 @@
-"""The `teacher` stage's work: capture both splits, hand on the head."""
+"""The work of the `teacher` stage: capture the targets of both splits, and export the head."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from moe_distill.shards.provenance import check_tokenizer, windows_fingerprint
 from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.capture import Captured, capture
-from moe_distill.teacher.shards_disk_use import head_bytes, shard_bytes, stated_positions
+from moe_distill.teacher.shards_disk_use import count_positions_with_states, head_bytes, shard_bytes
 from moe_distill.utils.device import make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import fingerprint, folder_fingerprint
@@ -35,7 +35,7 @@ def run_teacher(
     step_windows: int | None = None,
     teacher_fingerprint: str | None = None,
 ) -> dict[str, float]:
-    """Write `shards/{train,validation}` and `head` below `output`; returns the metrics of metrics/teacher.json.
+    """Write `shards/{train,validation}` and `head` below `output`; continue where a killed run ended.
 
     Args:
         step_windows: windows of a step of a training that reads states, which is refused before the teacher runs if
@@ -50,11 +50,11 @@ def run_teacher(
     log(f"teacher: {runtime.describe()}")
     model = load_causal_lm(teacher, runtime.dtype, runtime.device)
     rows = model.get_output_embeddings().weight.shape[0]
-    text_ids_V = text_token_mask(load_tokenizer(teacher), rows)
+    text_ids_R = text_token_mask(load_tokenizer(teacher), rows)
     architecture = find_modules(model)
     if step_windows is not None and architecture.moe is not None:
-        # A student's window lies inside one of the teacher's: its steps see no more states than this, and mostly fewer.
-        seen = stated_positions(stores["train"], params) / len(stores["train"])
+        # An upper bound: a student's window lies inside one of the teacher's, and so has at most as many states.
+        seen = count_positions_with_states(stores["train"], params) / len(stores["train"])
         require_router_positions(seen * step_windows)
     needed = sum(shard_bytes(store, params, architecture) for store in stores.values()) + head_bytes(architecture)
     output.mkdir(parents=True, exist_ok=True)
@@ -66,13 +66,13 @@ def run_teacher(
         split: capture(
             model,
             store,
-            text_ids_V,
+            text_ids_R,
             params,
             params.seed,
             teacher_fingerprint,
             fingerprint([key, split]),
             output / "shards" / split,
-            output / "receipts" / split,
+            output / "progress" / split,
         )
         for split, store in stores.items()
     }

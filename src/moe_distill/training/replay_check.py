@@ -1,4 +1,4 @@
-"""Is the replayed block the one that the teacher ran? Asked of cached states, beside which the teacher's own word lies."""
+"""Whether the replayed block is the one that the teacher ran, by what is cached of both its input and its output."""
 
 import torch
 
@@ -22,8 +22,8 @@ MAX_MEDIAN_ERROR = 0.05  # nats, and units of router logits; fp16 states move ei
 def replay_fault(shards: ShardReader, head: TeacherHead) -> str | None:
     """Why the router cannot be trained on this replay; None where replay and cache agree.
 
-    Compares router logits and the kept ids' log-probabilities at the first positions with states: both are cached as the
-    running teacher gave them, and both follow from the cached residual stream if the block is what replay takes it for.
+    Compares router logits and the kept ids' log-probabilities at the first positions with states: both are cached as
+    the running teacher gave them, and both follow from the cached residual stream if the block is of a known kind.
     """
     file = next(number for number in range(len(shards.index.files)) if len(shards.column("hidden_rows", number)))
     chosen = torch.arange(min(POSITIONS, len(shards.column("hidden_rows", file))))
