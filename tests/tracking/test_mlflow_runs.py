@@ -140,8 +140,9 @@ def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
 def start(code: str, **environment: str) -> "subprocess.Popen[str]":
     """Another process in the current folder, not recognisable as part of a test or of a CI job."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
+    these = f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom test_mlflow_runs import *\n"
     return subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom test_mlflow_runs import *\n{code}"],
+        [sys.executable, "-c", these + code],
         env={**inherited, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
