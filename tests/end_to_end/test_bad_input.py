@@ -13,11 +13,12 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
+from moe_distill.config.profile import Profile
 from moe_distill.corpus.documents import read_documents
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
-from tests.chain import ROOT, Chain, topic_texts
+from tests.chain import Chain, topic_texts
+from tests.params import ROOT, make_workspace
 
 MEMORY = 2 * 2**30
 LONG = 20 * 10**6
@@ -94,10 +95,6 @@ class Workspace:
 def workspace(tmp_path: Path, chain: Chain) -> Workspace:
     folder = tmp_path / "workspace"
     shutil.copytree(chain.folder / "models", folder / "models")
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, folder)
-    experiment = (folder / "params.yaml").read_text().replace("profile: tiny", "profile: bad")
-    (folder / "params.yaml").write_text(experiment)
     source = {
         "kind": "files",
         "name": "texts",
@@ -109,8 +106,7 @@ def workspace(tmp_path: Path, chain: Chain) -> Workspace:
     profile = chain.params.profile.model_dump(mode="json")
     profile["corpus"] = {"sources": [source], "validation_fraction": 0.2}
     profile["windows"] |= {"max_train_windows": None, "max_validation_windows": None, "shard_tokens": 100_000}
-    (folder / "profiles").mkdir()
-    (folder / "profiles/bad.yaml").write_text(yaml.safe_dump(profile))
+    make_workspace(folder, Profile.model_validate(profile))
     return Workspace(folder)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from moe_distill.alignment.corpus_windows import estimated_bytes, open_encoder
 from moe_distill.errors import ResourceError
@@ -29,7 +28,8 @@ from moe_distill.training.trainer import work_bytes
 from moe_distill.utils import disk_space as disk
 from moe_distill.utils.disk_space import disk_full, require_space
 from moe_distill.utils.files import folder_fingerprint
-from tests.chain import ROOT, Chain, capture, tokenize
+from tests.chain import Chain, capture, tokenize
+from tests.params import ROOT, make_workspace
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -153,11 +153,7 @@ def test_a_full_disk_is_known_by_its_code(code: int) -> None:
 def workspace(chain: Chain, tmp_path: Path) -> Path:
     """A folder in which every stage can run as a process of its own."""
     folder = chain.copy(tmp_path / "chain").folder
-    experiment = (ROOT / "params.yaml").read_text().replace("profile: tiny", "profile: small")
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "params.yaml").write_text(experiment)
-    (folder / "profiles").mkdir()
-    (folder / "profiles/small.yaml").write_text(yaml.safe_dump(chain.params.profile.model_dump(mode="json")))
+    make_workspace(folder, chain.params.profile)
     return folder
 
 
