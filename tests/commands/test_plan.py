@@ -116,7 +116,7 @@ def test_positions_of_a_step_are_those_that_batches_hold(workspace: Path, folder
     link(workspace, "data/windows/student", folders.root / "windows")
     link(workspace, "data/windows/teacher", folders.root / "teacher_windows")
     link(workspace, "data/teacher_shards", folders.root / "targets")
-    split = open_split(folders.inputs.windows / "train", folders.inputs.targets / "train")
+    split = open_split(folders.root / "windows/train", folders.root / "targets/train")
     held = sum(read_batch(split, [window], BatchFields(runs=True)).counts.hidden for window in range(WINDOWS["train"]))
     said = number(r"sees ([\d,]+) positions", list(describe(with_capture())))
     assert said == pytest.approx(held / WINDOWS["train"] * 6, abs=1)

@@ -158,7 +158,7 @@ def test_what_is_not_a_mapping_is_refused(tree: Path, content: str, said: str) -
 
 def test_parameters_are_immutable(tree: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load_params(tree).experiment.seed = 1  # type: ignore[misc]
+        load_params(tree).experiment.seed = 1
 
 
 def test_r23_temperature_is_a_top_level_parameter_and_in_no_profile() -> None:

@@ -6,10 +6,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.params import PARAMS, ROOT
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,13 @@ def clean_environment() -> dict[str, str]:
 def ran(output: str) -> set[str]:
     """Names of the stages that DVC says it ran."""
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def runs_of(client: "MlflowClient") -> list["Run"]:
+    """All runs of the project's experiment."""
+    experiment = client.get_experiment_by_name("moe-distill")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
 
 
 def copy_of_the_project(folder: Path) -> Checkout:

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +33,16 @@ class Done:
     peak_bytes: int  # resident
 
 
+class Place(TypedDict):
+    file: str
+    line: int
+
+
+class Skipped(TypedDict):
+    count: int
+    examples: list[Place]
+
+
 @dataclass(frozen=True)
 class Workspace:
     """params.yaml, a profile whose corpus is `texts/`, and the models of a small pair."""
@@ -41,7 +53,7 @@ class Workspace:
         (self.folder / "texts").mkdir(exist_ok=True)
         (self.folder / "texts" / name).write_bytes(content)
 
-    def put_lines(self, name: str, values: list[object]) -> None:
+    def put_lines(self, name: str, values: Sequence[object]) -> None:
         self.put(name, "".join(json.dumps(value) + "\n" for value in values).encode())
 
     def run(self, stage: str) -> Done:
@@ -74,8 +86,10 @@ class Workspace:
         assert done.said.splitlines()[-1] == errors[0]
         return errors[0]
 
-    def skipped(self) -> dict[str, dict[str, object]]:
-        return json.loads((self.folder / "data/corpus/skipped.json").read_text()).get("texts", {})
+    def skipped(self) -> dict[str, Skipped]:
+        """Of the source `texts`, by reason."""
+        skipped: dict[str, dict[str, Skipped]] = json.loads((self.folder / "data/corpus/skipped.json").read_text())
+        return skipped.get("texts", {})
 
     def texts(self) -> list[str]:
         files = [self.folder / f"data/corpus/{split}.parquet" for split in ("train", "validation")]
