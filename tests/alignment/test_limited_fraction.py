@@ -5,12 +5,14 @@ import math
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from moe_distill.alignment import corpus_windows
 from moe_distill.alignment import limited_fraction as limit
 from moe_distill.alignment.limited_fraction import limited_fraction
+from moe_distill.alignment.teacher_windows import teacher_windows
 from moe_distill.alignment.window_limits import WindowLimits
 from moe_distill.corpus.documents import Document, hash_fraction, read_documents
 from moe_distill.corpus.parquet_writer import open_writer
@@ -85,11 +87,10 @@ def test_every_source_keeps_its_share(corpus: Path, windows_of: list[tuple[float
 
 def test_no_more_than_needed_is_tokenized(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[int] = []
-    whole = limit.teacher_windows
 
-    def counted(batch: list[Document], *rest: object) -> object:
+    def counted(batch: list[Document], *rest: Any) -> object:
         looked_at.append(len(batch))
-        return whole(batch, *rest)  # type: ignore[arg-type]
+        return teacher_windows(batch, *rest)
 
     monkeypatch.setattr(limit, "teacher_windows", counted)
     fraction = limited_fraction(corpus, 1.0, 300, TEACHER, LIMITS)
@@ -101,8 +102,8 @@ def test_windows_of_the_stage_are_of_all_sources_and_say_so(
 ) -> None:
     copied, fractions = chain.copy(tmp_path / "chain"), []
 
-    def recorded(*arguments: object) -> float:
-        fractions.append(limited_fraction(*arguments))  # type: ignore[arg-type]
+    def recorded(*arguments: Any) -> float:
+        fractions.append(limited_fraction(*arguments))
         return fractions[-1]
 
     monkeypatch.setattr(corpus_windows, "limited_fraction", recorded)

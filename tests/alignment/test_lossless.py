@@ -70,33 +70,33 @@ def check(owner: Encoder, texts: list[str]) -> None:
 
 @SETTINGS
 @given(texts=st.lists(TEXTS | RAW_TEXTS, max_size=4))
-def test_qwen3_spells_every_text_or_says_where_it_does_not(qwen3, texts):
+def test_qwen3_spells_every_text_or_says_where_it_does_not(qwen3: Encoder, texts: list[str]) -> None:
     check(qwen3, texts)
 
 
 @SETTINGS
 @given(texts=st.lists(TEXTS | RAW_TEXTS, max_size=4))
-def test_smollm2_spells_every_text_or_says_where_it_does_not(smollm2, texts):
+def test_smollm2_spells_every_text_or_says_where_it_does_not(smollm2: Encoder, texts: list[str]) -> None:
     check(smollm2, texts)
 
 
 @SETTINGS
 @given(texts=st.lists(RAW_TEXTS, max_size=4))
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_every_kind_of_tokenizer_spells_every_text_or_says_where_it_does_not(name, texts):
+def test_every_kind_of_tokenizer_spells_every_text_or_says_where_it_does_not(name: str, texts: list[str]) -> None:
     check(pipeline_encoder(name), texts)
 
 
 @SETTINGS
 @given(text=RAW_TEXTS)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_no_text_is_lost_without_need(name, text):
+def test_no_text_is_lost_without_need(name: str, text: str) -> None:
     """Only a space mark in the text itself, and what NFC changes, cannot be spelled."""
     needed = (MARK in text and name not in BYTE_LEVEL) or ("nfc" in name and not unicodedata.is_normalized("NFC", text))
     assert bool(encode(pipeline_encoder(name), [text.encode()]).misspelled) == needed
 
 
-def test_a_character_that_only_the_unknown_token_stands_for_is_lost():
+def test_a_character_that_only_the_unknown_token_stands_for_is_lost() -> None:
     description = json.loads(TOKENIZERS["mistral"].to_str())
     description["model"]["byte_fallback"] = False
     owner = encoder(Tokenizer.from_str(json.dumps(description)))
@@ -104,11 +104,11 @@ def test_a_character_that_only_the_unknown_token_stands_for_is_lost():
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)
-def test_qwen3_loses_no_fragment_of_normalised_text(qwen3, fragment):
+def test_qwen3_loses_no_fragment_of_normalised_text(qwen3: Encoder, fragment: str) -> None:
     assert encode(qwen3, [unicodedata.normalize("NFC", fragment).encode()]).misspelled == []
 
 
-def test_text_that_is_not_normalised_is_lost_at_the_byte_that_the_tokenizer_changes(qwen3):
+def test_text_that_is_not_normalised_is_lost_at_the_byte_that_the_tokenizer_changes(qwen3: Encoder) -> None:
     assert encode(qwen3, ["cafe\u0301".encode()]).misspelled == [(0, 3)]
 
 

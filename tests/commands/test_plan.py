@@ -4,17 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from moe_distill import cli
 from moe_distill.commands.plan import describe
-from moe_distill.config.params import Losses, Params, load_params
-from moe_distill.config.profile import Profile
+from moe_distill.config.params import Losses, Params
 from moe_distill.training.data import BatchFields, open_split, read_batch
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
 from moe_distill.training.schedule import ramps_are_complete
+from tests.params import fixed_params
 from tests.replay.teachers import make_teacher
-from tests.training.folders import CAPTURE, ROOT, WINDOWS, Folders, make_folders, make_params
+from tests.training.folders import CAPTURE, WINDOWS, Folders, make_folders, make_params
 
 
 def with_capture(**changes: object) -> Params:
@@ -99,9 +98,7 @@ def test_r10_early_stopping_is_said_to_end_the_training_where_it_first_can(
 
 @pytest.mark.usefixtures("workspace")
 def test_r10_the_real_run_can_end_early() -> None:
-    params = load_params(ROOT)
-    profile = Profile.model_validate(yaml.safe_load((ROOT / "profiles/p100.yaml").read_text()))
-    line = list(describe(Params(experiment=params.experiment, profile=profile)))[-1]
+    line = list(describe(fixed_params("p100")))[-1]
     assert line == "early stopping: 26 validations follow the last ramp; it can end the training from step 24,000 on"
 
 
@@ -128,7 +125,7 @@ def test_positions_of_a_step_are_those_that_batches_hold(workspace: Path, folder
     link(workspace, "data/windows/student", folders.root / "windows")
     link(workspace, "data/windows/teacher", folders.root / "teacher_windows")
     link(workspace, "data/teacher_shards", folders.root / "targets")
-    split = open_split(folders.inputs.windows / "train", folders.inputs.targets / "train")
+    split = open_split(folders.root / "windows/train", folders.root / "targets/train")
     held = sum(read_batch(split, [window], BatchFields(runs=True)).counts.hidden for window in range(WINDOWS["train"]))
     said = number(r"sees ([\d,]+) positions", list(describe(with_capture())))
     assert said == pytest.approx(held / WINDOWS["train"] * 6, abs=1)

@@ -77,8 +77,12 @@ def test_r21_killed_inside_an_operation(stages: Stages, stage: str) -> None:
     like_dvc(stages, stage)
     run = stages.start(stage)
     is_inside = stages.exists(INSIDE[stage].format(pid=run.pid))
-    enough = (lambda: len(finished_shards(stages)) >= 3) if stage == "teacher" else (lambda: len(run.steps()) >= 3)
-    is_far = enough if stage in {"teacher", *FIRST_STEPS} else lambda: True
+
+    def is_far() -> bool:
+        if stage == "teacher":
+            return len(finished_shards(stages)) >= 3
+        return stage not in FIRST_STEPS or len(run.steps()) >= 3
+
     assert run.signal_when(lambda: is_inside() and is_far()), run.said
     assert run.wait() == -signal.SIGKILL
     assert is_inside()  # what it was writing is there, under its temporary name alone

@@ -1,6 +1,7 @@
 """Random small teachers of three families, and what the running teacher says at every position."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def make_teacher(family: str, seed: int) -> PreTrainedModel:
 
     heads, num_experts = draw(2, 4), draw(3, 4, 8)
     per_token = 1 if family == "qwen3_moe" and seed % 2 == 0 else draw(1, 2, 3)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": heads * draw(8, 16),
         "num_attention_heads": heads,
@@ -47,27 +48,29 @@ def make_teacher(family: str, seed: int) -> PreTrainedModel:
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
+    expert_size = draw(16, 24)
     torch.manual_seed(seed)
-    match family:
-        case "qwen3_moe":
-            config = Qwen3MoeConfig(
-                **sizes,
-                num_experts=num_experts,
-                moe_intermediate_size=draw(16, 24),
-                intermediate_size=48,
-                head_dim=8,
-                norm_topk_prob=seed % 2 == 0,
-            )
-            model: PreTrainedModel = Qwen3MoeForCausalLM(config)
-        case "mixtral":
-            model = MixtralForCausalLM(
-                MixtralConfig(**sizes, num_local_experts=num_experts, intermediate_size=draw(16, 24))
-            )
-        case _:
-            model = OlmoeForCausalLM(OlmoeConfig(**sizes, num_experts=num_experts, intermediate_size=draw(16, 24)))
+    model = _of_family(family, sizes, num_experts, expert_size, normalizes_topk=seed % 2 == 0)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(5.0)
-    return model.eval()
+    model.eval()
+    return model
+
+
+def _of_family(
+    family: str, sizes: dict[str, Any], num_experts: int, expert_size: int, normalizes_topk: bool
+) -> PreTrainedModel:
+    match family:
+        case "qwen3_moe":
+            sizes = sizes | {"intermediate_size": 48, "moe_intermediate_size": expert_size, "head_dim": 8}
+            config = Qwen3MoeConfig(**sizes, num_experts=num_experts, norm_topk_prob=normalizes_topk)
+            return Qwen3MoeForCausalLM(config)
+        case "mixtral":
+            return MixtralForCausalLM(
+                MixtralConfig(**sizes, num_local_experts=num_experts, intermediate_size=expert_size)
+            )
+        case _:
+            return OlmoeForCausalLM(OlmoeConfig(**sizes, num_experts=num_experts, intermediate_size=expert_size))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, open_targets
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
 from moe_distill.teacher.capture import Captured, capture, run_of
+from moe_distill.teacher.forward import States, forward
 from moe_distill.teacher.run import export_head
 from tests.replay.teachers import FAMILIES as MOE_FAMILIES
 from tests.replay.teachers import certain
@@ -188,10 +190,9 @@ def test_r21_killed_capture_continues_to_the_same_bytes(
 ) -> None:
     model = make_teacher("qwen3_moe")
     run(model, windows, tmp_path / "whole")
-    forward = capture_module.forward
     calls = []
 
-    def dying(*arguments: object) -> object:
+    def dying(*arguments: Any) -> tuple[States, bool]:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections import Counter
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
@@ -12,7 +12,8 @@ from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError
 from moe_distill.shards.teacher_store import open_targets
 from stages.teacher import main
-from tests.chain import ROOT, Chain
+from tests.chain import Chain
+from tests.params import ROOT
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_weights_are_hashed_once(workspace: Chain, monkeypatch: pytest.MonkeyPat
     """They are gigabytes, and the stage names its work, its shards and its head by them."""
     digest, hashed = hashlib.file_digest, Counter[Path]()
 
-    def counting(file: BinaryIO, name: str) -> object:
+    def counting(file: BufferedReader, name: str) -> object:
         hashed[Path(file.name).resolve()] += 1
         return digest(file, name)
 

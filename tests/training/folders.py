@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from moe_distill.config.params import Params, load_params
+from moe_distill.config.params import Params
 from moe_distill.config.profile import Capture
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
@@ -22,11 +22,11 @@ from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.capture import capture
 from moe_distill.teacher.run import export_head
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs
+from tests.params import fixed_params
 from tests.replay.teachers import VOCABULARY
 
 TOKENIZER = b"{}"  # what the folders are told apart by; nothing here is text
 TOKENIZER_SHA256 = hashlib.sha256(TOKENIZER).hexdigest()
-ROOT = Path(__file__).parents[2]
 WINDOWS = {"train": 24, "validation": 8}
 CAPTURE = {
     "seed": 0,
@@ -44,7 +44,7 @@ CAPTURE = {
 
 def make_params(**changes: object) -> Params:
     """Those of the test profile with a short, fully logged phase 2; `changes` are keys of params.yaml or of `train`."""
-    params = load_params(ROOT)
+    params = fixed_params()
     train = {"max_steps": 20, "batch_windows": 8, "micro_batch_windows": 4, "log_every": 1, "validate_every": 5}
     train |= {"validation_windows": 8, "checkpoint_every": 20, "learning_rate": 1e-3, "router_learning_rate": 1e-2}
     known = {name: value for name, value in changes.items() if name in params.profile.train.model_dump()}

@@ -34,6 +34,7 @@ from moe_distill.training.schedule import (
 from moe_distill.training.step import StepMetrics, Update, optimizer_step
 from moe_distill.training.trainer import Counters, Trainer, make_trainer, restore, student_weights, to_checkpoint
 from moe_distill.utils.device import Runtime
+from tests.params import fixed_params
 from tests.training.conftest import make_batch
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
@@ -131,9 +132,7 @@ def test_r22_nonfinite_step_is_skipped_and_counted_and_a_run_of_them_stops(stude
 
 
 def _study_of(_student: Student) -> ExperimentParams:
-    from moe_distill.config.params import load_params
-
-    return load_params(Path(__file__).parents[2]).experiment
+    return fixed_params().experiment
 
 
 def test_r22_a_good_step_ends_the_run_of_bad_ones(student: Student, train: Train) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from moe_distill.config.params import load_params
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.shards.reader import ShardReader
@@ -15,9 +14,10 @@ from moe_distill.training import phases
 from moe_distill.training.phases import train_kd, train_router
 from moe_distill.training.schedule import first_phase_steps
 from moe_distill.training.student import Heads, make_heads
+from tests.params import fixed_params
 from tests.replay.teachers import make_teacher as random_moe
 from tests.teacher.conftest import make_teacher
-from tests.training.folders import ROOT, Folders, make_folders, make_params
+from tests.training.folders import Folders, make_folders, make_params
 
 ALL_ON = dict.fromkeys(("kd_inside", "chunk", *HIDDEN_TERMS, *ROUTER_TERMS), 0.05)
 
@@ -93,7 +93,7 @@ def collapsed(*arguments: object, **keywords: object) -> Heads:
     return heads
 
 
-DEFAULT = load_params(ROOT).experiment.losses.model_dump()
+DEFAULT = fixed_params().experiment.losses.model_dump()
 BALANCE_ALONE = dict.fromkeys(DEFAULT, 0.0) | {"router_balance": DEFAULT["router_balance"]}
 
 
