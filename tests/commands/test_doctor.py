@@ -68,7 +68,7 @@ def test_r25_doctor_asks_for_the_disk_that_shards_and_checkpoints_take(
     shards = sum(path.stat().st_size for path in (folders.root / "targets").rglob("*.safetensors"))
     student = load_causal_lm(folders.root / "student", torch.float32, torch.device("cpu"))
     trainer = make_trainer(
-        Student(student, None, None, None, None),
+        Student(student, None, None),
         make_params().profile.train,
         Runtime(torch.device("cpu"), torch.float32),
         0,

@@ -8,8 +8,9 @@ import pytest
 from moe_distill import cli
 from moe_distill.commands.plan import describe
 from moe_distill.config.params import Losses, Params
-from moe_distill.training.data import BatchFields, open_split, read_batch
+from moe_distill.training.data import open_split
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
+from moe_distill.training.loader import BatchReader, BatchRequest
 from moe_distill.training.schedule import ramps_are_complete
 from tests.params import fixed_params
 from tests.replay.teachers import make_teacher
@@ -126,7 +127,8 @@ def test_positions_of_a_step_are_those_that_batches_hold(workspace: Path, folder
     link(workspace, "data/windows/teacher", folders.root / "teacher_windows")
     link(workspace, "data/teacher_shards", folders.root / "targets")
     split = open_split(folders.root / "windows/train", folders.root / "targets/train")
-    held = sum(read_batch(split, [window], BatchFields(runs=True)).counts.hidden for window in range(WINDOWS["train"]))
+    reader = BatchReader(split, None, with_states=True, chunk_tokens=64)
+    held = sum(reader.read(BatchRequest((window,))).counts.hidden for window in range(WINDOWS["train"]))
     said = number(r"sees ([\d,]+) positions", list(describe(with_capture())))
     assert said == pytest.approx(held / WINDOWS["train"] * 6, abs=1)
 
