@@ -23,6 +23,7 @@ from moe_distill.models.packed_windows import Batch, document_batches, packed_to
 from moe_distill.models.tiny_models import decoder_settings, random_model, save_model
 from moe_distill.models.tiny_tokenizers import end_of_text_id, train_tokenizer
 from moe_distill.utils.device import make_runtime
+from moe_distill.utils.learning_rate import warmup_cosine
 
 WARMUP_SHARE = 0.05  # of the steps
 FINAL_LEARNING_RATE_SHARE = 0.1  # of the learning rate, at the last step
@@ -61,15 +62,6 @@ def train_tiny_teacher(
     log(f"teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
     save_model(model, tokenizer, params.max_length, output)
     return {"teacher_bits_per_byte": bits_per_byte, "teacher_steps": float(params.steps)}
-
-
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Factor of the learning rate: linear warm-up to 1, then half a cosine down to FINAL_LEARNING_RATE_SHARE."""
-    warmup = max(1, int(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
-    return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def router_auxiliary_loss(router_logits: Sequence[torch.Tensor], experts_per_token: int) -> torch.Tensor:
@@ -119,7 +111,10 @@ def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=params.learning_rate, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, params.steps))
+    warmup_steps = max(1, int(WARMUP_SHARE * params.steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, warmup_steps, params.steps, FINAL_LEARNING_RATE_SHARE)
+    )
     losses: list[float] = []
     started = time.monotonic()
     for step, (inputs_BL, targets_BL) in enumerate(
