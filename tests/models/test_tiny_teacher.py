@@ -116,7 +116,7 @@ def busiest_expert(folder: Path, documents: Path) -> float:
 
 def test_balancing_term_spreads_the_tokens_of_each_layer(corpus: Path, tmp_path: Path) -> None:
     for weight in (0.0, 1.0):
-        train(corpus, tmp_path / str(weight), router_auxiliary_weight=weight)
+        train(corpus, tmp_path / str(weight), router_auxiliary_weight=weight, steps=120)
     busiest = [busiest_expert(tmp_path / str(weight), corpus / "validation.parquet") for weight in (0.0, 1.0)]
     assert busiest[1] < 0.8 < busiest[0]
 
