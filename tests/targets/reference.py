@@ -97,18 +97,20 @@ def entries_of(target: SparseTarget, position: int) -> dict[int, float]:
     return dict(zip(ids, target.entry_probs_E[is_of_it].tolist(), strict=True))
 
 
-def position_of(target: SparseTarget, position: int) -> SparseTarget:
-    """One position alone."""
-    is_entry, is_sample = target.entry_positions_E == position, target.sample_positions_Y == position
+def part_of(target: SparseTarget, start: int, stop: int) -> SparseTarget:
+    """Positions [start, stop) alone."""
+    is_entry, is_sample = (
+        (start <= positions) & (positions < stop) for positions in (target.entry_positions_E, target.sample_positions_Y)
+    )
     return replace(
         target,
-        has_target_N=target.has_target_N[position, None],
-        residual_N=target.residual_N[position, None],
-        listed_mass_N=target.listed_mass_N[position, None],
-        entry_positions_E=target.entry_positions_E[is_entry] - position,
+        has_target_N=target.has_target_N[start:stop],
+        residual_N=target.residual_N[start:stop],
+        listed_mass_N=target.listed_mass_N[start:stop],
+        entry_positions_E=target.entry_positions_E[is_entry] - start,
         entry_ids_E=target.entry_ids_E[is_entry],
         entry_probs_E=target.entry_probs_E[is_entry],
-        sample_positions_Y=target.sample_positions_Y[is_sample] - position,
+        sample_positions_Y=target.sample_positions_Y[is_sample] - start,
         sample_ids_Y=target.sample_ids_Y[is_sample],
         sample_probs_Y=target.sample_probs_Y[is_sample],
     )
@@ -135,7 +137,7 @@ def kd_values(logits_NV: Tensor, target: SparseTarget) -> Tensor:
     """The bucketed KL of each position by `text_loss`, [N]."""
     values, identity_VV = [], torch.eye(logits_NV.shape[1])
     for position in range(len(target)):
-        text = text_of(position_of(target, position))
+        text = text_of(part_of(target, position, position + 1))
         logits_1V = logits_NV[position, None]
         kl = text_loss(logits_1V, identity_VV, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
         assert kl is not None
