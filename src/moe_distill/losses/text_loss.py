@@ -266,7 +266,7 @@ def _to_gradient(
     start = 0
     for block in _blocks(logits_nV):
         rows = slice(start, start := start + len(block))
-        values = block if block.dtype is torch.float32 else block.float()
+        values = block.float()  # itself where it is fp32
         lm_scale = lm_scale_n[rows, None]
         if kd_scale_n is None or temperature == 1.0:
             if kd_scale_n is not None:
@@ -275,7 +275,7 @@ def _to_gradient(
         else:
             tempered = (values / temperature).sub_(tempered_n[rows, None]).exp_().mul_(kd_scale_n[rows, None])
             values.sub_(at_one_n[rows, None]).exp_().mul_(lm_scale).add_(tempered)
-        if values is not block:
+        if block.dtype is not torch.float32:
             block.copy_(values)
 
 
