@@ -52,7 +52,8 @@ def make_model(seed: int = 0) -> LlamaForCausalLM:
         tie_word_embeddings=True,
         initializer_range=0.15,
     )
-    return LlamaForCausalLM(config).eval()
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -118,8 +119,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
         targets.append(columns, cursor=number + 1)
         logits.append(logits_NV)
         logprobs.append(record["target_logprob"])
-    sources = {"source_names": '["a", "lost", "b"]', "source_starts": [0, 2, 3]}
-    student.finish(STUDENT_WINDOWS, "f", {"prefix_id": PREFIX} | sources)
+    student.finish(
+        STUDENT_WINDOWS,
+        "f",
+        {"prefix_id": PREFIX, "source_names": '["a", "lost", "b"]', "source_starts": [0, 2, 3]},
+    )
     teacher.finish(TEACHER_WINDOWS, "f", {"prefix_id": 0})
     targets.finish(TEACHER_TARGETS, "f", {"output_rows": TEACHER_VOCABULARY})
     student_ids = torch.randint(-1, STUDENT_VOCABULARY - 5, (TEACHER_VOCABULARY,), generator=generator)
