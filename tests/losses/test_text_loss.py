@@ -87,7 +87,7 @@ def assert_values_equal(found: TextLoss, plain: PlainTextLoss, has_kl: bool) -> 
         assert_near(found.kl, plain.kl, "kl")
 
 
-@pytest.mark.parametrize("kinds", [KINDS * 3, *((kind,) * 4 for kind in KINDS)], ids=lambda kinds: kinds[-1])
+@pytest.mark.parametrize("kinds", [KINDS * 3, *((kind,) * 4 for kind in KINDS)], ids=["mixed", *KINDS])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0, 4.0])
 @pytest.mark.parametrize("is_sampled", [True, False], ids=["sampled", "residual"])
 @pytest.mark.parametrize("with_kl", [True, False], ids=["with_kl", "without_kl"])
