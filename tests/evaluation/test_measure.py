@@ -94,7 +94,7 @@ def test_r18_sums_equal_one_window_at_a_time(
     assert (found.agreement.positions, found.agreement.top1) == (plain.positions, plain.top1)
     assert found.agreement.top5 == pytest.approx(plain.top5)
     assert found.agreement.kl == pytest.approx(plain.kl, rel=1e-4)
-    assert 0 < plain.positions < sum(TOKENS)
+    assert 0 < plain.top1 < plain.positions < sum(TOKENS)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 2e-2)])

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.teacher_store import tail_log_density
 from moe_distill.targets.teacher_rows import read_rows
+from tests.shards.conftest import OUTPUT_ROWS
 
 
 def test_r01_teacher_rows_are_upcast_where_they_are_read(targets: ShardReader) -> None:
@@ -23,6 +25,8 @@ def test_rows_of_either_file_and_none_of_what_lies_between(targets: ShardReader,
     assert rows.tail_logprobs.tolist() == [[-number - 5.0, -number - 6.0] for number in numbers]
     assert rows.target_logprob.tolist() == [-number for number in numbers]
     assert torch.allclose(rows.tail_logsumexp[0], numbers[0] * torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
+    density = tail_log_density(rows.tail_logprobs, rows.tail_logsumexp, OUTPUT_ROWS - 3)
+    assert torch.equal(rows.tail_log_density, density)
 
 
 def test_rows_of_two_files_are_refused(targets: ShardReader) -> None:

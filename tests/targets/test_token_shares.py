@@ -114,6 +114,7 @@ def test_tail_samples_are_on_average_the_mapped_tail(order: KdOrder, with_text: 
     mean: Counter[int] = Counter()
     for student_id, mass in zip(target.sample_ids_Y.tolist(), (target.sample_probs_Y / n).tolist(), strict=True):
         mean[student_id] += mass
+    assert (target.sample_probs_Y > 0).all()
     pair = (int(following), 5) if with_text else None
     expected = dense_target(logits[0], found, 8, 2.0, order, pair, merges_tail=True)
     assert dict(mean) == pytest.approx(expected.tail, abs=2e-4)
