@@ -19,7 +19,8 @@ def test_r06_lm_is_the_labels_negative_log_probability() -> None:
     logits, labels = random_logits(7, 11, seed=0, scale=1.0).requires_grad_(), torch.arange(7)
     found = lm(logits, labels)
     expected = -sum(float(logits.detach()[row].double().softmax(-1)[row].log()) for row in range(7))
-    assert [float(found.loss), float(found.nll), float(found.weighted_nll)] == pytest.approx([expected] * 3, rel=1e-5)
+    values = found.loss.detach(), found.nll, found.weighted_nll
+    assert [float(value) for value in values] == pytest.approx([expected] * 3, rel=1e-5)
     assert found.kl is None
     (gradient,) = torch.autograd.grad(found.loss, logits)
     torch.testing.assert_close(gradient, (logits.softmax(-1) - torch.eye(7, 11)).detach())
