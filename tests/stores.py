@@ -39,8 +39,8 @@ class Stores:
     target_logprob: Tensor
 
 
-def make_model(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
+def make_model() -> LlamaForCausalLM:
+    torch.manual_seed(39)  # one that puts the teacher's first token first at some positions
     config = LlamaConfig(
         vocab_size=STUDENT_VOCABULARY,
         hidden_size=32,
@@ -52,8 +52,7 @@ def make_model(seed: int = 0) -> LlamaForCausalLM:
         tie_word_embeddings=True,
         initializer_range=0.15,
     )
-    model = LlamaForCausalLM(config)
-    model.eval()
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
     return model
 
 

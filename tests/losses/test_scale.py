@@ -4,18 +4,19 @@ Huihui-MoE-1B -> SmolLM-135M: vocabulary 151,936 -> 49,152, width 1024 -> 576, 2
 """
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from moe_distill.config.params import KdOrder, KdTail
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, paired_layer, relation_kl
-from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.lm import lm_nll
-from moe_distill.shards.teacher_store import TeacherRows
-from moe_distill.targets.sparse_target import Order, Tail, sparse_target
+from moe_distill.losses.text_loss import Text, text_loss
+from moe_distill.targets.stretches import stretches
+from moe_distill.targets.teacher_rows import TeacherRows
 from moe_distill.targets.token_shares import rule_map
-from tests.targets.reference import random_logits, teacher_rows
+from tests.targets.reference import random_logits, target_of_all, teacher_rows, text_of
 
 TEACHER_VOCABULARY, STUDENT_VOCABULARY = 151_936, 49_152
 TEACHER_SIZE, STUDENT_SIZE = 1024, 576
@@ -25,10 +26,10 @@ POSITIONS = 8
 
 
 @pytest.fixture(scope="module")
-def student_logits() -> Tensor:
-    """Normalised states against SmolLM's initial output matrix (standard deviation 0.0417): logits of about 1."""
+def student() -> tuple[Tensor, Tensor]:
+    """Normalised states and SmolLM's initial output matrix (standard deviation 0.0417): logits of about 1."""
     weight_VD = 0.0417 * random_logits(STUDENT_VOCABULARY, STUDENT_SIZE, seed=1, scale=1.0)
-    return random_logits(POSITIONS, STUDENT_SIZE, seed=2, scale=1.0) @ weight_VD.T
+    return random_logits(POSITIONS, STUDENT_SIZE, seed=2, scale=1.0), weight_VD
 
 
 @pytest.fixture(scope="module", params=["random", "peaked", "certain"])
@@ -40,27 +41,32 @@ def rows(request: pytest.FixtureRequest) -> TeacherRows:
     return teacher_rows(logits, 256, 16)
 
 
-def test_r02_lm_at_initialisation(student_logits: Tensor) -> None:
+@torch.no_grad()
+def test_r02_lm_at_initialisation(student: tuple[Tensor, Tensor]) -> None:
     labels = torch.arange(POSITIONS) * 6007
-    nll_N = lm_nll(student_logits, labels)
-    assert float(nll_N.mean()) <= TEXT_LIMIT
-    assert nll_N.tolist() == pytest.approx(
-        [-float(row.double().log_softmax(-1)[label]) for row, label in zip(student_logits, labels, strict=True)],
-        rel=1e-5,
-    )
+    text = Text(labels, None, stretches(POSITIONS, POSITIONS, None))
+    nll = float(text_loss(*student, text, kd_weight=0.0, dtype=torch.float32, with_kl=False).nll)
+    assert nll / POSITIONS <= TEXT_LIMIT
+    logits = student[0].double() @ student[1].double().T
+    expected = -sum(float(row.log_softmax(-1)[label]) for row, label in zip(logits, labels, strict=True))
+    assert nll == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0, 4.0])
-def test_r02_kd_at_initialisation(student_logits: Tensor, rows: TeacherRows, temperature: float) -> None:
+@pytest.mark.parametrize("order", get_args(KdOrder))
+@pytest.mark.parametrize("tail", get_args(KdTail))
+@torch.no_grad()
+def test_r02_kd_at_initialisation(
+    student: tuple[Tensor, Tensor], rows: TeacherRows, temperature: float, order: KdOrder, tail: KdTail
+) -> None:
     student_ids = torch.arange(TEACHER_VOCABULARY) * 31 % STUDENT_VOCABULARY
     student_ids[::10] = -1
-    to_student = rule_map(student_ids)
-    orders: tuple[Order, Order] = ("temper_then_map", "map_then_temper")
-    tails: tuple[Tail, Tail] = ("residual", "sampled")
-    for order, tail in zip(orders, tails, strict=True):
-        target = sparse_target(rows, to_student, temperature, order, tail)
-        kl = float(forward_kl(student_logits, target, temperature).mean())
-        assert 0.0 <= kl <= TEXT_LIMIT, (order, tail)
+    target = target_of_all(rows, rule_map(student_ids), temperature, order, tail)
+    found = text_loss(*student, text_of(target), kd_weight=1.0, dtype=torch.float32, with_kl=True)
+    assert found.kl is not None
+    assert 0.0 <= float(found.kl) / POSITIONS <= TEXT_LIMIT
+    assert 0.0 <= float(found.loss) / POSITIONS / temperature**2 <= TEXT_LIMIT
+    assert float(found.weighted_nll) == 0.0
 
 
 def states(size: int, kind: str, seed: int) -> Tensor:

@@ -63,13 +63,8 @@ def vocabulary_map(tmp_path: Path) -> Path:
     """Five teacher ids, six student ids."""
     writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 4)
     for student_ids in ([5, -1, 0, 2], [-1]):
-        one_byte_each = {
-            "place_counts": torch.ones(len(student_ids), dtype=torch.int32),
-            "place_prefixes": torch.zeros(len(student_ids), dtype=torch.int32),
-            "place_student_ids": torch.tensor(student_ids).int(),
-            **{name: torch.tensor([3, 1]).int() for name in MERGE_IDS},
-            "merge_are_blank": torch.tensor([0, 1], dtype=torch.int8),
-        }
-        writer.append({"student_ids": torch.tensor(student_ids).int(), **one_byte_each}, cursor=0)
+        merges = {name: torch.tensor([3, 1]).int() for name in MERGE_IDS}
+        merges["merge_are_blank"] = torch.tensor([0, 1], dtype=torch.int8)
+        writer.append({"student_ids": torch.tensor(student_ids).int(), **merges}, cursor=0)
     writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
     return tmp_path / "map"

@@ -129,12 +129,8 @@ def test_a_merge_of_an_id_that_the_student_lacks_is_refused(vocabulary_map: Path
 def test_a_merge_of_a_token_that_is_made_later_is_refused(tmp_path: Path, field: str, value: int) -> None:
     """Ids 0 to 3 are bytes; 0 and 1 make 4, 2 and 3 make 5: forged, 4 is made of itself or of what is made of it."""
     writer = ShardWriter(tmp_path, MAP_FIELDS, "teacher_ids", 1)
-    nothing = torch.zeros(0, dtype=torch.int32)
     columns = {
         "student_ids": torch.tensor([0]).int(),
-        "place_counts": torch.tensor([0]).int(),
-        "place_prefixes": nothing,
-        "place_student_ids": nothing,
         "merge_lefts": torch.tensor([0, 2]).int(),
         "merge_rights": torch.tensor([1, 3]).int(),
         "merge_results": torch.tensor([4, 5]).int(),

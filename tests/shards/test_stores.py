@@ -1,4 +1,4 @@
-"""Windows, vocabulary map and teacher rows read back."""
+"""Windows and vocabulary map read back; the columns of teacher targets."""
 
 from pathlib import Path
 
@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from moe_distill.errors import DataError
-from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import (
     TAIL_SAMPLE_TEMPERATURE,
     TAIL_TEMPERATURES,
     TAIL_UNIFORM_SHARE,
-    read_rows,
     tail_log_density,
     target_fields,
 )
@@ -47,31 +45,6 @@ def test_vocabulary_map_round_trip(vocabulary_map: Path) -> None:
     found = read_vocabulary_map(vocabulary_map)
     assert found.dtype == torch.int64
     assert found.tolist() == [5, -1, 0, 2, -1]
-
-
-def test_r01_teacher_rows_are_upcast_where_they_are_read(targets: ShardReader) -> None:
-    rows = read_rows(targets, [torch.tensor([0, 1])])
-    assert {getattr(rows, name).dtype for name in ("topk_logprobs", "tail_logprobs", "tail_logsumexp")} == {
-        torch.float32
-    }
-    assert {rows.topk_ids.dtype, rows.tail_ids.dtype} == {torch.int64}
-
-
-def test_teacher_rows_of_windows_leave_out_what_is_not_aligned(targets: ShardReader) -> None:
-    rows = read_rows(targets, [torch.tensor([-1, 1, -1, 3]), torch.tensor([-1, -1]), torch.tensor([4, 6, -1])])
-    assert len(rows) == 4
-    assert rows.topk_ids[:, 0].tolist() == [10, 30, 40, 60]
-    assert rows.tail_ids.tolist() == [[17, 18], [37, 38], [47, 48], [67, 68]]
-    assert rows.topk_logprobs[1].tolist() == [-3.25, -4.5, -5.0]
-    assert torch.allclose(rows.tail_logsumexp[3], 6 * torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
-    assert rows.tail_logprobs[2].tolist() == [-9.0, -10.0]
-
-
-def test_no_aligned_row_at_all_gives_empty_columns_of_the_right_shape(targets: ShardReader) -> None:
-    rows = read_rows(targets, [torch.tensor([-1, -1])])
-    assert len(rows) == 0
-    assert (rows.topk_ids.shape, rows.tail_logsumexp.shape, rows.tail_ids.shape) == ((0, 3), (0, 5), (0, 2))
-    assert (rows.topk_ids.dtype, rows.tail_logprobs.dtype) == (torch.int64, torch.float32)
 
 
 def test_the_density_of_tail_samples_sums_to_one_over_the_tail_and_mixes_in_the_uniform() -> None:

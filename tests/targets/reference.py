@@ -4,14 +4,20 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, TeacherRows
-from moe_distill.shards.teacher_store import teacher_rows as upcast
-from moe_distill.targets.sparse_target import Order
+from moe_distill.config.params import KdOrder, KdTail
+from moe_distill.losses.text_loss import Text, text_loss
+from moe_distill.shards.teacher_store import TAIL_TEMPERATURES
+from moe_distill.targets.sparse_target import NextTokens, SparseTarget, sparse_target
+from moe_distill.targets.stretches import stretches
+from moe_distill.targets.teacher_rows import TeacherRows
+from moe_distill.targets.teacher_rows import teacher_rows as upcast
 from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.teacher.sparsify import sparsify
 
 TEACHER_VOCABULARY, STUDENT_VOCABULARY = 120, 70
+NO_RESIDUAL = 1e-7  # rounding of fp32
 
 
 def random_map(unmapped: float = 0.15) -> VocabularyMap:
@@ -70,6 +76,119 @@ def rows_without_a_tail(logits_NV: Tensor) -> TeacherRows:
     return TeacherRows(ids, logprobs, empty_tail, nothing.long(), nothing, nothing, torch.zeros(len(ids)))
 
 
+def target_of_all(
+    rows: TeacherRows,
+    vocabulary_map: VocabularyMap,
+    temperature: float,
+    order: KdOrder = "temper_then_map",
+    tail: KdTail = "residual",
+    text: NextTokens | None = None,
+    previous_ids_N: Tensor | None = None,
+) -> SparseTarget:
+    """The target where every position has a cached row."""
+    has_target_N = torch.ones(len(rows.topk_ids), dtype=torch.bool)
+    return sparse_target(rows, has_target_N, vocabulary_map, temperature, order, tail, text, previous_ids_N)
+
+
+def entries_of(target: SparseTarget, position: int) -> dict[int, float]:
+    """Student id -> probability of one position's entries."""
+    is_of_it = target.entry_positions_E == position
+    ids = target.entry_ids_E[is_of_it].tolist()
+    assert ids == sorted(set(ids)), "an id stands twice, or before a smaller one"
+    return dict(zip(ids, target.entry_probs_E[is_of_it].tolist(), strict=True))
+
+
+def part_of(target: SparseTarget, start: int, stop: int) -> SparseTarget:
+    """Positions [start, stop) alone."""
+    is_entry, is_sample = (
+        (start <= positions) & (positions < stop) for positions in (target.entry_positions_E, target.sample_positions_Y)
+    )
+    return replace(
+        target,
+        has_target_N=target.has_target_N[start:stop],
+        residual_N=target.residual_N[start:stop],
+        listed_mass_N=target.listed_mass_N[start:stop],
+        entry_positions_E=target.entry_positions_E[is_entry] - start,
+        entry_ids_E=target.entry_ids_E[is_entry],
+        entry_probs_E=target.entry_probs_E[is_entry],
+        sample_positions_Y=target.sample_positions_Y[is_sample] - start,
+        sample_ids_Y=target.sample_ids_Y[is_sample],
+        sample_probs_Y=target.sample_probs_Y[is_sample],
+    )
+
+
+def text_of(target: SparseTarget, labels_N: Tensor | None = None, chunk_tokens: int = 2048) -> Text:
+    """A text with a target, cut into stretches; what follows is token 0 unless told."""
+    labels_N = torch.zeros(len(target), dtype=torch.int64) if labels_N is None else labels_N
+    return Text(labels_N, target, stretches(len(target), chunk_tokens, target))
+
+
+def kd_gradient(logits_NV: Tensor, target: SparseTarget) -> Tensor:
+    """Gradient of KD alone, by `text_loss`, to the logits: its hidden states, with the identity as output matrix."""
+    hidden_NV = logits_NV.clone().requires_grad_()
+    identity_VV = torch.eye(logits_NV.shape[1])
+    found = text_loss(hidden_NV, identity_VV, text_of(target), kd_weight=1.0, dtype=torch.float32, with_kl=False)
+    (found.loss / target.temperature**2).backward()
+    assert hidden_NV.grad is not None
+    return hidden_NV.grad
+
+
+@torch.no_grad()
+def kd_values(logits_NV: Tensor, target: SparseTarget) -> Tensor:
+    """The bucketed KL of each position by `text_loss`, [N]."""
+    values, identity_VV = [], torch.eye(logits_NV.shape[1])
+    for position in range(len(target)):
+        text = text_of(part_of(target, position, position + 1))
+        logits_1V = logits_NV[position, None]
+        kl = text_loss(logits_1V, identity_VV, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
+        assert kl is not None
+        values.append(kl)
+    return torch.stack(values) if values else torch.zeros(0)
+
+
+@dataclass(frozen=True)
+class PlainTextLoss:
+    """Sums over positions, float64 scalars; all but `kl` can be differentiated."""
+
+    loss: Tensor
+    nll: Tensor
+    weighted_nll: Tensor
+    kl: Tensor
+
+
+def plain_text_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, target: SparseTarget | None, kd_weight: float
+) -> PlainTextLoss:
+    """What `losses/text_loss` computes, with whole [N, V] tables in float64 and the gradients that autograd makes."""
+    logits_NV = hidden_ND.double() @ weight_VD.double().T
+    nll_N = F.cross_entropy(logits_NV, labels_N, reduction="none")
+    if target is None:
+        return PlainTextLoss(nll_N.sum(), nll_N.sum(), nll_N.sum(), torch.zeros(()))
+    entry_places = target.entry_positions_E.long(), target.entry_ids_E.long()
+    sample_places = target.sample_positions_Y.long(), target.sample_ids_Y.long()
+    zeros_NV = torch.zeros_like(logits_NV)
+    entries_NV = zeros_NV.index_put(entry_places, target.entry_probs_E.double())
+    samples_NV = zeros_NV.index_put(sample_places, target.sample_probs_Y.double(), accumulate=True)
+    is_entry_NV = zeros_NV.bool().index_put(entry_places, torch.tensor(True))
+    logprobs_NV = (logits_NV / target.temperature).log_softmax(-1)
+    kl_N = _bucketed_kl_of_rows(logprobs_NV, entries_NV, is_entry_NV, target.residual_N.double())
+    crossed_N = -((entries_NV + samples_NV) * logprobs_NV).sum(-1)
+    weight_N = kd_weight * target.has_target_N.double()
+    weighted_nll = ((1.0 - weight_N) * nll_N).sum()
+    kd_N = crossed_N if target.is_sampled else kl_N
+    loss = weighted_nll + (weight_N * target.temperature**2 * kd_N).sum()
+    return PlainTextLoss(loss, nll_N.sum(), weighted_nll, kl_N.sum().detach())
+
+
+def _bucketed_kl_of_rows(logprobs_NV: Tensor, entries_NV: Tensor, is_entry_NV: Tensor, residual_N: Tensor) -> Tensor:
+    entries_N = (torch.xlogy(entries_NV, entries_NV) - entries_NV * logprobs_NV).sum(-1)
+    has_rest_N = (residual_N > NO_RESIDUAL) & ~is_entry_NV.all(-1)
+    # a row of nothing but -inf has no gradient
+    rest_N = logprobs_NV.masked_fill(is_entry_NV & has_rest_N[:, None], float("-inf")).logsumexp(-1)
+    residual_N = residual_N.masked_fill(~has_rest_N, 1.0)
+    return entries_N + (residual_N * (residual_N.log() - rest_N)).masked_fill(~has_rest_N, 0.0)
+
+
 @dataclass(frozen=True)
 class DenseTarget:
     """One row, float64: mass of the mapped top-k by student id, and what the tail holds."""
@@ -88,11 +207,11 @@ def dense_target(
     vocabulary_map: VocabularyMap,
     k: int,
     temperature: float,
-    order: Order,
+    order: KdOrder,
     text: tuple[int, int] | None = None,
     merges_tail: bool = False,
 ) -> DenseTarget:
-    """The definition in the head of losses/target.py, over the whole vocabulary of the teacher.
+    """The definition in the head of targets/sparse_target.py, over the whole vocabulary of the teacher.
 
     Args:
         text: the teacher's and the student's next token.

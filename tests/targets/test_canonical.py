@@ -69,8 +69,8 @@ def test_a_run_of_whitespace_leaves_its_last_space_to_any_word(space: str) -> No
         assert stays_apart(rules, ids[:-1], ids[1:]).all()
     blank = [number for number in range(tokenizer.get_vocab_size()) if tokenizer.decode([number]).isspace()]
     assert len(blank) >= 4
-    word = torch.tensor(tokenizer.encode("banana").ids[:1])
-    joined = [not bool(stays_apart(rules, torch.tensor([number]), word)) for number in blank]
+    banana = torch.tensor(tokenizer.encode("banana").ids[:1])
+    joined = [not bool(stays_apart(rules, torch.tensor([number]), banana)) for number in blank]
     assert any(joined), "a space before a word without one is still joined to it"
 
 

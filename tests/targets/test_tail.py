@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from moe_distill.shards.teacher_store import TAIL_TEMPERATURES
-from moe_distill.targets.sparse_target import sparse_target
 from moe_distill.targets.tail import interpolation_weights, outside_logsumexp, tail_logsumexp_at
 from tests.targets.reference import (
     TEACHER_VOCABULARY,
@@ -14,6 +13,7 @@ from tests.targets.reference import (
     random_logits,
     random_map,
     rows_without_a_tail,
+    target_of_all,
     teacher_rows,
 )
 
@@ -22,7 +22,7 @@ from tests.targets.reference import (
 def test_a_temperature_outside_the_recorded_ones_is_refused(temperature: float) -> None:
     rows = teacher_rows(random_logits(1, TEACHER_VOCABULARY, seed=8), 8)
     with pytest.raises(ValueError, match=r"outside \[1, 4\]"):
-        sparse_target(rows, random_map(), temperature, "temper_then_map", "residual")
+        target_of_all(rows, random_map(), temperature)
 
 
 def test_interpolation_is_exact_at_the_nodes() -> None:
@@ -40,8 +40,8 @@ def test_interpolation_errs_little_between_the_nodes(logit_scale: float) -> None
         log_error = float((tail_logsumexp_at(rows, temperature) - exact).abs().max())
         assert log_error <= (2e-3 if logit_scale < 8 else 2e-2)
         kept = (logits.double() / temperature).softmax(-1).gather(1, rows.topk_ids).sum(-1)
-        target = sparse_target(rows, identity_map(3000), temperature, "temper_then_map", "residual")
-        assert float((target.residual - (1.0 - kept)).abs().max()) <= 5e-4
+        target = target_of_all(rows, identity_map(3000), temperature)
+        assert float((target.residual_N - (1.0 - kept)).abs().max()) <= 5e-4
 
 
 @pytest.mark.parametrize(

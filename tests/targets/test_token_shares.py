@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe_distill.targets.sparse_target import NextTokens, Order, sparse_target
+from moe_distill.config.params import KdOrder
+from moe_distill.targets.sparse_target import NextTokens
 from moe_distill.targets.token_shares import (
     MAX_STUDENT_TOKENS,
     RULE_COUNT,
@@ -19,9 +20,11 @@ from tests.targets.reference import (
     STUDENT_VOCABULARY,
     TEACHER_VOCABULARY,
     dense_target,
+    entries_of,
     knowing_the_tail,
     random_logits,
     rows_without_a_tail,
+    target_of_all,
     teacher_rows,
 )
 
@@ -81,25 +84,24 @@ def test_every_mapped_row_hands_out_all_of_its_mass_to_the_most_frequent() -> No
 @pytest.mark.parametrize("order", ["temper_then_map", "map_then_temper"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("with_text", [False, True])
-def test_r12_shares_and_the_text_against_the_dense_target(order: Order, temperature: float, with_text: bool) -> None:
+def test_r12_shares_and_the_text_against_the_dense_target(order: KdOrder, temperature: float, with_text: bool) -> None:
     """The next token kept, in the tail, and without a student token."""
     logits, found = random_logits(12, TEACHER_VOCABULARY, seed=3), random_continuations()
     following = logits.argsort(-1, descending=True)[torch.arange(12), torch.arange(12) * 5]
     text = NextTokens(following, (torch.arange(12) * 7) % STUDENT_VOCABULARY) if with_text else None
     rows = teacher_rows(logits, 16, 0, targets_N=following)
-    target = sparse_target(rows, found, temperature, order, "residual", text)
+    target = target_of_all(rows, found, temperature, order, text=text)
     for row in range(12):
         pair = (int(text.teacher_ids[row]), int(text.student_ids[row])) if text else None
         expected = dense_target(logits[row], found, 16, temperature, order, pair)
-        present = target.logprobs[row] > float("-inf")
-        entries = dict(zip(target.ids[row][present].tolist(), target.probs[row][present].tolist(), strict=True))
-        assert entries == pytest.approx({s: mass for s, mass in expected.entries.items() if mass}, abs=1e-6)
-        assert float(target.residual[row]) == pytest.approx(expected.residual, abs=1e-6)
+        entries = {student_id: mass for student_id, mass in expected.entries.items() if mass}
+        assert entries_of(target, row) == pytest.approx(entries, abs=1e-6)
+        assert float(target.residual_N[row]) == pytest.approx(expected.residual, abs=1e-6)
 
 
 @pytest.mark.parametrize("order", ["temper_then_map", "map_then_temper"])
 @pytest.mark.parametrize("with_text", [False, True])
-def test_tail_samples_are_on_average_the_mapped_tail(order: Order, with_text: bool) -> None:
+def test_tail_samples_are_on_average_the_mapped_tail(order: KdOrder, with_text: bool) -> None:
     """The next token lies in the tail; it is an entry, and its samples count no more."""
     logits, n = random_logits(1, TEACHER_VOCABULARY, seed=3), 1024
     following = logits.argsort(-1, descending=True)[:, 9]
@@ -108,16 +110,15 @@ def test_tail_samples_are_on_average_the_mapped_tail(order: Order, with_text: bo
     offsets = (torch.arange(n) + 0.5) / n
     rows = teacher_rows(logits.expand(n, -1), 8, samples, offsets, following.expand(n))
     text = NextTokens(following.expand(n), torch.full((n,), 5)) if with_text else None
-    target = sparse_target(rows, found, 2.0, order, "sampled", text)
+    target = target_of_all(rows, found, 2.0, order, "sampled", text)
     mean: Counter[int] = Counter()
-    for student_id, mass in zip(
-        target.tail_ids.flatten().tolist(), (target.tail_probs / n).flatten().tolist(), strict=True
-    ):
+    for student_id, mass in zip(target.sample_ids_Y.tolist(), (target.sample_probs_Y / n).tolist(), strict=True):
         mean[student_id] += mass
+    assert (target.sample_probs_Y > 0).all()
     pair = (int(following), 5) if with_text else None
     expected = dense_target(logits[0], found, 8, 2.0, order, pair, merges_tail=True)
-    assert {s: mass for s, mass in mean.items() if mass} == pytest.approx(expected.tail, abs=2e-4)
-    assert float(target.residual.mean()) == pytest.approx(expected.residual, abs=2e-3)
+    assert dict(mean) == pytest.approx(expected.tail, abs=2e-4)
+    assert float(target.residual_N.mean()) == pytest.approx(expected.residual, abs=2e-3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -126,9 +127,9 @@ def test_the_whole_vocabulary_kept_leaves_no_tail_to_take_the_next_token_from(te
     text = NextTokens(torch.tensor([0, 5, 9]), torch.tensor([1, 2, 3]))
     rows = rows_without_a_tail(logits)
     rows = replace(rows, target_logprob=logits.log_softmax(-1)[torch.arange(3), text.teacher_ids])
-    target = sparse_target(rows, found, temperature, "temper_then_map", "residual", text)
+    target = target_of_all(rows, found, temperature, text=text)
     for row in range(3):
         pair = (int(text.teacher_ids[row]), int(text.student_ids[row]))
         expected = dense_target(logits[row], found, TEACHER_VOCABULARY, temperature, "temper_then_map", pair)
-        assert float(target.residual[row]) == pytest.approx(expected.residual, abs=1e-5)
-        assert float(target.probs[row].sum()) == pytest.approx(sum(expected.entries.values()), abs=1e-5)
+        assert float(target.residual_N[row]) == pytest.approx(expected.residual, abs=1e-5)
+        assert sum(entries_of(target, row).values()) == pytest.approx(sum(expected.entries.values()), abs=1e-5)

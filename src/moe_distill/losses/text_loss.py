@@ -153,24 +153,26 @@ def _losses(
     sample_logprobs_Y = sample_logits_Y / temperature - sums_n.all_tempered.index_select(0, part.sample_rows_Y)
     kl = torch.zeros_like(label_logits_n[:1]).sum()
     drawn_mass_n = part.listed_mass_n  # what pulls the tempered softmax up
-    rest_pull_n = torch.zeros_like(drawn_mass_n)  # residual over the student's probability outside the entries
+    rest_pull_n = torch.zeros_like(drawn_mass_n)  # what pulls the rest up, all of it alike
+    rest_logprob_n = sums_n.left_tempered - sums_n.all_tempered
     if has_kl:
-        rest_logprob_n = sums_n.rest_tempered - sums_n.all_tempered
         has_rest_n = (part.residual_n > NO_RESIDUAL) & (rest_logprob_n > float("-inf"))
         residual_n = part.residual_n.masked_fill(~has_rest_n, 1.0)
-        rest_logprob_n = rest_logprob_n.masked_fill(~has_rest_n, 0.0)
         of_entries_E = torch.xlogy(part.entry_probs_E, part.entry_probs_E) - part.entry_probs_E * entry_logprobs_E
-        kl = of_entries_E.sum() + (residual_n * (residual_n.log() - rest_logprob_n) * has_rest_n).sum()
+        of_rest_n = residual_n * (residual_n.log() - rest_logprob_n.masked_fill(~has_rest_n, 0.0)) * has_rest_n
+        kl = of_entries_E.sum() + of_rest_n.sum()
         if not text.target.is_sampled:
-            drawn_mass_n = part.listed_mass_n + part.residual_n * has_rest_n
-            rest_pull_n = (part.residual_n * has_rest_n) * (-rest_logprob_n).exp()
+            rest_pull_n = part.residual_n * has_rest_n
+            drawn_mass_n = part.listed_mass_n + rest_pull_n
     if text.target.is_sampled:
         kd = -(part.entry_probs_E * entry_logprobs_E).sum() - (part.sample_probs_Y * sample_logprobs_Y).sum()
     else:
         kd = kl
     if with_gradient:
         kd_scale = kd_weight * temperature  # T^2, and 1 / T from inside the softmax
-        _to_gradient(logits_nV, sums_n, temperature, lm_weight_n, kd_scale * (drawn_mass_n - rest_pull_n))
+        lm_scale_n = lm_weight_n * (sums_n.left_at_one - sums_n.all_at_one).exp()
+        kd_scale_n = kd_scale * (drawn_mass_n * rest_logprob_n.exp() - rest_pull_n)
+        _to_gradient(logits_nV, sums_n, temperature, lm_scale_n, kd_scale_n)
         entry_gradient_E = -kd_scale * part.entry_probs_E
         if has_kl:  # their logits were taken out
             at_one_E = entry_logits_E - sums_n.all_at_one.index_select(0, part.entry_rows_E)
@@ -228,7 +230,8 @@ class _SoftmaxSums:
 
     all_at_one: Tensor  # at T = 1
     all_tempered: Tensor
-    rest_tempered: Tensor  # without what was taken out
+    left_at_one: Tensor  # without what was taken out; -inf where nothing is left
+    left_tempered: Tensor
 
 
 def _softmax_sums(logits_nV: Tensor, temperature: float, taken_out: _TakenOut | None) -> _SoftmaxSums:
@@ -238,38 +241,41 @@ def _softmax_sums(logits_nV: Tensor, temperature: float, taken_out: _TakenOut | 
         at_one.append(values.logsumexp(-1))
         if temperature != 1.0:
             tempered.append((values / temperature).logsumexp(-1))
-    rest_at_one = torch.cat(at_one)
-    rest_tempered = torch.cat(tempered) if tempered else rest_at_one
+    left_at_one = torch.cat(at_one)
+    left_tempered = torch.cat(tempered) if tempered else left_at_one
     if taken_out is None:
-        return _SoftmaxSums(rest_at_one, rest_tempered, rest_tempered)
+        return _SoftmaxSums(left_at_one, left_tempered, left_at_one, left_tempered)
     of_entries = grouped_logsumexp(taken_out.logits, taken_out.rows, len(logits_nV))
     tempered_entries = of_entries
     if temperature != 1.0:
         tempered_entries = grouped_logsumexp(taken_out.logits / temperature, taken_out.rows, len(logits_nV))
     return _SoftmaxSums(
-        all_at_one=torch.logaddexp(rest_at_one, of_entries),
-        all_tempered=torch.logaddexp(rest_tempered, tempered_entries),
-        rest_tempered=rest_tempered,
+        all_at_one=torch.logaddexp(left_at_one, of_entries),
+        all_tempered=torch.logaddexp(left_tempered, tempered_entries),
+        left_at_one=left_at_one,
+        left_tempered=left_tempered,
     )
 
 
 def _to_gradient(
     logits_nV: Tensor, sums: _SoftmaxSums, temperature: float, lm_scale_n: Tensor, kd_scale_n: Tensor | None
 ) -> None:
-    """Put lm_scale * softmax(logits) + kd_scale * softmax(logits / T) where the logits are."""
+    """Put lm_scale * softmax(left) + kd_scale * softmax(left / T) where the logits are that are left."""
+    lowest = torch.finfo(torch.float32).min  # where nothing is left: exp(-inf - lowest) is 0
+    at_one_n, tempered_n = sums.left_at_one.clamp_min(lowest), sums.left_tempered.clamp_min(lowest)
     start = 0
     for block in _blocks(logits_nV):
         rows = slice(start, start := start + len(block))
-        values = block if block.dtype is torch.float32 else block.float()
+        values = block.float()  # itself where it is fp32
         lm_scale = lm_scale_n[rows, None]
         if kd_scale_n is None or temperature == 1.0:
             if kd_scale_n is not None:
                 lm_scale = lm_scale + kd_scale_n[rows, None]
-            values.sub_(sums.all_at_one[rows, None]).exp_().mul_(lm_scale)
+            values.sub_(at_one_n[rows, None]).exp_().mul_(lm_scale)
         else:
-            tempered = (values / temperature).sub_(sums.all_tempered[rows, None]).exp_().mul_(kd_scale_n[rows, None])
-            values.sub_(sums.all_at_one[rows, None]).exp_().mul_(lm_scale).add_(tempered)
-        if values is not block:
+            tempered = (values / temperature).sub_(tempered_n[rows, None]).exp_().mul_(kd_scale_n[rows, None])
+            values.sub_(at_one_n[rows, None]).exp_().mul_(lm_scale).add_(tempered)
+        if block.dtype is not torch.float32:
             block.copy_(values)
 
 

@@ -1,0 +1,4 @@
+from tests.shards.conftest import targets
+from tests.stores import stores
+
+__all__ = ["stores", "targets"]
