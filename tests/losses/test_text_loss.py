@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_distill.evaluation.metrics import bits_per_byte
-from moe_distill.losses import text_loss as module
+from moe_distill.losses import softmax as module
 from moe_distill.losses.text_loss import Text, TextLoss, text_loss
 from moe_distill.targets.sparse_target import SparseTarget, joined
 from moe_distill.targets.stretches import stretches

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moe_distill.losses.softmax import LOWEST, Pulls, Removed, softmax_
 from moe_distill.targets.sparse_rows import grouped_logsumexp
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.stretches import Stretch
 
 NO_RESIDUAL = 1e-7  # fp32 rounding of a row that sums to 1
-BLOCK_VALUES = {"cpu": 2**18, "cuda": 2**26}  # logits of a softmax at once: about a core's cache; enough to fill a GPU
 
 
 @dataclass(frozen=True)
@@ -118,168 +118,151 @@ class _TextLoss(torch.autograd.Function):
 def _losses(
     logits_nV: Tensor, text: Text, stretch: Stretch, kd_weight: float, has_kl: bool, with_gradient: bool
 ) -> Tensor:
-    """Loss, NLL, weighted NLL and KL of a stretch, [4]; the logits become the gradient of the loss, in place.
-
-    Where the KL is wanted, the entries' logits are taken out first, so that what remains is the bucket of all the rest.
-    """
-    positions = slice(stretch.start, stretch.stop)
-    n, vocabulary = logits_nV.shape
-    flat_logits, first_n = logits_nV.view(-1), torch.arange(n, device=logits_nV.device) * vocabulary
-    label_places_n = first_n + text.labels_N[positions]
-    label_logits_n = flat_logits.index_select(0, label_places_n).float()
+    """Loss, NLL, weighted NLL and KL of a stretch, [4]; the logits become the gradient of the loss, in place."""
+    first_n = torch.arange(len(logits_nV), device=logits_nV.device) * logits_nV.shape[1]
+    labels = _Listed(first_n + text.labels_N[stretch.start : stretch.stop], logits_nV.view(-1))
     if text.target is None:
-        sums_n = _softmax_sums(logits_nV, 1.0, None)
-        nll_n = sums_n.all_at_one - label_logits_n
-        if with_gradient:
-            _to_gradient(logits_nV, sums_n, 1.0, torch.ones_like(nll_n), None)
-            flat_logits.index_add_(0, label_places_n, torch.full_like(flat_logits[:n], -1.0))
-        nll = nll_n.sum()
-        return torch.stack([nll, nll, nll, torch.zeros_like(nll)])
-
-    part = _part(text.target, stretch)
-    temperature = text.target.temperature
-    entry_places_E = first_n.index_select(0, part.entry_rows_E) + part.entry_ids_E
-    sample_places_Y = first_n.index_select(0, part.sample_rows_Y) + part.sample_ids_Y
-    entry_logits_E = flat_logits.index_select(0, entry_places_E).float()
-    sample_logits_Y = flat_logits.index_select(0, sample_places_Y).float()
-    taken_out = None
-    if has_kl:
-        flat_logits.index_fill_(0, entry_places_E, float("-inf"))
-        taken_out = _TakenOut(part.entry_rows_E, entry_logits_E)
-    sums_n = _softmax_sums(logits_nV, temperature, taken_out)
-    nll_n = sums_n.all_at_one - label_logits_n
-    lm_weight_n = 1.0 - kd_weight * part.has_target_n.float()
-    entry_logprobs_E = entry_logits_E / temperature - sums_n.all_tempered.index_select(0, part.entry_rows_E)
-    sample_logprobs_Y = sample_logits_Y / temperature - sums_n.all_tempered.index_select(0, part.sample_rows_Y)
-    kl = torch.zeros_like(label_logits_n[:1]).sum()
-    drawn_mass_n = part.listed_mass_n  # what pulls the tempered softmax up
-    rest_pull_n = torch.zeros_like(drawn_mass_n)  # what pulls the rest up, all of it alike
-    rest_logprob_n = sums_n.left_tempered - sums_n.all_tempered
-    if has_kl:
-        has_rest_n = (part.residual_n > NO_RESIDUAL) & (rest_logprob_n > float("-inf"))
-        residual_n = part.residual_n.masked_fill(~has_rest_n, 1.0)
-        of_entries_E = torch.xlogy(part.entry_probs_E, part.entry_probs_E) - part.entry_probs_E * entry_logprobs_E
-        of_rest_n = residual_n * (residual_n.log() - rest_logprob_n.masked_fill(~has_rest_n, 0.0)) * has_rest_n
-        kl = of_entries_E.sum() + of_rest_n.sum()
-        if not text.target.is_sampled:
-            rest_pull_n = part.residual_n * has_rest_n
-            drawn_mass_n = part.listed_mass_n + rest_pull_n
-    if text.target.is_sampled:
-        kd = -(part.entry_probs_E * entry_logprobs_E).sum() - (part.sample_probs_Y * sample_logprobs_Y).sum()
-    else:
-        kd = kl
-    if with_gradient:
-        kd_scale = kd_weight * temperature  # T^2, and 1 / T from inside the softmax
-        lm_scale_n = lm_weight_n * (sums_n.left_at_one - sums_n.all_at_one).exp()
-        kd_scale_n = kd_scale * (drawn_mass_n * rest_logprob_n.exp() - rest_pull_n)
-        _to_gradient(logits_nV, sums_n, temperature, lm_scale_n, kd_scale_n)
-        entry_gradient_E = -kd_scale * part.entry_probs_E
-        if has_kl:  # their logits were taken out
-            at_one_E = entry_logits_E - sums_n.all_at_one.index_select(0, part.entry_rows_E)
-            entry_gradient_E += lm_weight_n.index_select(0, part.entry_rows_E) * at_one_E.exp()
-            entry_gradient_E += kd_scale * drawn_mass_n.index_select(0, part.entry_rows_E) * entry_logprobs_E.exp()
-        flat_logits.index_add_(0, label_places_n, -lm_weight_n.to(flat_logits.dtype))
-        flat_logits.index_add_(0, entry_places_E, entry_gradient_E.to(flat_logits.dtype))
-        flat_logits.index_add_(0, sample_places_Y, (-kd_scale * part.sample_probs_Y).to(flat_logits.dtype))
-    weighted_nll = (lm_weight_n * nll_n).sum()
-    return torch.stack([weighted_nll + kd_weight * temperature**2 * kd, nll_n.sum(), weighted_nll, kl])
+        return _lm(logits_nV, labels, with_gradient)
+    part = _part(text.target, stretch, first_n)
+    entries, samples = (_Listed(places, logits_nV.view(-1)) for places in (part.entry_places_Z, part.sample_places_Y))
+    bucketed = _bucketed if has_kl else _sampled
+    return bucketed(logits_nV, labels, entries, samples, part, kd_weight, with_gradient)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The target's rows of a stretch; positions count from its start, and ids are int64."""
+    """The target's part of a stretch; rows count from its start, places are those in the flat matrix."""
 
+    temperature: float
+    is_sampled: bool
     has_target_n: Tensor
     residual_n: Tensor
     listed_mass_n: Tensor
-    entry_rows_E: Tensor
-    entry_ids_E: Tensor
-    entry_probs_E: Tensor
+    entry_rows_Z: Tensor
+    entry_places_Z: Tensor
+    entry_probs_Z: Tensor
     sample_rows_Y: Tensor
-    sample_ids_Y: Tensor
+    sample_places_Y: Tensor
     sample_probs_Y: Tensor
 
 
-def _part(target: SparseTarget, stretch: Stretch) -> _Part:
+def _part(target: SparseTarget, stretch: Stretch, first_n: Tensor) -> _Part:
     positions = slice(stretch.start, stretch.stop)
     entries, samples = slice(*stretch.entries), slice(*stretch.samples)
+    entry_rows_Z = target.entry_positions_E[entries] - stretch.start
+    sample_rows_Y = target.sample_positions_Y[samples] - stretch.start
     return _Part(
-        has_target_n=target.has_target_N[positions],
+        temperature=target.temperature,
+        is_sampled=target.is_sampled,
+        has_target_n=target.has_target_N[positions].float(),
         residual_n=target.residual_N[positions],
         listed_mass_n=target.listed_mass_N[positions],
-        entry_rows_E=target.entry_positions_E[entries].long() - stretch.start,
-        entry_ids_E=target.entry_ids_E[entries].long(),
-        entry_probs_E=target.entry_probs_E[entries],
-        sample_rows_Y=target.sample_positions_Y[samples].long() - stretch.start,
-        sample_ids_Y=target.sample_ids_Y[samples].long(),
+        entry_rows_Z=entry_rows_Z,
+        entry_places_Z=first_n.index_select(0, entry_rows_Z) + target.entry_ids_E[entries],
+        entry_probs_Z=target.entry_probs_E[entries],
+        sample_rows_Y=sample_rows_Y,
+        sample_places_Y=first_n.index_select(0, sample_rows_Y) + target.sample_ids_Y[samples],
         sample_probs_Y=target.sample_probs_Y[samples],
     )
 
 
-@dataclass(frozen=True)
-class _TakenOut:
-    """Logits that stand at -inf in the matrix, fp32 [E], and the row of each."""
+class _Listed:
+    """Some of the matrix' logits, read before it is overwritten, and the places that their gradient is added to."""
 
-    rows: Tensor
-    logits: Tensor
+    def __init__(self, places: Tensor, flat_logits: Tensor) -> None:
+        self._places, self._flat_logits = places, flat_logits
+        self.logits = flat_logits.index_select(0, places).float()
 
+    def remove(self) -> None:
+        """Take them out of the matrix."""
+        self._flat_logits.index_fill_(0, self._places, float("-inf"))
 
-@dataclass(frozen=True)
-class _SoftmaxSums:
-    """Log-sums of exp of each row's logits, fp32 [n]."""
-
-    all_at_one: Tensor  # at T = 1
-    all_tempered: Tensor
-    left_at_one: Tensor  # without what was taken out; -inf where nothing is left
-    left_tempered: Tensor
+    def add_gradient(self, gradient: Tensor) -> None:
+        self._flat_logits.index_add_(0, self._places, gradient.to(self._flat_logits.dtype))
 
 
-def _softmax_sums(logits_nV: Tensor, temperature: float, taken_out: _TakenOut | None) -> _SoftmaxSums:
-    at_one, tempered = [], []
-    for block in _blocks(logits_nV):
-        values = block.float()
-        at_one.append(values.logsumexp(-1))
-        if temperature != 1.0:
-            tempered.append((values / temperature).logsumexp(-1))
-    left_at_one = torch.cat(at_one)
-    left_tempered = torch.cat(tempered) if tempered else left_at_one
-    if taken_out is None:
-        return _SoftmaxSums(left_at_one, left_tempered, left_at_one, left_tempered)
-    of_entries = grouped_logsumexp(taken_out.logits, taken_out.rows, len(logits_nV))
-    tempered_entries = of_entries
-    if temperature != 1.0:
-        tempered_entries = grouped_logsumexp(taken_out.logits / temperature, taken_out.rows, len(logits_nV))
-    return _SoftmaxSums(
-        all_at_one=torch.logaddexp(left_at_one, of_entries),
-        all_tempered=torch.logaddexp(left_tempered, tempered_entries),
-        left_at_one=left_at_one,
-        left_tempered=left_tempered,
-    )
+def _lm(logits_nV: Tensor, labels: _Listed, with_gradient: bool) -> Tensor:
+    """Cross-entropy alone."""
+    ones_n = torch.ones_like(labels.logits)
+    sums = softmax_(logits_nV, 1.0, None, Pulls(ones_n) if with_gradient else None)
+    if with_gradient:
+        labels.add_gradient(-ones_n)
+    nll = (sums.at_one - labels.logits).sum()
+    return torch.stack([nll, nll, nll, torch.zeros_like(nll)])
 
 
-def _to_gradient(
-    logits_nV: Tensor, sums: _SoftmaxSums, temperature: float, lm_scale_n: Tensor, kd_scale_n: Tensor | None
-) -> None:
-    """Put lm_scale * softmax(left) + kd_scale * softmax(left / T) where the logits are that are left."""
-    lowest = torch.finfo(torch.float32).min  # where nothing is left: exp(-inf - lowest) is 0
-    at_one_n, tempered_n = sums.left_at_one.clamp_min(lowest), sums.left_tempered.clamp_min(lowest)
-    start = 0
-    for block in _blocks(logits_nV):
-        rows = slice(start, start := start + len(block))
-        values = block.float()  # itself where it is fp32
-        lm_scale = lm_scale_n[rows, None]
-        if kd_scale_n is None or temperature == 1.0:
-            if kd_scale_n is not None:
-                lm_scale = lm_scale + kd_scale_n[rows, None]
-            values.sub_(at_one_n[rows, None]).exp_().mul_(lm_scale)
-        else:
-            tempered = (values / temperature).sub_(tempered_n[rows, None]).exp_().mul_(kd_scale_n[rows, None])
-            values.sub_(at_one_n[rows, None]).exp_().mul_(lm_scale).add_(tempered)
-        if block.dtype is not torch.float32:
-            block.copy_(values)
+def _sampled(
+    logits_nV: Tensor,
+    labels: _Listed,
+    entries: _Listed,
+    samples: _Listed,
+    part: _Part,
+    kd_weight: float,
+    with_gradient: bool,
+) -> Tensor:
+    """Cross-entropy of the text, and against entries and samples."""
+    temperature, kd_scale = part.temperature, kd_weight * part.temperature  # T^2, and 1 / T from inside the softmax
+    lm_weight_n = 1.0 - kd_weight * part.has_target_n
+    pulls = Pulls(lm_weight_n, kd_scale * part.listed_mass_n) if with_gradient else None
+    sums = softmax_(logits_nV, temperature, None, pulls)
+    if with_gradient:
+        labels.add_gradient(-lm_weight_n)
+        entries.add_gradient(-kd_scale * part.entry_probs_Z)
+        samples.add_gradient(-kd_scale * part.sample_probs_Y)
+    nll_n = sums.at_one - labels.logits
+    listed = part.entry_probs_Z @ entries.logits + part.sample_probs_Y @ samples.logits
+    cross_entropy = part.listed_mass_n @ sums.tempered - listed / temperature
+    weighted_nll = lm_weight_n @ nll_n
+    loss = weighted_nll + kd_weight * temperature**2 * cross_entropy
+    return torch.stack([loss, nll_n.sum(), weighted_nll, torch.zeros_like(loss)])
 
 
-def _blocks(logits_nV: Tensor) -> tuple[Tensor, ...]:
-    """Some rows after the other: intermediate results of a block are small."""
-    blocks: tuple[Tensor, ...] = logits_nV.split(max(1, BLOCK_VALUES[logits_nV.device.type] // logits_nV.shape[1]))
-    return blocks
+def _bucketed(
+    logits_nV: Tensor,
+    labels: _Listed,
+    entries: _Listed,
+    samples: _Listed,
+    part: _Part,
+    kd_weight: float,
+    with_gradient: bool,
+) -> Tensor:
+    """The same with the value of the bucketed KL, which is the loss where there are no samples.
+
+    The entries' logits are taken out first, so that what is left of a row is the bucket of all the rest.
+    """
+    temperature, kd_scale = part.temperature, kd_weight * part.temperature
+    lm_weight_n = 1.0 - kd_weight * part.has_target_n
+    rows_Z, n = part.entry_rows_Z, len(logits_nV)
+    entries.remove()
+    at_one_n = grouped_logsumexp(entries.logits, rows_Z, n)
+    tempered_n = at_one_n if temperature == 1.0 else grouped_logsumexp(entries.logits / temperature, rows_Z, n)
+    n_entries_n = torch.zeros_like(part.residual_n).index_add(0, rows_Z, torch.ones_like(entries.logits))
+    has_rest_n = (part.residual_n > NO_RESIDUAL) & (n_entries_n < logits_nV.shape[1])
+    bucket_n = part.residual_n * has_rest_n
+    is_loss = not part.is_sampled
+    drawn_n = part.listed_mass_n + bucket_n if is_loss else part.listed_mass_n
+    pulls = Pulls(lm_weight_n, kd_scale * drawn_n, kd_scale * bucket_n if is_loss else None) if with_gradient else None
+    sums = softmax_(logits_nV, temperature, Removed(at_one_n, tempered_n), pulls)
+
+    nll_n = sums.at_one - labels.logits
+    weighted_nll = lm_weight_n @ nll_n
+    entry_logprobs_Z = entries.logits / temperature - sums.tempered.index_select(0, rows_Z)
+    rest_logprobs_n = (sums.rest - sums.tempered).clamp_min(LOWEST)  # finite, for a bucket of 0
+    kl = _kl(part.entry_probs_Z, entry_logprobs_Z) + _kl(bucket_n, rest_logprobs_n)
+    kd = kl
+    if part.is_sampled:
+        sample_logprobs_Y = samples.logits / temperature - sums.tempered.index_select(0, part.sample_rows_Y)
+        kd = -(part.entry_probs_Z @ entry_logprobs_Z) - part.sample_probs_Y @ sample_logprobs_Y
+    if with_gradient:
+        at_one_Z = entries.logits - sums.at_one.index_select(0, rows_Z)
+        of_entries_Z = lm_weight_n.index_select(0, rows_Z) * at_one_Z.exp()
+        of_entries_Z += kd_scale * (drawn_n.index_select(0, rows_Z) * entry_logprobs_Z.exp() - part.entry_probs_Z)
+        entries.add_gradient(of_entries_Z)
+        samples.add_gradient(-kd_scale * part.sample_probs_Y)
+        labels.add_gradient(-lm_weight_n)
+    return torch.stack([weighted_nll + kd_weight * temperature**2 * kd, nll_n.sum(), weighted_nll, kl])
+
+
+def _kl(probs: Tensor, other_logprobs: Tensor) -> Tensor:
+    """Sum of p (log p - log q)."""
+    return (torch.xlogy(probs, probs) - probs * other_logprobs).sum()
