@@ -203,6 +203,17 @@ def test_gradients_of_parts_add_up() -> None:
     assert_near(weight_VD.grad, expected[1].double(), "output matrix")
 
 
+def test_one_word_repeated_does_not_overflow_half_precision() -> None:
+    """The sum over a stretch, 2,048 x 40, is beyond fp16 before any loss scale can help."""
+    hidden_ND, weight_VD, _ = student(2048)
+    hidden_ND = torch.full_like(hidden_ND, 40.0).requires_grad_()
+    text = Text(torch.zeros(2048, dtype=torch.int64), None, stretches(2048, 2048, None))
+    text_loss(hidden_ND, weight_VD, text, 0.9, torch.float16, with_kl=False).loss.backward()
+    assert weight_VD.grad is not None
+    assert bool(torch.isfinite(weight_VD.grad).all())
+    assert float(weight_VD.grad.abs().max()) > 65_504.0
+
+
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 @pytest.mark.parametrize("is_sampled", [True, False, None], ids=["sampled", "residual", "no_target"])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

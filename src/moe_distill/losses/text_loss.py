@@ -30,6 +30,7 @@ from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.stretches import Stretch
 
 NO_RESIDUAL = 1e-7  # fp32 rounding of a row that sums to 1
+HALF_SCALE = 2.0**-6  # of what a stretch adds to the output matrix' gradient, lest fp16 overflow before fp32 takes over
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class _TextLoss(torch.autograd.Function):
                 if dtype is torch.float32:
                     weight_gradient_VD.addmm_(logits_nV.T, read_nD)
                 else:
-                    weight_gradient_VD += logits_nV.T @ read_nD
+                    product_VD = logits_nV.T @ (read_nD * HALF_SCALE)
+                    weight_gradient_VD.add_(product_VD, alpha=1.0 / HALF_SCALE)
         if hidden_gradient_ND is not None and weight_gradient_VD is not None:
             ctx.save_for_backward(hidden_gradient_ND, weight_gradient_VD)
         loss, *others = sums.unbind()
