@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from moe_distill.shards.format import Metadata
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import TEACHER_TARGETS, open_targets, target_fields
 from moe_distill.shards.window_store import (
@@ -52,7 +53,9 @@ def make_model(seed: int = 0) -> LlamaForCausalLM:
         tie_word_embeddings=True,
         initializer_range=0.15,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.eval()
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -118,8 +121,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
         targets.append(columns, cursor=number + 1)
         logits.append(logits_NV)
         logprobs.append(record["target_logprob"])
-    sources = {"source_names": '["a", "lost", "b"]', "source_starts": [0, 2, 3]}
-    student.finish(STUDENT_WINDOWS, "f", {"prefix_id": PREFIX} | sources)
+    sources: Metadata = {"source_names": '["a", "lost", "b"]', "source_starts": [0, 2, 3]}
+    student.finish(STUDENT_WINDOWS, "f", {"prefix_id": PREFIX, **sources})
     teacher.finish(TEACHER_WINDOWS, "f", {"prefix_id": 0})
     targets.finish(TEACHER_TARGETS, "f", {"output_rows": TEACHER_VOCABULARY})
     student_ids = torch.randint(-1, STUDENT_VOCABULARY - 5, (TEACHER_VOCABULARY,), generator=generator)

@@ -1,6 +1,7 @@
 """Random small teachers of three families, and what the running teacher says at every position."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def make_teacher(family: str, seed: int) -> PreTrainedModel:
 
     heads, num_experts = draw(2, 4), draw(3, 4, 8)
     per_token = 1 if family == "qwen3_moe" and seed % 2 == 0 else draw(1, 2, 3)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": heads * draw(8, 16),
         "num_attention_heads": heads,
@@ -50,14 +51,9 @@ def make_teacher(family: str, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     match family:
         case "qwen3_moe":
-            config = Qwen3MoeConfig(
-                **sizes,
-                num_experts=num_experts,
-                moe_intermediate_size=draw(16, 24),
-                intermediate_size=48,
-                head_dim=8,
-                norm_topk_prob=seed % 2 == 0,
-            )
+            sizes |= {"num_experts": num_experts, "moe_intermediate_size": draw(16, 24), "intermediate_size": 48}
+            sizes["head_dim"] = 8
+            config = Qwen3MoeConfig(**sizes, norm_topk_prob=seed % 2 == 0)
             model: PreTrainedModel = Qwen3MoeForCausalLM(config)
         case "mixtral":
             model = MixtralForCausalLM(
@@ -67,7 +63,8 @@ def make_teacher(family: str, seed: int) -> PreTrainedModel:
             model = OlmoeForCausalLM(OlmoeConfig(**sizes, num_experts=num_experts, intermediate_size=draw(16, 24)))
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(5.0)
-    return model.eval()
+    model.eval()
+    return model
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def forge_column(store: Path, file_number: int, field: str, change: Callable[[Te
     path.unlink()
     save_file(columns, path)
     index = _read(store)
-    index["files"][file_number]["sha256"] = sha256_file(path)  # type: ignore[index, call-overload]
+    index["files"][file_number]["sha256"] = sha256_file(path)  # type: ignore[index]
     write_checksummed_json(store / "index.json", index)
     return path
 

@@ -1,6 +1,7 @@
 """Random small teachers of several families, and windows for them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,12 @@ from moe_distill.shards.window_store import TEACHER_FIELDS, TEACHER_WINDOWS, Win
 from moe_distill.shards.writer import ShardWriter
 
 VOCABULARY = 300
-SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 SIZES |= {
     "num_hidden_layers": 3,
     "max_position_embeddings": 256,
@@ -33,27 +39,18 @@ FAMILIES = ("qwen3_moe", "qwen3_moe_top1", "mixtral", "olmoe", "dense")
 
 def make_teacher(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    moe = {"num_experts": 4, "num_experts_per_tok": 2}
+    moe: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2}
+    qwen: dict[str, Any] = {"moe_intermediate_size": 24, "intermediate_size": 48, "head_dim": 8}
+    model: PreTrainedModel
     match family:
         case "qwen3_moe":
-            config = Qwen3MoeConfig(
-                **SIZES, **moe, moe_intermediate_size=24, intermediate_size=48, head_dim=8, norm_topk_prob=False
-            )
-            model = Qwen3MoeForCausalLM(config)
+            model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **moe, **qwen, norm_topk_prob=False))
         case "qwen3_moe_top1":  # as Huihui-MoE-1B: 3 experts, 1 per token, normalised
-            config = Qwen3MoeConfig(
-                **SIZES,
-                num_experts=3,
-                num_experts_per_tok=1,
-                moe_intermediate_size=24,
-                intermediate_size=48,
-                head_dim=8,
-                norm_topk_prob=True,
-            )
+            config = Qwen3MoeConfig(**SIZES, **qwen, num_experts=3, num_experts_per_tok=1, norm_topk_prob=True)
             model = Qwen3MoeForCausalLM(config)
         case "mixtral":
-            config = MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, intermediate_size=24)
-            model = MixtralForCausalLM(config)
+            sizes = MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, intermediate_size=24)
+            model = MixtralForCausalLM(sizes)
         case "olmoe":
             model = OlmoeForCausalLM(OlmoeConfig(**SIZES, **moe, intermediate_size=24))
         case _:
@@ -62,7 +59,8 @@ def make_teacher(family: str) -> PreTrainedModel:
         for parameter in model.parameters():  # larger than at initialisation: experts and logits that differ
             if parameter.ndim > 1:
                 parameter.mul_(6.0)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 @pytest.fixture
