@@ -18,19 +18,20 @@ import torch
 import typer
 
 from moe_distill.config.params import Params, load_params
+from moe_distill.evaluation.evaluate import AGREED_WITH
 from moe_distill.evaluation.measure import compare, score
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
+from moe_distill.targets.window_targets import WindowTargets
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs, train_kd, train_router
 
 WINDOWS, TARGETS = Path("data/windows/student"), Path("data/teacher_shards")
-WEIGHT_ALONE = {"router_kd": 0.1}  # of a term that is off in params.yaml
 GATE_TERMS = ("router_balance", "router_importance")  # they train the gate, which acts only through the other terms
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 def main(output: Path, seeds: str = "0,1,2", variants: str = "", steps: int = 800, processes: int = 2) -> None:
@@ -55,7 +56,7 @@ def main(output: Path, seeds: str = "0,1,2", variants: str = "", steps: int = 80
         print(line)
 
 
-def losses_of(params: Params) -> Iterator[tuple[str, Figures]]:
+def losses_of(params: Params) -> Iterator[tuple[str, Metrics]]:
     """Each variant and its weights: those of params.yaml, one at a time and together."""
     weights = params.experiment.losses.model_dump()
     off = dict.fromkeys(weights, 0.0)
@@ -63,11 +64,11 @@ def losses_of(params: Params) -> Iterator[tuple[str, Figures]]:
     for term in HIDDEN_TERMS + ROUTER_TERMS:
         if term not in GATE_TERMS:
             gate = {name: weights[name] for name in GATE_TERMS} if term in ROUTER_TERMS else {}
-            yield term, off | gate | {term: weights[term] or WEIGHT_ALONE[term]}
+            yield term, off | gate | {term: weights[term]}
     yield "all", weights
 
 
-def with_losses(params: Params, seed: int, steps: int, losses: Figures) -> Params:
+def with_losses(params: Params, seed: int, steps: int, losses: Metrics) -> Params:
     experiment = params.experiment.model_dump() | {"seed": seed, "losses": losses}
     profile = params.profile.model_dump()
     return Params.model_validate(
@@ -85,26 +86,27 @@ def first_phase(params: Params, output: Path) -> None:
 
 
 def second_phase(params: Params, output: Path, name: str) -> None:
-    """Phase 2 under the weights of `params`, and the figures of the exported student."""
+    """Phase 2 under the weights of `params`, and the metrics of the exported student."""
     torch.set_num_threads(1)
     phase1, folder = output / f"phase1_{params.experiment.seed}", output / f"{name}_{params.experiment.seed}"
     if folder.with_suffix(".json").is_file():
         return
     inputs = TrainingInputs(WINDOWS, TARGETS, phase1 / "student", Path("models/teacher_head"), phase1 / "optimizer")
     train_router(params, inputs, outputs_in(folder, None))
-    figures = figures_of(folder / "student", params.profile.evaluate.batch_windows)
-    folder.with_suffix(".json").write_text(json.dumps(figures), encoding="utf-8")
+    metrics = metrics_of(folder / "student", params.profile.evaluate.batch_windows)
+    folder.with_suffix(".json").write_text(json.dumps(metrics), encoding="utf-8")
 
 
 def outputs_in(folder: Path, optimizer: Path | None) -> TrainingOutputs:
     return TrainingOutputs(folder / "work", folder / "student", optimizer, folder / "curves", lambda: None)
 
 
-def figures_of(student: Path, batch_windows: int) -> Figures:
+def metrics_of(student: Path, batch_windows: int) -> Metrics:
     model = load_causal_lm(student, torch.float32, torch.device("cpu"))
     windows = WindowStore(WINDOWS / "validation", STUDENT_WINDOWS)
     vocabulary_map = load_vocabulary_map(WINDOWS / "vocabulary_map", WindowStore(WINDOWS / "train", STUDENT_WINDOWS))
-    agreed = compare(model, windows, open_targets(TARGETS / "validation"), vocabulary_map, batch_windows).agreement
+    targets = WindowTargets(windows, open_targets(TARGETS / "validation"), vocabulary_map, AGREED_WITH)
+    agreed = compare(model, windows, targets, batch_windows).agreement
     return {
         "bits_per_byte": score(model, windows, batch_windows).bits_per_byte,
         "top1_agreement": agreed.top1 / agreed.positions,
@@ -112,7 +114,7 @@ def figures_of(student: Path, batch_windows: int) -> Figures:
     }
 
 
-def table(results: dict[str, list[Figures]]) -> Iterator[str]:
+def table(results: dict[str, list[Metrics]]) -> Iterator[str]:
     """Markdown; gains are paired by seed: bits per byte of "none" less those of the variant."""
     yield "| terms of phase 2 | bits per byte | gain: mean ± spread | top-1 agreement | KL to the student |"
     yield "|---|---|---|---|---|"

@@ -4,33 +4,32 @@ The loop is the pipeline's optimizer, schedule and order of windows without its 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from map_rules import longest_prefix_map
-from rivals import all_chunks, full_vocabulary_kl, shared_strings, sorted_l1
+from rivals import all_spans, full_vocabulary_kl, shared_strings, sorted_l1, span_kl
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from moe_distill.alignment.encode import make_encoder
 from moe_distill.alignment.token_bytes import token_bytes
-from moe_distill.config.params import load_params
+from moe_distill.config.params import KdOrder, load_params
 from moe_distill.config.profile import Train
-from moe_distill.losses.chunk import chunk_kl
-from moe_distill.losses.kd import forward_kl
-from moe_distill.losses.lm import lm_nll
+from moe_distill.losses.text_loss import text_loss
 from moe_distill.models.pretrained import load_causal_lm, load_tokenizer
 from moe_distill.shards.vocabulary_store import read_vocabulary_map
-from moe_distill.targets.inside import InsidePlaces, inside_target
 from moe_distill.targets.next_token_counts import load_vocabulary_map
-from moe_distill.targets.sparse_target import NextTokens, Order, sparse_target
+from moe_distill.targets.teacher_rows import TeacherRows, read_rows
 from moe_distill.targets.token_shares import VocabularyMap, rule_map
+from moe_distill.targets.window_targets import TargetSettings, WindowTargets
 from moe_distill.training.batch import Batch
 from moe_distill.training.batch_order import batches_from
-from moe_distill.training.data import TEXT_ONLY, BatchFields, Split, open_split, read_batch
-from moe_distill.training.inside import load_places
+from moe_distill.training.data import Split, open_split
+from moe_distill.training.loader import BatchReader, BatchRequest
 from moe_distill.training.optimizer import make_optimizer, set_learning_rate
 from moe_distill.training.schedule import learning_rate_fraction
 from moe_distill.utils.device import seed_everything
@@ -48,14 +47,12 @@ class Ours:
 
     teacher_mass: Literal["counts", "segmentation", "prefix"]  # how a teacher token's mass is handed out
     temperature: float = 1.0
-    order: Order = "map_then_temper"
-    inside: bool = False  # targets inside a teacher token too
+    order: KdOrder = "map_then_temper"
     conditioned: bool = True  # without entries that the student's tokenizer would have joined to its last token
 
 
 OURS = {
     "ours": Ours("counts"),
-    "ours_inside": Ours("counts", inside=True),
     "ours_unconditioned": Ours("counts", conditioned=False),
     "ours_segmentation": Ours("segmentation", conditioned=False),  # to be held against `ours_unconditioned`
     "ours_prefix": Ours("prefix", conditioned=False),
@@ -85,10 +82,9 @@ class World:
     validation: Split
     student: PreTrainedModel
     teacher: PreTrainedModel | None  # with the student's own tokenizer, for the ceilings alone
-    vocabulary_map: VocabularyMap | None  # for a variant of ours
+    reader: BatchReader  # of the training windows; with targets for a variant of ours
     rule_ids: Tensor  # int64 by teacher id: the map by the student's segmentation
     is_exact: Tensor  # bool by teacher id
-    places: InsidePlaces | None  # for targets inside a teacher token
 
 
 def execute(run: Run) -> tuple[Run, float]:
@@ -114,25 +110,26 @@ def load_world(run: Run) -> World:
     by_bytes = token_bytes(load_tokenizer(student_folder), "student").by_bytes()
     table = token_bytes(load_tokenizer(TEACHER), "teacher").table
     train = open_split(windows / "train", folder / "shards/train" if reads_shards else None)
-    vocabulary_map = map_of(OURS[run.objective], train, windows) if run.objective in OURS else None
-    with_inside = run.objective in OURS and OURS[run.objective].inside
+    targets = None
+    if run.objective in OURS and train.shards is not None:
+        ours = OURS[run.objective]
+        settings = TargetSettings(ours.temperature, ours.order, "sampled")
+        targets = WindowTargets(train.windows, train.shards, map_of(ours, train, windows), settings, memory_bytes=2**30)
     return World(
         train=train,
         validation=open_split(windows / "validation", None),
         student=load_causal_lm(student_folder, torch.float32, CPU),
         teacher=load_causal_lm(TEACHER_OF[run.objective], torch.float32, CPU) if run.objective in TEACHER_OF else None,
-        vocabulary_map=vocabulary_map,
+        reader=BatchReader(train, targets, with_states=False, chunk_tokens=512),
         rule_ids=read_vocabulary_map(windows / "vocabulary_map"),
-        places=load_places(windows / "vocabulary_map", vocabulary_map.frequencies)
-        if vocabulary_map is not None and with_inside
-        else None,
         is_exact=torch.tensor([token is not None and token in by_bytes for token in table]),
     )
 
 
 def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
     if ours.teacher_mass == "counts":
-        return load_vocabulary_map(windows / "vocabulary_map", train.windows)
+        counted = load_vocabulary_map(windows / "vocabulary_map", train.windows)
+        return counted if ours.conditioned else replace(counted, merges=None)
     rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     if ours.teacher_mass == "segmentation":
         return rule_map(rule_ids)
@@ -144,87 +141,81 @@ def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
 
 
 def take_step(run: Run, world: World, numbers: list[int], optimizer: torch.optim.Optimizer, train: Train) -> None:
-    with_inside = run.objective in OURS and OURS[run.objective].inside
-    batch = read_batch(world.train, numbers, BatchFields(inside=with_inside))
-    logits_NV = student_logits(world.student, batch)
-    nll_N = lm_nll(logits_NV, batch.labels_N)
-    covered_N, distillation = objective_of(run, world, numbers, batch, logits_NV, nll_N)
-    loss = ((1.0 - run.weight * covered_N) * nll_N).sum() + run.weight * distillation
+    batch = world.reader.read(BatchRequest(tuple(numbers)))
+    if run.objective in OURS:
+        hidden_ND, weight_VD = student_states(world.student, batch), world.student.get_output_embeddings().weight
+        loss = text_loss(hidden_ND, weight_VD, batch.text, run.weight, torch.float32, with_kl=False).loss
+    else:
+        logits_NV = student_logits(world.student, batch)
+        nll_N = F.cross_entropy(logits_NV, batch.text.labels_N, reduction="none")
+        covered_N, distillation = objective_of(run, world, batch, logits_NV, nll_N)
+        loss = ((1.0 - run.weight * covered_N) * nll_N).sum() + run.weight * distillation
     optimizer.zero_grad()
-    (loss / len(nll_N)).backward()
+    (loss / batch.counts.tokens).backward()
     torch.nn.utils.clip_grad_norm_(world.student.parameters(), train.gradient_clip)
     optimizer.step()
 
 
-def objective_of(
-    run: Run, world: World, numbers: list[int], batch: Batch, logits_NV: Tensor, nll_N: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Which positions distillation covers (0 or 1, [N]), and its loss summed over them."""
+def objective_of(run: Run, world: World, batch: Batch, logits_NV: Tensor, nll_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Which positions a rival covers (0 or 1, [N]), and its loss summed over them."""
     if run.objective.endswith("lm"):
         return torch.zeros_like(nll_N), torch.zeros(())
+    rows = [world.train.windows.tokens("teacher_rows", number) for number in batch.windows]
+    aligned_A = torch.cat(rows).ge(0).nonzero().squeeze(1)
+    covered_N = torch.zeros_like(nll_N).index_fill(0, aligned_A, 1.0)
     if world.teacher is not None:
         with torch.no_grad():
             teacher_NV = world.teacher(batch.input_ids_BL, use_cache=False).logits.flatten(0, 1)[batch.places_N]
             teacher_NV = teacher_NV[:, : logits_NV.shape[1]]  # rows beyond the tokenizer's ids have no token
-        covered_N = torch.ones_like(nll_N)
-        if run.objective == "native_aligned":  # where a teacher with another tokenizer could be asked
-            covered_N = torch.zeros_like(nll_N).index_fill(0, batch.aligned_A, 1.0)
+        if run.objective != "native_aligned":  # else: where a teacher with another tokenizer could be asked
+            covered_N = torch.ones_like(nll_N)
         return covered_N, (covered_N * full_vocabulary_kl(logits_NV, teacher_NV)).sum()
     if run.objective.startswith("alm"):
-        return alm(world, numbers, nll_N, float(run.objective.removeprefix("alm_")))
-    assert batch.rows is not None
-    logits_AV = logits_NV[batch.aligned_A]
-    if world.vocabulary_map is not None:
-        ours, text = OURS[run.objective], NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
-        previous_ids_A = batch.previous_ids[batch.aligned_A] if ours.conditioned else None
-        target = sparse_target(
-            batch.rows, world.vocabulary_map, ours.temperature, ours.order, "sampled", text, previous_ids_A
-        )
-        loss_A = ours.temperature**2 * forward_kl(logits_AV, target, ours.temperature)
-        if batch.inside is not None:
-            return with_inside_targets(world, batch, logits_NV, loss_A, ours.temperature)
-    elif run.objective == "shared_strings":
-        loss_A = shared_strings(logits_AV, batch.rows, world.rule_ids, world.is_exact)
-    else:
-        loss_A = sorted_l1(logits_AV, batch.rows)
-    return torch.zeros_like(nll_N).index_fill(0, batch.aligned_A, 1.0), loss_A.sum()
+        return alm(world, rows, nll_N, float(run.objective.removeprefix("alm_")))
+    cached, logits_AV = cached_rows(world.train, rows), logits_NV[aligned_A]
+    if run.objective == "shared_strings":
+        return covered_N, shared_strings(logits_AV, cached, world.rule_ids, world.is_exact).sum()
+    return covered_N, sorted_l1(logits_AV, cached).sum()
 
 
-def with_inside_targets(
-    world: World, batch: Batch, logits_NV: Tensor, loss_A: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    assert batch.inside is not None
-    assert world.places is not None
-    target, is_known = inside_target(batch.inside.rows, batch.inside.text, world.places, temperature)
-    positions = batch.inside.positions_I[is_known]
-    loss_I = temperature**2 * forward_kl(logits_NV[positions], target.take(is_known), temperature)
-    covered_N = torch.zeros(len(logits_NV)).index_fill(0, torch.cat([batch.aligned_A, positions]), 1.0)
-    return covered_N, loss_A.sum() + loss_I.sum()
+def cached_rows(split: Split, rows_of_windows: list[Tensor]) -> TeacherRows:
+    assert split.shards is not None
+    of_windows = [read_rows(split.shards, rows[rows >= 0]) for rows in rows_of_windows]
+    return TeacherRows(
+        *(torch.cat([getattr(each, field.name) for each in of_windows]) for field in fields(TeacherRows))
+    )
 
 
-def alm(world: World, numbers: list[int], nll_N: Tensor, chunk_temperature: float) -> tuple[Tensor, Tensor]:
-    targets = world.train.targets
-    assert targets is not None
-    rows = [world.train.windows.tokens("teacher_rows", number) for number in numbers]
-    logprobs = [targets.slice("target_logprob", int(each[each >= 0][0]), int(each.max()) + 1) for each in rows]
-    chunk_of_N, teacher_J = all_chunks(rows, logprobs)
-    inside = chunk_of_N >= 0
-    student_J = torch.zeros_like(teacher_J).index_add(0, chunk_of_N[inside], -nll_N[inside])
-    return inside.float(), chunk_kl(student_J, teacher_J, chunk_temperature).sum()
+def alm(world: World, rows_of_windows: list[Tensor], nll_N: Tensor, span_temperature: float) -> tuple[Tensor, Tensor]:
+    shards = world.train.shards
+    assert shards is not None
+    logprobs = [
+        shards.slice("target_logprob", int(rows[rows >= 0][0]), int(rows.max()) + 1) for rows in rows_of_windows
+    ]
+    span_of_N, teacher_J = all_spans(rows_of_windows, logprobs)
+    inside = span_of_N >= 0
+    student_J = torch.zeros_like(teacher_J).index_add(0, span_of_N[inside], -nll_N[inside])
+    return inside.float(), span_kl(student_J, teacher_J, span_temperature).sum()
+
+
+def student_states(student: PreTrainedModel, batch: Batch) -> Tensor:
+    hidden_BLD = student.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
+    return hidden_BLD.flatten(0, 1).index_select(0, batch.places_N)
 
 
 def student_logits(student: PreTrainedModel, batch: Batch) -> Tensor:
-    hidden_BLD = student.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
-    return hidden_BLD.flatten(0, 1)[batch.places_N] @ student.get_output_embeddings().weight.T
+    return student_states(student, batch) @ student.get_output_embeddings().weight.T
 
 
 @torch.inference_mode()
 def bits_per_byte(world: World) -> float:
     """Of all validation windows."""
     world.student.eval()
+    reader = BatchReader(world.validation, None, with_states=False, chunk_tokens=512)
     nll, n_bytes = 0.0, 0
     for numbers in torch.arange(len(world.validation.windows)).split(32):
-        batch = read_batch(world.validation, numbers.tolist(), TEXT_ONLY)
-        nll += float(lm_nll(student_logits(world.student, batch), batch.labels_N).double().sum())
-        n_bytes += batch.n_bytes
+        batch = reader.read(BatchRequest(tuple(numbers.tolist())))
+        logits_NV = student_logits(world.student, batch)
+        nll += float(F.cross_entropy(logits_NV, batch.text.labels_N, reduction="none").double().sum())
+        n_bytes += batch.counts.n_bytes
     return nll / math.log(2) / n_bytes

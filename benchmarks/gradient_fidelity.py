@@ -3,28 +3,32 @@
 For each temperature and number of tail samples: the angle between the two gradients of all student parameters, in
 degrees, and the ratio of their norms, over as many windows as a step of training has. The full objective hands out the
 teacher's whole distribution in float32, by the same shares and the same next tokens. Neither asks what the student's
-tokenizer would have joined (losses/segmentation).
+tokenizer would have joined (targets/canonical).
 After `dvc repro` (profile tiny):
 
     python benchmarks/gradient_fidelity.py models/student_init models/student_kd models/student
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import typer
 from torch import Tensor
 
-from moe_distill.losses.kd import forward_kl
+from moe_distill.config.params import KdOrder
+from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.models.pretrained import load_causal_lm
-from moe_distill.shards.teacher_store import TeacherRows, teacher_rows
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
-from moe_distill.targets.sparse_target import NextTokens, Order, sparse_target
+from moe_distill.targets.sparse_target import NextTokens, sparse_target
+from moe_distill.targets.stretches import stretches
+from moe_distill.targets.teacher_rows import TeacherRows, teacher_rows
 from moe_distill.targets.token_shares import VocabularyMap
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.data import TEXT_ONLY, Split, read_batch
+from moe_distill.training.data import Split
+from moe_distill.training.loader import BatchReader, BatchRequest
 
 CPU = torch.device("cpu")
 
@@ -34,25 +38,35 @@ def main(
     windows: int = 16,
     k: int = 32,
     samples: str = "0,16,64,256",
-    order: Order = "map_then_temper",
+    order: KdOrder = "map_then_temper",
 ) -> None:
     split = Split(WindowStore(Path("data/windows/student/train"), STUDENT_WINDOWS), None)
-    batch = read_batch(split, list(range(windows)), TEXT_ONLY)
-    rows = torch.cat([split.windows.tokens("teacher_rows", number) for number in range(windows)])
-    logits_AV = teacher_logits(rows[rows >= 0])
-    vocabulary_map = load_vocabulary_map(Path("data/windows/student/vocabulary_map"), split.windows)
-    text = NextTokens(batch.next_teacher_ids_A, batch.labels_N[batch.aligned_A])
+    batch = BatchReader(split, None, with_states=False, chunk_tokens=2048).read(BatchRequest(tuple(range(windows))))
+    rows, next_ids = (
+        torch.cat([split.windows.tokens(name, number) for number in range(windows)])
+        for name in ("teacher_rows", "next_teacher_ids")
+    )
+    aligned = rows >= 0
+    logits_AV = teacher_logits(rows[aligned])
+    vocabulary_map = replace(
+        load_vocabulary_map(Path("data/windows/student/vocabulary_map"), split.windows), merges=None
+    )
+    text = NextTokens(next_ids[aligned].long(), batch.text.labels_N[aligned])
     records = {m: recorded(logits_AV, text.teacher_ids, k, m) for m in map(int, samples.split(","))}
     print("student temperature samples degrees norm_ratio")
     for folder in students:
         model = load_causal_lm(folder, torch.float32, CPU)
         hidden = model.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
-        student_AV = hidden.flatten(0, 1)[batch.places_N][batch.aligned_A] @ model.get_output_embeddings().weight.T
+        hidden_AD, weight_VD = hidden.flatten(0, 1)[batch.places_N][aligned], model.get_output_embeddings().weight
+        student_AV = hidden_AD @ weight_VD.T
         for temperature in (1.0, 2.0, 3.0, 4.0):
             full = gradient(model, full_kl(student_AV, logits_AV, vocabulary_map, text, temperature, order))
             for m, cached in records.items():
-                target = sparse_target(cached, vocabulary_map, temperature, order, "sampled", text)
-                sparse = gradient(model, forward_kl(student_AV, target, temperature).sum())
+                everywhere = torch.ones(len(logits_AV), dtype=torch.bool)
+                target = sparse_target(cached, everywhere, vocabulary_map, temperature, order, "sampled", text)
+                asked = Text(text.student_ids, target, stretches(len(target), 2048, target))
+                found = text_loss(hidden_AD, weight_VD, asked, kd_weight=1.0, dtype=torch.float32, with_kl=False)
+                sparse = gradient(model, found.loss / temperature**2)
                 cosine = float(torch.cosine_similarity(full, sparse, dim=0).clamp(-1, 1))
                 degrees, ratio = math.degrees(math.acos(cosine)), float(sparse.norm() / full.norm())
                 print(folder.name, temperature, m, f"{degrees:.1f} {ratio:.3f}", flush=True)
@@ -69,9 +83,10 @@ def teacher_logits(rows: Tensor) -> Tensor:
     """Full fp32 logits of the teacher at position rows of the training split, [rows, V]."""
     store = WindowStore(Path("data/windows/teacher/train"), TEACHER_WINDOWS)
     teacher = load_causal_lm(Path("models/teacher"), torch.float32, CPU)
-    prefix = torch.tensor([store.reader.index.metadata["prefix_id"]])
-    logits, window = [], 0
-    while sum(map(len, logits)) <= int(rows.max()):
+    prefix = torch.tensor([store.prefix_id])
+    logits: list[Tensor] = []
+    window = 0
+    while sum(len(each) for each in logits) <= int(rows.max()):
         ids = store.tokens("token_ids", window).long()
         with torch.inference_mode():
             logits.append(teacher(torch.cat([prefix, ids[:-1]])[None], use_cache=False).logits[0])
@@ -85,7 +100,7 @@ def full_kl(
     vocabulary_map: VocabularyMap,
     text: NextTokens,
     temperature: float,
-    order: Order,
+    order: KdOrder,
 ) -> Tensor:
     """Cross-entropy against the whole distribution, summed over positions; mass without a place exerts no force."""
     tempers_first = order == "temper_then_map"

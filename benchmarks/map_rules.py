@@ -2,7 +2,7 @@
 
 A teacher token that is no token of the student goes to the first token of the student's own segmentation of its bytes,
 or to the longest student token that is a prefix of them. At each aligned position of a text the teacher's next token is
-mapped by both rules and compared with the student's next token. A row is suspect where the student's next token is
+mapped by both rules and compared with the student's next token. A row is overhanging where the student's next token is
 longer than the teacher's.
 
     python benchmarks/map_rules.py TEACHER_TOKENIZER.json STUDENT_TOKENIZER.json TEXT...
@@ -42,13 +42,13 @@ def main(teacher_file: Path, student_file: Path, texts: list[Path]) -> None:
     print("| text | rows | aligned rows | own segmentation | longest prefix |")
     print("|---|---|---|---|---|")
     for path in texts:
-        teacher_next, student_next, suspect = aligned_next_tokens(path, teacher, student)
+        teacher_next, student_next, overhanging = aligned_next_tokens(path, teacher, student)
         differ = own[teacher_next] != prefix[teacher_next]
         for name, rows in (
             ("all", np.ones_like(differ)),
             ("rules differ", differ),
-            ("suspect", suspect),
-            ("rules differ, not suspect", differ & ~suspect),
+            ("overhanging", overhanging),
+            ("rules differ, not overhanging", differ & ~overhanging),
         ):
             agreement = [(rule[teacher_next] == student_next)[rows].mean() for rule in (own, prefix)]
             share = f"{rows.sum()} ({rows.mean():.4f})"
@@ -68,7 +68,7 @@ def longest_prefix_map(teacher: Encoder, student: Encoder) -> NDArray[np.int32]:
 def aligned_next_tokens(
     path: Path, teacher: Encoder, student: Encoder
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """The next token of teacher and student at each aligned position, and whether the row is suspect, [rows]."""
+    """The next token of teacher and student at each aligned position, and whether the row is overhanging, [rows]."""
     text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8"))
     parts = [text[start : start + DOCUMENT_CHARACTERS] for start in range(0, len(text), DOCUMENT_CHARACTERS)]
     documents = [Document(hashlib.sha256(part.encode()).hexdigest(), path.name, part) for part in parts]

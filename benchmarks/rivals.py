@@ -1,12 +1,14 @@
-"""The other objectives of the field, on the same cached rows: losses of each aligned position at T = 1.
+"""The other objectives of the field, on the same cached rows at T = 1.
 
-Legend: N positions, A of them aligned, V student vocabulary, K kept logits of the teacher.
+Shapes: N positions, A of them aligned, V student vocabulary, K kept logits of the teacher, J spans of text.
 """
 
 import torch
 from torch import Tensor
 
-from moe_distill.shards.teacher_store import TeacherRows
+from moe_distill.targets.teacher_rows import TeacherRows
+
+LARGEST_LOGPROB = -1e-6  # of a tempered span: log(1 - p) stays finite
 
 
 def shared_strings(logits_AV: Tensor, rows: TeacherRows, student_ids: Tensor, is_exact: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def full_vocabulary_kl(logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
     return (teacher.exp() * (teacher - logits_NV.log_softmax(-1))).sum(-1)
 
 
-def all_chunks(rows_of_windows: list[Tensor], target_logprobs: list[Tensor]) -> tuple[Tensor, Tensor]:
+def all_spans(rows_of_windows: list[Tensor], target_logprobs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Every stretch between neighbouring common boundaries, one token on both sides included.
 
     Args:
@@ -45,16 +47,39 @@ def all_chunks(rows_of_windows: list[Tensor], target_logprobs: list[Tensor]) -> 
         target_logprobs: the teacher's log-probabilities of each window's rows, from its first aligned row on.
 
     Returns:
-        The chunk of each position [N] (-1: none), and the teacher's log-probability of each chunk [J].
+        The span of each position [N] (-1: none), and the teacher's log-probability of each span [J].
     """
-    chunk_of, teacher_logprobs, n_chunks = [], [], 0
+    span_of, teacher_logprobs, n_spans = [], [], 0
     for rows, logprobs in zip(rows_of_windows, target_logprobs, strict=True):
         shared = (rows >= 0).nonzero().squeeze(1)
-        chunk = torch.searchsorted(shared, torch.arange(len(rows)), right=True) - 1
+        span = torch.searchsorted(shared, torch.arange(len(rows)), right=True) - 1
         last = len(shared) - 1  # its end is not known
-        chunk_of.append(torch.where((chunk >= 0) & (chunk < last), chunk + n_chunks, -1))
+        span_of.append(torch.where((span >= 0) & (span < last), span + n_spans, -1))
         edges = rows[shared] - rows[shared[0]]
         total = torch.cat([torch.zeros(1), logprobs.cumsum(0)])
         teacher_logprobs.append(total[edges].diff())
-        n_chunks += last
-    return torch.cat(chunk_of), torch.cat(teacher_logprobs)
+        n_spans += last
+    return torch.cat(span_of), torch.cat(teacher_logprobs)
+
+
+def span_kl(student_logprobs_J: Tensor, teacher_logprobs_J: Tensor, span_temperature: float) -> Tensor:
+    """Approximate likelihood matching (Minixhofer, Vulic and Ponti 2025, arXiv:2503.20083), fp32 [J].
+
+    Each model gives a span of text one probability, the product over its own tokens. The two are compared as outcomes
+    of a coin that shows this text or any other, tempered: KL((p^(1/tau), 1 - p^(1/tau)) || (q^(1/tau), 1 - q^(1/tau))),
+    times tau, so that the gradient keeps its scale as tau grows.
+
+    Args:
+        student_logprobs_J, teacher_logprobs_J: log-probability of each span's text, at most 0.
+        span_temperature: tau, at least 1.
+    """
+    student = (student_logprobs_J / span_temperature).clamp_max(LARGEST_LOGPROB)
+    teacher = (teacher_logprobs_J / span_temperature).clamp_max(LARGEST_LOGPROB)
+    this = teacher.exp() * (teacher - student)
+    other = -teacher.expm1() * (_log1mexp(teacher) - _log1mexp(student))
+    return span_temperature * (this + other)
+
+
+def _log1mexp(logprobs_J: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x below 0."""
+    return (-logprobs_J.expm1()).log()

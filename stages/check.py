@@ -1,6 +1,6 @@
-"""check: refuse a wrong params.yaml or profile before anything runs, and record the content of local texts and models.
+"""check: refuse a wrong params.yaml or profile before anything runs, and record fingerprints of local texts and models.
 
-Needs no torch; takes well under a second, reading local files aside.
+Imports no torch, and takes well under a second but for reading local files.
 """
 
 from pathlib import Path

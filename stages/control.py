@@ -1,4 +1,4 @@
-"""control: the same student, steps, seed and text with LM alone: what distillation is measured against."""
+"""control: the same student, steps, seed and text with LM alone, as the baseline of distillation."""
 
 from pathlib import Path
 

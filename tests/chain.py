@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import yaml
-
 from moe_distill.alignment.corpus_windows import write_windows
-from moe_distill.config.params import Params, load_params
+from moe_distill.config.params import Params
 from moe_distill.config.profile import Profile
 from moe_distill.corpus.documents import Document
 from moe_distill.corpus.parquet_writer import open_writer
 from moe_distill.models.provide import provide_student, provide_teacher
 from moe_distill.teacher.run import run_teacher
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs
+from tests.params import fixed_params
 
-ROOT = Path(__file__).parents[1]
 CHANGES = {
     "models": {
         "teacher": {"hidden_size": 32, "expert_size": 16, "steps": 4, "tokenizer": {"vocabulary_size": 400}},
@@ -66,8 +64,9 @@ class Chain:
 
 def small_params() -> Params:
     """Profile `test`, smaller still."""
-    profile = yaml.safe_load((ROOT / "profiles/test.yaml").read_text())
-    return Params(experiment=load_params(ROOT).experiment, profile=Profile.model_validate(_merged(profile, CHANGES)))
+    params = fixed_params()
+    profile = Profile.model_validate(_merged(params.profile.model_dump(), CHANGES))
+    return params.model_copy(update={"profile": profile})
 
 
 def write_corpus(folder: Path, texts: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that connects anywhere else fails."""
     connect = socket.socket.connect
 
-    def guarded(self: socket.socket, address: object) -> object:
+    def guarded(self: socket.socket, address: Any) -> None:
         if self.family in (socket.AF_INET, socket.AF_INET6):
             assert isinstance(address, tuple)
             assert ipaddress.ip_address(address[0]).is_loopback, f"connection to {address}"

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moe_distill.shards.format import Metadata
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import TEACHER_TARGETS, open_targets, target_fields
 from moe_distill.shards.window_store import (
@@ -121,8 +120,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
         targets.append(columns, cursor=number + 1)
         logits.append(logits_NV)
         logprobs.append(record["target_logprob"])
-    sources: Metadata = {"source_names": '["a", "lost", "b"]', "source_starts": [0, 2, 3]}
-    student.finish(STUDENT_WINDOWS, "f", {"prefix_id": PREFIX, **sources})
+    student.finish(
+        STUDENT_WINDOWS,
+        "f",
+        {"prefix_id": PREFIX, "source_names": '["a", "lost", "b"]', "source_starts": [0, 2, 3]},
+    )
     teacher.finish(TEACHER_WINDOWS, "f", {"prefix_id": 0})
     targets.finish(TEACHER_TARGETS, "f", {"output_rows": TEACHER_VOCABULARY})
     student_ids = torch.randint(-1, STUDENT_VOCABULARY - 5, (TEACHER_VOCABULARY,), generator=generator)

@@ -1,4 +1,4 @@
-"""`moe-distill`: what one does beside `dvc repro`."""
+"""The command line `moe-distill`: checks and repairs beside `dvc repro`."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def doctor() -> None:
     """Check parameters, device, precision and disk before a long run; takes seconds."""
-    from moe_distill.commands.doctor import examine  # torch: seconds that `--help` need not wait for
+    from moe_distill.commands.doctor import examine  # imports torch: seconds, which `--help` does not need
 
     failures = 0
     for finding in examine(load_params()):

@@ -1,14 +1,20 @@
-"""Errors a user can mend: what happened, why, and the one command or key to change.
+"""Errors with a known cause: what happened, why, and the command to run or the key to change.
 
-Each class carries the exit code of the stage that ends with it. Anything else that escapes a stage
-is a defect of this project and keeps its traceback.
+Each class has the exit code of a stage that ends with it. Any other exception that ends a stage is a bug of this
+project, and its traceback is shown.
 """
 
 from pathlib import Path
 
 
 class MoeDistillError(Exception):
-    """A failure with a known cause; printed as one line, without a traceback."""
+    """A failure with a known cause; printed as one line, without a traceback.
+
+    Args:
+        what: what happened, with the path or key it happened to.
+        why: the values that were found and expected, or the message of a library.
+        fix: the command to run, or the key to change.
+    """
 
     exit_code = 1
 
@@ -41,10 +47,10 @@ class DivergenceError(MoeDistillError):
     exit_code = 5
 
 
-def repair(path: Path) -> str:
-    """How to bring back an output's file that is not as it was written.
+def restore_command(path: Path) -> str:
+    """The commands that restore a corrupt file of an output, as the `fix` of an error.
 
-    DVC trusts a file whose size and time are as before, and its cache holds the same bytes: neither `dvc pull` nor
-    `dvc repro -f` mends it before they are removed.
+    DVC takes a file of unchanged size and time for unchanged, and its cache may hold the same corrupt bytes. Both
+    copies must be removed before `dvc pull` or `dvc repro -f` can restore the file.
     """
     return f"run: moe-distill recover --shard {path}; then: dvc pull, or dvc repro"

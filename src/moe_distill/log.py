@@ -1,4 +1,4 @@
-"""What a long stage shows: short lines on stdout, a bar on a terminal, nothing per batch in a log file."""
+"""Console output: short lines on stdout, and a progress bar where stderr is a terminal."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def log(message: str) -> None:
-    """Print one line at once, also into a pipe."""
+    """Print one line without buffering."""
     print(message, flush=True)
 
 

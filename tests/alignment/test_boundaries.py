@@ -35,7 +35,9 @@ def brute_force(student: list[int], teacher: list[int]) -> tuple[list[int], list
 
 @settings(max_examples=300, deadline=None)
 @given(student=LENGTHS, teacher=LENGTHS)
-def test_r14_positions_are_aligned_only_where_the_same_bytes_are_consumed(student, teacher):
+def test_r14_positions_are_aligned_only_where_the_same_bytes_are_consumed(
+    student: list[int], teacher: list[int]
+) -> None:
     (student_starts, student_ends), (teacher_starts, teacher_ends) = spans(student), spans(teacher)
     rows = aligned_rows(student_starts, teacher_starts)
     expected_rows, expected_relations = brute_force(student, teacher)
@@ -43,12 +45,12 @@ def test_r14_positions_are_aligned_only_where_the_same_bytes_are_consumed(studen
     assert next_token_relation(student_ends, teacher_ends, rows).tolist() == expected_relations
 
 
-def test_r14_equal_index_is_not_aligned():
+def test_r14_equal_index_is_not_aligned() -> None:
     student_starts, teacher_starts = spans([1, 2, 3])[0], spans([2, 1, 3])[0]
     assert aligned_rows(student_starts, teacher_starts).tolist() == [0, -1, 2]
 
 
-def test_relation_at_each_kind_of_position():
+def test_relation_at_each_kind_of_position() -> None:
     (student_starts, student_ends), (teacher_starts, teacher_ends) = spans([2, 1, 3, 4]), spans([2, 2, 2, 3, 1])
     rows = aligned_rows(student_starts, teacher_starts)
     assert rows.tolist() == [0, 1, -1, 3]
@@ -58,14 +60,14 @@ def test_relation_at_each_kind_of_position():
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_code_point_boundaries(text):
+def test_code_point_boundaries(text: str) -> None:
     source = text.encode()
     expected = {len(text[:number].encode()) for number in range(len(text) + 1)}
     assert set(np.flatnonzero(code_point_boundaries(source)).tolist()) == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.lists(st.integers(1, 9), max_size=4)), max_size=6))
-def test_token_starts_of_several_texts_some_of_them_empty(texts):
+def test_token_starts_of_several_texts_some_of_them_empty(texts: list[tuple[int, list[int]]]) -> None:
     expected = [offset + sum(lengths[:number]) for offset, lengths in texts for number in range(len(lengths))]
     lengths = np.array([length for _, part in texts for length in part], dtype=np.int64)
     starts = token_starts(

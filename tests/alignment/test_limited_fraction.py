@@ -1,16 +1,18 @@
-"""A limit on the windows takes documents by their draw: evenly over the sources, whatever their order."""
+"""A limit on the windows takes documents by their hash fraction: evenly over the sources, whatever their order."""
 
 import hashlib
 import math
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from moe_distill.alignment import corpus_windows
 from moe_distill.alignment import limited_fraction as limit
 from moe_distill.alignment.limited_fraction import limited_fraction
+from moe_distill.alignment.teacher_windows import teacher_windows
 from moe_distill.alignment.window_limits import WindowLimits
 from moe_distill.corpus.documents import Document, hash_fraction, read_documents
 from moe_distill.corpus.parquet_writer import open_writer
@@ -46,7 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def windows_of(corpus: Path) -> list[tuple[float, str, int]]:
-    """Draw, source and windows of each document, by ascending draw; a window here never ends inside a character."""
+    """Hash fraction, source and windows of each document, ascending; a window here never ends inside a character."""
     found = []
     for document in (document for group in read_documents(corpus) for document in group):
         tokens = len(TEACHER.tokenizer.encode(document.text, add_special_tokens=False).ids)
@@ -56,7 +58,7 @@ def windows_of(corpus: Path) -> list[tuple[float, str, int]]:
 
 @pytest.mark.parametrize("max_windows", [1, 2, 50, 1000, 2000])
 @pytest.mark.parametrize("first_share", [1 / 64, 1.0])
-def test_the_lowest_draws_that_have_windows_enough_are_kept(
+def test_the_lowest_hash_fractions_that_have_windows_enough_are_kept(
     corpus: Path,
     windows_of: list[tuple[float, str, int]],
     max_windows: int,
@@ -65,7 +67,7 @@ def test_the_lowest_draws_that_have_windows_enough_are_kept(
 ) -> None:
     monkeypatch.setattr(limit, "FIRST_SHARE", first_share)
     fraction = limited_fraction(corpus, 1.0, max_windows, TEACHER, LIMITS)
-    kept = [count for drawn, _, count in windows_of if drawn < fraction]
+    kept = [count for hashed, _, count in windows_of if hashed < fraction]
     assert sum(kept[:-1]) < max_windows <= sum(kept)
 
 
@@ -78,18 +80,17 @@ def test_a_limit_that_is_not_reached_changes_nothing(corpus: Path, windows_of: l
 
 def test_every_source_keeps_its_share(corpus: Path, windows_of: list[tuple[float, str, int]]) -> None:
     fraction = limited_fraction(corpus, 1.0, sum(count for _, _, count in windows_of) // 2, TEACHER, LIMITS)
-    kept = Counter(source for drawn, source, _ in windows_of if drawn < fraction)
+    kept = Counter(source for hashed, source, _ in windows_of if hashed < fraction)
     for name, count in SOURCES.items():
         assert abs(kept[name] - count / 2) < 4 * math.sqrt(count) / 2, "four standard deviations of a fair draw"
 
 
 def test_no_more_than_needed_is_tokenized(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[int] = []
-    whole = limit.teacher_windows
 
-    def counted(batch: list[Document], *rest: object) -> object:
+    def counted(batch: list[Document], *rest: Any) -> object:
         looked_at.append(len(batch))
-        return whole(batch, *rest)  # type: ignore[arg-type]
+        return teacher_windows(batch, *rest)
 
     monkeypatch.setattr(limit, "teacher_windows", counted)
     fraction = limited_fraction(corpus, 1.0, 300, TEACHER, LIMITS)
@@ -101,8 +102,8 @@ def test_windows_of_the_stage_are_of_all_sources_and_say_so(
 ) -> None:
     copied, fractions = chain.copy(tmp_path / "chain"), []
 
-    def recorded(*arguments: object) -> float:
-        fractions.append(limited_fraction(*arguments))  # type: ignore[arg-type]
+    def recorded(*arguments: Any) -> float:
+        fractions.append(limited_fraction(*arguments))
         return fractions[-1]
 
     monkeypatch.setattr(corpus_windows, "limited_fraction", recorded)

@@ -49,19 +49,19 @@ def check(owner: Encoder, texts: list[str]) -> None:
     """Compare with the tokenizer asked text by text, and joined the slow way."""
     sources = [text.encode() for text in texts]
     encoded = encode(owner, sources)
-    lost, stop = dict(encoded.lost), 0
+    misspelled, stop = dict(encoded.misspelled), 0
     for number, source in enumerate(sources):
         ids = encoded.ids[stop : stop + encoded.counts[number]]
         stop += len(ids)
         spelled = b"".join(owner.token_bytes.table[token] or b"" for token in ids)
-        if number not in lost:
+        if number not in misspelled:
             assert spelled == source
             continue
         assert len(ids) == 0
         raw = owner.tokenizer.encode(source.decode(), add_special_tokens=False).ids
         said = b"".join(owner.token_bytes.table[token] or b"" for token in raw)
         assert said != source
-        offset = lost[number]
+        offset = misspelled[number]
         assert said[:offset] == source[:offset]
         assert said[offset : offset + 1] != source[offset : offset + 1]
     assert stop == len(encoded.ids)
@@ -70,46 +70,46 @@ def check(owner: Encoder, texts: list[str]) -> None:
 
 @SETTINGS
 @given(texts=st.lists(TEXTS | RAW_TEXTS, max_size=4))
-def test_qwen3_spells_every_text_or_says_where_it_does_not(qwen3, texts):
+def test_qwen3_spells_every_text_or_says_where_it_does_not(qwen3: Encoder, texts: list[str]) -> None:
     check(qwen3, texts)
 
 
 @SETTINGS
 @given(texts=st.lists(TEXTS | RAW_TEXTS, max_size=4))
-def test_smollm2_spells_every_text_or_says_where_it_does_not(smollm2, texts):
+def test_smollm2_spells_every_text_or_says_where_it_does_not(smollm2: Encoder, texts: list[str]) -> None:
     check(smollm2, texts)
 
 
 @SETTINGS
 @given(texts=st.lists(RAW_TEXTS, max_size=4))
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_every_kind_of_tokenizer_spells_every_text_or_says_where_it_does_not(name, texts):
+def test_every_kind_of_tokenizer_spells_every_text_or_says_where_it_does_not(name: str, texts: list[str]) -> None:
     check(pipeline_encoder(name), texts)
 
 
 @SETTINGS
 @given(text=RAW_TEXTS)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_no_text_is_lost_without_need(name, text):
+def test_no_text_is_lost_without_need(name: str, text: str) -> None:
     """Only a space mark in the text itself, and what NFC changes, cannot be spelled."""
     needed = (MARK in text and name not in BYTE_LEVEL) or ("nfc" in name and not unicodedata.is_normalized("NFC", text))
-    assert bool(encode(pipeline_encoder(name), [text.encode()]).lost) == needed
+    assert bool(encode(pipeline_encoder(name), [text.encode()]).misspelled) == needed
 
 
-def test_a_character_that_only_the_unknown_token_stands_for_is_lost():
+def test_a_character_that_only_the_unknown_token_stands_for_is_lost() -> None:
     description = json.loads(TOKENIZERS["mistral"].to_str())
     description["model"]["byte_fallback"] = False
     owner = encoder(Tokenizer.from_str(json.dumps(description)))
-    assert encode(owner, [b"the fox", "the \u0416 fox".encode(), "\u0416".encode()]).lost == [(1, 4), (2, 0)]
+    assert encode(owner, [b"the fox", "the \u0416 fox".encode(), "\u0416".encode()]).misspelled == [(1, 4), (2, 0)]
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)
-def test_qwen3_loses_no_fragment_of_normalised_text(qwen3, fragment):
-    assert encode(qwen3, [unicodedata.normalize("NFC", fragment).encode()]).lost == []
+def test_qwen3_loses_no_fragment_of_normalised_text(qwen3: Encoder, fragment: str) -> None:
+    assert encode(qwen3, [unicodedata.normalize("NFC", fragment).encode()]).misspelled == []
 
 
-def test_text_that_is_not_normalised_is_lost_at_the_byte_that_the_tokenizer_changes(qwen3):
-    assert encode(qwen3, ["cafe\u0301".encode()]).lost == [(0, 3)]
+def test_text_that_is_not_normalised_is_lost_at_the_byte_that_the_tokenizer_changes(qwen3: Encoder) -> None:
+    assert encode(qwen3, ["cafe\u0301".encode()]).misspelled == [(0, 3)]
 
 
 BYTE_LEVEL = {"gpt2", "roberta", "llama3", "nfc, nested byte level"}

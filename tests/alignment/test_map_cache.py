@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moe_distill.alignment import map_cache as map_store
+from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.map_cache import write_vocabulary_map
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
@@ -27,7 +29,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The output rows of each map that is really computed."""
     calls: list[int] = []
 
-    def counted(teacher, student, output_rows):
+    def counted(teacher: Encoder, student: Encoder, output_rows: int) -> np.ndarray:
         calls.append(output_rows)
         return vocabulary_map(teacher, student, output_rows)
 
@@ -35,7 +37,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def write(root: Path, encoders=ENCODERS, rows: int = 600) -> list[int]:
+def write(root: Path, encoders: tuple[Encoder, Encoder] = ENCODERS, rows: int = 600) -> list[int]:
     models = root / "teacher", root / "student"
     for folder, owner in zip(models, encoders, strict=True):
         folder.mkdir(exist_ok=True)
@@ -45,12 +47,12 @@ def write(root: Path, encoders=ENCODERS, rows: int = 600) -> list[int]:
     return read_vocabulary_map(root / "map").tolist()
 
 
-def test_the_map_of_the_same_tokenizers_is_computed_once(root, computed):
+def test_the_map_of_the_same_tokenizers_is_computed_once(root: Path, computed: list[int]) -> None:
     assert write(root) == write(root) == vocabulary_map(*ENCODERS, 600).tolist()
     assert computed == [600]
 
 
-def test_the_students_merges_lie_beside_the_map_in_the_order_of_their_ranks(root):
+def test_the_students_merges_lie_beside_the_map_in_the_order_of_their_ranks(root: Path) -> None:
     write(root)
     merges, n_ids = read_merges(root / "map")
     description = json.loads(ENCODERS[1].tokenizer.to_str())["model"]
@@ -64,13 +66,13 @@ def test_the_students_merges_lie_beside_the_map_in_the_order_of_their_ranks(root
     assert merges.are_blank.tolist() == [text.isspace() for text in texts]
 
 
-def test_a_student_without_bpe_has_no_merges(root):
+def test_a_student_without_bpe_has_no_merges(root: Path) -> None:
     write(root, (ENCODERS[0], encoder(unigram(), "student")))
     merges, _ = read_merges(root / "map")
     assert len(merges.results) == 0
 
 
-def test_another_tokenizer_or_another_number_of_rows_has_its_own_map(root, computed):
+def test_another_tokenizer_or_another_number_of_rows_has_its_own_map(root: Path, computed: list[int]) -> None:
     others = [(ENCODERS, 601), (ENCODERS[::-1], 600), ((ENCODERS[0], ENCODERS[0]), 600)]
     first = write(root)
     for encoders, rows in others:
@@ -80,7 +82,9 @@ def test_another_tokenizer_or_another_number_of_rows_has_its_own_map(root, compu
 
 
 @pytest.mark.parametrize("damage", ["bit", "missing file", "missing index"])
-def test_a_broken_copy_is_named_and_computed_again(root, computed, capsys, damage):
+def test_a_broken_copy_is_named_and_computed_again(
+    root: Path, computed: list[int], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
     expected = write(root)
     (kept,) = (path for path in (root / ".work/vocabulary_map").iterdir() if path.is_dir())
     shard = kept / "shard_00000.safetensors"
@@ -97,6 +101,6 @@ def test_a_broken_copy_is_named_and_computed_again(root, computed, capsys, damag
     assert computed == [600, 600]
 
 
-def test_another_models_tokenizer_is_refused(root):
+def test_another_models_tokenizer_is_refused(root: Path) -> None:
     with pytest.raises(DataError, match=r"teacher has 300 output rows and a tokenizer of \d+ ids"):
         write(root, rows=300)

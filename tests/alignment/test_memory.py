@@ -2,6 +2,9 @@
 
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.window_limits import WindowLimits
@@ -16,11 +19,14 @@ def documents(count: int) -> Iterator[list[Document]]:
         yield [document(f"{number} {TEXT[number % 50 :]}")]
 
 
-def test_peak_memory_of_a_corpus_eight_times_larger_hardly_grows(tmp_path, monkeypatch):
+def test_peak_memory_of_a_corpus_eight_times_larger_hardly_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", 1 << 14)
     teacher, student = encoder(byte_level(600), "teacher"), encoder(byte_level(320, digits=True), "student")
     limits = WindowLimits(64, 48, 12_000, None)
-    peaks, tokens = [], []
+    peaks: list[int] = []
+    tokens: list[int] = []
     for count in (50, 50, 400):  # the first warms caches up
         outputs = tmp_path / f"{len(peaks)} teacher", tmp_path / f"{len(peaks)} student"
         tracemalloc.start()

@@ -1,13 +1,14 @@
 """The known figures of Qwen3 -> SmolLM2 (documents of 20,000 characters, windows of 384 tokens)."""
 
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from moe_distill.alignment.bpe_merges import merges_of
-from moe_distill.alignment.encode import encode
+from moe_distill.alignment.encode import Encoder, encode
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import UNMAPPED, exact_vocabulary_share, vocabulary_map
 from moe_distill.alignment.window_limits import Tally, WindowLimits
@@ -20,7 +21,7 @@ OUTPUT_ROWS = 151936  # of Qwen3's output matrix
 DOCUMENT_CHARACTERS = 20_000
 
 
-def tally_of(name, teacher, student, folder) -> tuple[Tally, int]:
+def tally_of(name: str, teacher: Encoder, student: Encoder, folder: Path) -> tuple[Tally, int]:
     text = unicodedata.normalize("NFC", real_text(name))
     parts = [text[start : start + DOCUMENT_CHARACTERS] for start in range(0, len(text), DOCUMENT_CHARACTERS)]
     limits = WindowLimits(384, 384, 1 << 20, None)
@@ -34,7 +35,9 @@ def tally_of(name, teacher, student, folder) -> tuple[Tally, int]:
     ("name", "aligned", "one_to_one"),
     [("wikitext2_test_raw.txt", 0.961, 0.914), ("tinyshakespeare.txt", 0.859, 0.739)],
 )
-def test_r14_coverage_of_the_real_pair(qwen3, smollm2, tmp_path, name, aligned, one_to_one):
+def test_r14_coverage_of_the_real_pair(
+    qwen3: Encoder, smollm2: Encoder, tmp_path: Path, name: str, aligned: float, one_to_one: float
+) -> None:
     tally, documents = tally_of(name, qwen3, smollm2, tmp_path)
     assert documents > 50
     assert tally.lost == []
@@ -43,7 +46,7 @@ def test_r14_coverage_of_the_real_pair(qwen3, smollm2, tmp_path, name, aligned, 
     assert tally.one_to_one / tally.student_tokens == pytest.approx(one_to_one, abs=0.005)
 
 
-def test_r12_vocabulary_map_of_the_real_pair_is_complete(qwen3, smollm2):
+def test_r12_vocabulary_map_of_the_real_pair_is_complete(qwen3: Encoder, smollm2: Encoder) -> None:
     found = vocabulary_map(qwen3, smollm2, OUTPUT_ROWS)
     table, student_table = qwen3.token_bytes.table, smollm2.token_bytes.table
     has_text = np.array([token is not None for token in table] + [False] * (OUTPUT_ROWS - len(table)))
@@ -52,12 +55,16 @@ def test_r12_vocabulary_map_of_the_real_pair_is_complete(qwen3, smollm2):
     assert (found[151669:] == UNMAPPED).all()
     unmapped = [table[number] for number in np.flatnonzero((found == UNMAPPED) & has_text)]
     student_bytes = smollm2.token_bytes.by_bytes()
-    assert all(token[:1] not in student_bytes for token in unmapped)  # bytes that the student cannot spell at all
+    # bytes that the student cannot spell at all
+    assert all(token and token[:1] not in student_bytes for token in unmapped)
     for number in np.flatnonzero(found >= 0):
-        assert table[number].startswith(student_table[found[number]])
+        token, first = table[number], student_table[found[number]]
+        assert token is not None
+        assert first is not None
+        assert token.startswith(first)
 
 
-def test_the_merges_of_smollm2_leave_the_borders_of_its_own_text_standing(smollm2):
+def test_the_merges_of_smollm2_leave_the_borders_of_its_own_text_standing(smollm2: Encoder) -> None:
     """But for a quote before an s, which its pre-tokenizer takes for a possessive."""
     rules = merge_rules(merges_of(smollm2), len(smollm2.token_bytes.table))
     ids = torch.from_numpy(encode(smollm2, [real_text("wikitext2_test_raw.txt").encode()]).ids)
@@ -69,5 +76,5 @@ def test_the_merges_of_smollm2_leave_the_borders_of_its_own_text_standing(smollm
     assert float(shuffled.float().mean()) < 0.99, "it does deny what the tokenizer would not write"
 
 
-def test_exact_vocabulary_share_of_the_real_pair(qwen3, smollm2):
+def test_exact_vocabulary_share_of_the_real_pair(qwen3: Encoder, smollm2: Encoder) -> None:
     assert exact_vocabulary_share(qwen3, smollm2) == pytest.approx(0.798, abs=0.0005)

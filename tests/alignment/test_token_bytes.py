@@ -15,7 +15,7 @@ from moe_distill.errors import DataError
 from tests.assets import real_tokenizer
 
 from .pipelines import TOKENIZERS, pipeline_encoder
-from .toy import TEXT, byte_level, encoder, sentencepiece
+from .toy import TEXT, byte_level, encoder, id_of, sentencepiece
 
 SAMPLES = [
     "hello world",
@@ -30,11 +30,11 @@ SAMPLES = [
 
 def spelled(owner: Encoder, text: str) -> bytes:
     encoded = encode(owner, [text.encode()])
-    assert encoded.lost == []
+    assert encoded.misspelled == []
     return b"".join(owner.token_bytes.table[number] or b"?" for number in encoded.ids)
 
 
-def test_gpt2_alphabet_is_a_bijection_on_bytes():
+def test_gpt2_alphabet_is_a_bijection_on_bytes() -> None:
     alphabet = gpt2_alphabet()
     assert sorted(alphabet.values()) == list(range(256))
     assert set(alphabet) == set(pre_tokenizers.ByteLevel.alphabet())
@@ -43,12 +43,12 @@ def test_gpt2_alphabet_is_a_bijection_on_bytes():
 
 @pytest.mark.parametrize("text", SAMPLES)
 @pytest.mark.parametrize("family", ["byte_level", "prepend", "metaspace"])
-def test_tokens_spell_the_text_and_no_space_is_invented(family, text):
+def test_tokens_spell_the_text_and_no_space_is_invented(family: str, text: str) -> None:
     owner = encoder(byte_level(400) if family == "byte_level" else sentencepiece(family))
     assert spelled(owner, text) == text.encode()
 
 
-def test_byte_level_table_agrees_with_the_tokenizers_own_decoder():
+def test_byte_level_table_agrees_with_the_tokenizers_own_decoder() -> None:
     tokenizer = byte_level(400)
     table = token_bytes(tokenizer, "toy").table
     whole = {number: token for number, token in enumerate(table) if token and _is_text(token)}
@@ -59,21 +59,21 @@ def test_byte_level_table_agrees_with_the_tokenizers_own_decoder():
 
 
 @pytest.mark.parametrize("style", ["prepend", "metaspace"])
-def test_sentencepiece_table(style):
+def test_sentencepiece_table(style: str) -> None:
     tokenizer = sentencepiece(style)
     bytes_of = token_bytes(tokenizer, "toy")
 
-    def of(token):
-        return bytes_of.table[tokenizer.token_to_id(token)]
+    def of(token: str) -> bytes | None:
+        return bytes_of.table[id_of(tokenizer, token)]
 
     assert (of("▁hello"), of("▁▁"), of("<0x0A>"), of("<0xFF>")) == (b" hello", b"  ", b"\n", b"\xff")
     assert [of(token) for token in ("<unk>", "<s>", "</s>")] == [None, None, None]
-    assert bytes_of.lengths[tokenizer.token_to_id("▁hello")] == 6
-    assert bytes_of.lengths[tokenizer.token_to_id("<s>")] == 0
+    assert bytes_of.lengths[id_of(tokenizer, "▁hello")] == 6
+    assert bytes_of.lengths[id_of(tokenizer, "<s>")] == 0
 
 
 @pytest.mark.parametrize("style", ["prepend", "metaspace"])
-def test_sentencepiece_original_invents_a_space_and_the_copy_does_not(style):
+def test_sentencepiece_original_invents_a_space_and_the_copy_does_not(style: str) -> None:
     original = sentencepiece(style)
     copy = without_invented_space(original)
     assert original.encode("hello", add_special_tokens=False).tokens == ["▁hello"]
@@ -83,7 +83,7 @@ def test_sentencepiece_original_invents_a_space_and_the_copy_does_not(style):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_only_the_invented_space_is_gone(name):
+def test_only_the_invented_space_is_gone(name: str) -> None:
     """A text that begins with a space is read by the copy as the original reads it without that space."""
     original, copy = TOKENIZERS[name], without_invented_space(TOKENIZERS[name])
     for text in (
@@ -95,7 +95,7 @@ def test_only_the_invented_space_is_gone(name):
         assert copy.encode(" " * invents + text).ids == original.encode(text).ids
 
 
-def test_truncation_and_padding_of_the_file_are_switched_off():
+def test_truncation_and_padding_of_the_file_are_switched_off() -> None:
     tokenizer = byte_level(300)
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=2000)
@@ -103,44 +103,44 @@ def test_truncation_and_padding_of_the_file_are_switched_off():
     assert spelled(owner, TEXT) == TEXT.encode()
 
 
-def test_special_tokens_have_no_bytes_and_added_ones_have_those_of_their_content():
+def test_special_tokens_have_no_bytes_and_added_ones_have_those_of_their_content() -> None:
     tokenizer = byte_level(300)
     tokenizer.add_tokens([AddedToken("<think>", special=False)])
     tokenizer.add_special_tokens([AddedToken("<mask>", special=True)])
     owner = encoder(tokenizer)
-    assert owner.token_bytes.table[tokenizer.token_to_id("<think>")] == b"<think>"
-    assert owner.token_bytes.table[tokenizer.token_to_id("<mask>")] is None
+    assert owner.token_bytes.table[id_of(tokenizer, "<think>")] == b"<think>"
+    assert owner.token_bytes.table[id_of(tokenizer, "<mask>")] is None
     text = "a <think> b <mask> c <|endoftext|>"
     assert spelled(owner, text) == text.encode()
     ids = encode(owner, [text.encode()]).ids.tolist()
-    assert tokenizer.token_to_id("<think>") in ids
-    assert tokenizer.token_to_id("<mask>") not in ids
+    assert id_of(tokenizer, "<think>") in ids
+    assert id_of(tokenizer, "<mask>") not in ids
 
 
 @given(st.data())
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_join_is_the_bytes_of_each_token_after_the_other(name, data):
+def test_join_is_the_bytes_of_each_token_after_the_other(name: str, data: st.DataObject) -> None:
     table = pipeline_encoder(name).token_bytes
     ids = data.draw(st.lists(st.integers(0, len(table.table) - 1), max_size=20))
     assert table.join(np.array(ids, dtype=np.int64)) == b"".join(table.table[number] or b"" for number in ids)
 
 
-def test_by_bytes_takes_the_smallest_of_several_ids():
+def test_by_bytes_takes_the_smallest_of_several_ids() -> None:
     tokenizer = byte_level(300)
     tokenizer.add_tokens([AddedToken("a", special=False), AddedToken("<new>", special=False)])
     table = token_bytes(tokenizer, "toy")
-    assert table.by_bytes()[b"a"] == tokenizer.token_to_id("a")
-    assert table.by_bytes()[b"<new>"] == tokenizer.token_to_id("<new>")
+    assert table.by_bytes()[b"a"] == id_of(tokenizer, "a")
+    assert table.by_bytes()[b"<new>"] == id_of(tokenizer, "<new>")
     assert None not in table.by_bytes()
 
 
-def test_ids_without_a_token_have_no_bytes():
+def test_ids_without_a_token_have_no_bytes() -> None:
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 5}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     assert token_bytes(tokenizer, "gaps").table == (b"a", None, None, None, None, b"b")
 
 
-def test_a_piece_of_the_model_that_is_added_too_keeps_its_bytes():
+def test_a_piece_of_the_model_that_is_added_too_keeps_its_bytes() -> None:
     """As Gemma's runs of spaces, and in byte-level BPE the character that stands for a space."""
     gemma = pipeline_encoder("gemma")
     added = {token.content: number for number, token in gemma.tokenizer.get_added_tokens_decoder().items()}
@@ -154,10 +154,10 @@ def test_a_piece_of_the_model_that_is_added_too_keeps_its_bytes():
     assert added["\n\n"] in encode(gemma, [b"c\n\nd"]).ids
     tokenizer = byte_level(400)
     tokenizer.add_tokens([AddedToken("\u0120", special=False)])
-    assert token_bytes(tokenizer, "toy").table[tokenizer.token_to_id("\u0120")] == b" "
+    assert token_bytes(tokenizer, "toy").table[id_of(tokenizer, "\u0120")] == b" "
 
 
-def test_the_unknown_token_stands_for_no_text_though_it_is_not_marked_as_special():
+def test_the_unknown_token_stands_for_no_text_though_it_is_not_marked_as_special() -> None:
     bpe = Tokenizer(models.BPE(vocab={"<unk>": 0, "a": 1, "<0x62>": 2}, merges=[], unk_token="<unk>"))
     unigram = Tokenizer(models.Unigram([("a", -1.0), ("<unk>", 0.0)], unk_id=1, byte_fallback=True))
     for tokenizer, expected in ((bpe, (None, b"a", b"b")), (unigram, (b"a", None))):
@@ -165,7 +165,7 @@ def test_the_unknown_token_stands_for_no_text_though_it_is_not_marked_as_special
         assert token_bytes(tokenizer, "toy").table == expected
 
 
-def test_bpe_dropout_is_switched_off():
+def test_bpe_dropout_is_switched_off() -> None:
     description = json.loads(byte_level(400).to_str())
     description["model"]["dropout"] = 0.5
     drawing = Tokenizer.from_str(json.dumps(description))
@@ -174,7 +174,7 @@ def test_bpe_dropout_is_switched_off():
     assert encode(encoder(drawing), [TEXT.encode()]).ids.tolist() == expected.tolist()
 
 
-def test_a_tokenizer_that_fails_is_refused_by_name():
+def test_a_tokenizer_that_fails_is_refused_by_name() -> None:
     tokenizer = Tokenizer(models.Unigram([("a", -1.0)], unk_id=None, byte_fallback=False))
     tokenizer.decoder = decoders.ByteFallback()
     with pytest.raises(DataError, match=r"tokenizer failing cannot encode the text.*unk"):
@@ -184,21 +184,21 @@ def test_a_tokenizer_that_fails_is_refused_by_name():
 @pytest.mark.parametrize(
     "model", [models.WordLevel({"[UNK]": 0, "the": 1}, "[UNK]"), models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")]
 )
-def test_another_model_behind_byte_level_parts_is_refused_by_name(model):
+def test_another_model_behind_byte_level_parts_is_refused_by_name(model: models.Model) -> None:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     with pytest.raises(DataError, match=r"tokenizer odd is neither.*its model is Word.*ByteLevel"):
         token_bytes(tokenizer, "odd")
 
 
-def test_a_tokenizer_without_tokens_is_refused_by_name():
+def test_a_tokenizer_without_tokens_is_refused_by_name() -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.decoder = decoders.ByteLevel()
     with pytest.raises(DataError, match="tokenizer empty has no tokens"):
         token_bytes(tokenizer, "empty")
 
 
-def test_wordpiece_is_refused_by_name():
+def test_wordpiece_is_refused_by_name() -> None:
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "the": 1, "##re": 2}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece()
@@ -206,12 +206,12 @@ def test_wordpiece_is_refused_by_name():
         token_bytes(tokenizer, "bert-like")
 
 
-def test_a_tokenizer_without_decoder_is_refused():
+def test_a_tokenizer_without_decoder_is_refused() -> None:
     with pytest.raises(DataError, match=r"tokenizer bare is neither.*absent"):
         token_bytes(Tokenizer(models.BPE()), "bare")
 
 
-def test_unigram_without_bytes_is_refused_by_name():
+def test_unigram_without_bytes_is_refused_by_name() -> None:
     tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("\u2581the", -1.0)], unk_id=0, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -228,20 +228,20 @@ def test_unigram_without_bytes_is_refused_by_name():
         normalizers.Replace("\n", " "),
     ],
 )
-def test_a_tokenizer_that_changes_ordinary_text_is_refused_by_name(normalizer):
+def test_a_tokenizer_that_changes_ordinary_text_is_refused_by_name(normalizer: normalizers.Normalizer) -> None:
     tokenizer = byte_level(300)
     tokenizer.normalizer = normalizer
     with pytest.raises(DataError, match=r"tokenizer changing changes ordinary text.*from byte \d+ on"):
         encoder(tokenizer, "changing")
 
 
-def test_a_tokenizer_that_changes_rare_characters_only_loses_the_documents_that_have_them():
+def test_a_tokenizer_that_changes_rare_characters_only_loses_the_documents_that_have_them() -> None:
     tokenizer = byte_level(300)
     tokenizer.normalizer = normalizers.NFKC()
-    assert encode(encoder(tokenizer), [b"plain", "o\ufb03ce".encode()]).lost == [(1, 1)]
+    assert encode(encoder(tokenizer), [b"plain", "o\ufb03ce".encode()]).misspelled == [(1, 1)]
 
 
-def test_real_qwen3_reads_special_token_text_as_ordinary_text(qwen3):
+def test_real_qwen3_reads_special_token_text_as_ordinary_text(qwen3: Encoder) -> None:
     tokenizer = real_tokenizer("qwen3")
     text = "<|im_start|>user<|im_end|> <think> 2+2 </think><tool_call><|endoftext|>"
     ids = encode(qwen3, [text.encode()]).ids.tolist()
@@ -250,27 +250,27 @@ def test_real_qwen3_reads_special_token_text_as_ordinary_text(qwen3):
     assert len(special) >= 14
     assert not special & set(ids)
     assert special & set(tokenizer.encode(text).ids)  # the plain tokenizer would have used them
-    assert qwen3.token_bytes.table[tokenizer.token_to_id("<think>")] == b"<think>"
+    assert qwen3.token_bytes.table[id_of(tokenizer, "<think>")] == b"<think>"
     assert len(qwen3.token_bytes.table) == 151669
 
 
-def test_real_smollm2_drops_a_control_character_and_that_is_seen(smollm2):
+def test_real_smollm2_drops_a_control_character_and_that_is_seen(smollm2: Encoder) -> None:
     encoded = encode(smollm2, [b"fine", b"caf\xc3\xa9 \x04 end", b"\x04"])
-    assert encoded.lost == [(1, 6), (2, 0)]
+    assert encoded.misspelled == [(1, 6), (2, 0)]
     assert encoded.counts.tolist()[1:] == [0, 0]
     assert encoded.counts[0] > 0
 
 
 @pytest.mark.parametrize("text", [*SAMPLES, "Once upon a time, there was a little girl. 🐉"])
-def test_real_sentencepiece_tokenizer_spells_the_text(stories, text):
+def test_real_sentencepiece_tokenizer_spells_the_text(stories: Encoder, text: str) -> None:
     assert spelled(stories, text) == text.encode()
 
 
-def test_real_sentencepiece_space_mark_in_the_text_counts_as_lost(stories):
-    assert encode(stories, ["ab ▁ c".encode()]).lost == [(0, 3)]
+def test_real_sentencepiece_space_mark_in_the_text_counts_as_lost(stories: Encoder) -> None:
+    assert encode(stories, ["ab ▁ c".encode()]).misspelled == [(0, 3)]
 
 
-def test_by_bytes_names_the_id_that_sentencepiece_itself_produces():
+def test_by_bytes_names_the_id_that_sentencepiece_itself_produces() -> None:
     owner = encoder(sentencepiece("metaspace"))
     produced = encode(owner, [b"a"]).ids.tolist()
     assert [owner.token_bytes.by_bytes()[b"a"]] == produced

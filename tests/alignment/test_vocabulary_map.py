@@ -52,7 +52,7 @@ def pairs() -> dict[str, tuple[Encoder, Encoder]]:
 
 
 @pytest.mark.parametrize("name", ["full", "lossy", "sentencepiece", "from sentencepiece"])
-def test_r12_map_equals_the_slow_map(name):
+def test_r12_map_equals_the_slow_map(name: str) -> None:
     teacher, student = pairs()[name]
     rows = len(teacher.token_bytes.table) + 7
     found = vocabulary_map(teacher, student, rows)
@@ -60,7 +60,7 @@ def test_r12_map_equals_the_slow_map(name):
     assert found.tolist() == slow_map(teacher, student, rows)
 
 
-def test_r12_every_rule_is_used_by_the_toy_pair():
+def test_r12_every_rule_is_used_by_the_toy_pair() -> None:
     teacher, student = pairs()["lossy"]
     found = vocabulary_map(teacher, student, len(teacher.token_bytes.table) + 7)
     known = student.token_bytes.by_bytes()
@@ -76,7 +76,7 @@ def test_r12_every_rule_is_used_by_the_toy_pair():
     assert min(used.values()) >= 1, used
 
 
-def test_r12_tokens_with_the_same_bytes_map_to_each_other():
+def test_r12_tokens_with_the_same_bytes_map_to_each_other() -> None:
     teacher, student = pairs()["full"]
     found = vocabulary_map(teacher, student, len(teacher.token_bytes.table))
     shared = [n for n, token in enumerate(teacher.token_bytes.table) if token in student.token_bytes.table and token]
@@ -85,7 +85,7 @@ def test_r12_tokens_with_the_same_bytes_map_to_each_other():
         assert student.token_bytes.table[found[number]] == teacher.token_bytes.table[number]
 
 
-def test_r12_ids_without_text_map_to_nothing():
+def test_r12_ids_without_text_map_to_nothing() -> None:
     teacher, student = pairs()["full"]
     rows = len(teacher.token_bytes.table) + 7
     found = vocabulary_map(teacher, student, rows)
@@ -97,7 +97,7 @@ def test_r12_ids_without_text_map_to_nothing():
 
 
 @pytest.mark.parametrize("name", ["full", "lossy", "sentencepiece", "from sentencepiece"])
-def test_r12_mass_moves_whole_and_only_between_tokens(name):
+def test_r12_mass_moves_whole_and_only_between_tokens(name: str) -> None:
     """Random teacher distributions, moved id by id, against the stored map as training uses it."""
     teacher, student = pairs()[name]
     table, n_student = teacher.token_bytes.table, len(student.token_bytes.table)
@@ -123,7 +123,7 @@ def test_r12_mass_moves_whole_and_only_between_tokens(name):
     assert torch.zeros(1, n_student).index_add_(1, found.likeliest[mapped], silent[:, mapped]).sum() == 0
 
 
-def test_exact_share_counts_the_students_tokens_that_the_teacher_has():
+def test_exact_share_counts_the_students_tokens_that_the_teacher_has() -> None:
     teacher, student = pairs()["full"]
     shared = sum(token is not None and token in teacher.token_bytes.table for token in student.token_bytes.table)
     assert 0 < shared < len(student.token_bytes.table)

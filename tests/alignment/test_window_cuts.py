@@ -22,7 +22,9 @@ class Text:
 def texts(draw: st.DrawFn) -> Text:
     flags = draw(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=25))
     allowed, preferred = [allowed for allowed, _ in flags], [allowed and liked for allowed, liked in flags]
-    return Text([*allowed, True], [*preferred, True]) if flags or draw(st.booleans()) else Text([], [])
+    if not flags and draw(st.booleans()):
+        return Text([], [])
+    return Text([*allowed, True], [*preferred, True])
 
 
 TEXTS = st.lists(texts(), max_size=4)
@@ -59,7 +61,7 @@ def fitting(parts: list[Text], max_tokens: int) -> list[Text]:
 
 @settings(deadline=None, max_examples=300)
 @given(TEXTS, st.integers(1, 9))
-def test_texts_that_no_windows_fit_are_found(parts, max_tokens):
+def test_texts_that_no_windows_fit_are_found(parts: list[Text], max_tokens: int) -> None:
     counts, allowed, _ = arrays(parts)
     texts, tokens = uncuttable(counts, allowed, max_tokens)
     before = np.cumsum(counts) - counts
@@ -83,11 +85,16 @@ def slow_cut(may_cut: list[bool], max_tokens: int) -> list[int]:
 
 @settings(deadline=None)
 @given(TEXTS, st.integers(1, 9))
-def test_cut_is_greedy(parts, max_tokens):
+def test_cut_is_greedy(parts: list[Text], max_tokens: int) -> None:
     parts = fitting(parts, max_tokens)
     counts, allowed, _ = arrays(parts)
     expected = placed([slow_cut(part.allowed, max_tokens) for part in parts], parts)
     assert cut(counts, allowed, max_tokens).tolist() == expected
+
+
+def nearest(cuts: set[int], place: float) -> int:
+    """The first one of two that are equally near."""
+    return min(cuts, key=lambda end: (abs(end - place), end))
 
 
 def slow_split(part: Text, max_tokens: int) -> list[int]:
@@ -101,7 +108,7 @@ def slow_split(part: Text, max_tokens: int) -> list[int]:
     n_tokens = len(part.allowed)
     for pieces in range(-(-n_tokens // max_tokens), n_tokens + 1):
         ideal = [number * n_tokens / pieces for number in range(1, pieces + 1)]
-        ends = sorted({min(cuts, key=lambda end, place=place: (abs(end - place), end)) for place in ideal} - {0})
+        ends = sorted({nearest(cuts, place) for place in ideal} - {0})
         if all(end - start <= max_tokens for start, end in pairwise([0, *ends])):
             return ends
     raise AssertionError("no number of pieces does")
@@ -109,7 +116,7 @@ def slow_split(part: Text, max_tokens: int) -> list[int]:
 
 @settings(deadline=None, max_examples=300)
 @given(TEXTS, st.integers(1, 9))
-def test_split_is_the_slow_one_covers_everything_and_counts_what_it_forced(parts, max_tokens):
+def test_split_is_the_slow_one_covers_everything_and_counts_what_it_forced(parts: list[Text], max_tokens: int) -> None:
     parts = fitting(parts, max_tokens)
     counts, allowed, preferred = arrays(parts)
     ends, forced = split_evenly(counts, preferred, allowed, max_tokens)
@@ -123,7 +130,7 @@ def test_split_is_the_slow_one_covers_everything_and_counts_what_it_forced(parts
 
 
 @given(st.integers(1, 2000), st.integers(1, 400))
-def test_free_cuts_leave_the_fewest_pieces_of_equal_length(n_tokens, max_tokens):
+def test_free_cuts_leave_the_fewest_pieces_of_equal_length(n_tokens: int, max_tokens: int) -> None:
     anywhere = np.ones(n_tokens, dtype=bool)
     ends, forced = split_evenly(np.array([n_tokens]), anywhere, anywhere, max_tokens)
     sizes = np.diff(ends, prepend=0)

@@ -69,6 +69,12 @@ def sentencepiece(style: str) -> Tokenizer:
     return tokenizer
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    assert number is not None
+    return number
+
+
 def encoder(tokenizer: Tokenizer, name: str = "toy") -> Encoder:
     return make_encoder(tokenizer, 0, name)
 

@@ -8,15 +8,14 @@ import torch
 
 from moe_distill.commands import doctor
 from moe_distill.commands.plan import bytes_to_come
-from moe_distill.config.params import Params, load_params
+from moe_distill.config.params import Params
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.training.objective import Student
 from moe_distill.training.trainer import make_trainer, work_bytes
 from moe_distill.utils.device import Runtime
+from tests.params import fixed_params
 from tests.replay.teachers import make_teacher
 from tests.training.folders import make_folders, make_params
-
-ROOT = Path(__file__).parents[2]
 
 
 def findings(params: Params) -> dict[str, doctor.Finding]:
@@ -24,8 +23,8 @@ def findings(params: Params) -> dict[str, doctor.Finding]:
 
 
 def test_r25_doctor_says_parameters_device_precision_and_disk() -> None:
-    found = findings(load_params(ROOT))
-    assert "profile tiny" in found["parameters"].text
+    found = findings(fixed_params())
+    assert "profile test" in found["parameters"].text
     assert "GiB free" in found["disk"].text
     assert found["device"].ok
 
@@ -34,7 +33,7 @@ def test_r25_doctor_finds_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla P100")
     monkeypatch.setattr("moe_distill.utils.device.probe", lambda _device: "no kernel image is available")
-    found = findings(load_params(ROOT))["device"]
+    found = findings(fixed_params())["device"]
     assert not found.ok
     assert "Tesla P100" in found.text
     assert "cu126" in found.text
@@ -45,7 +44,7 @@ def test_r25_doctor_resolves_the_teachers_precision_too(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla P100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
     monkeypatch.setattr("moe_distill.utils.device.probe", lambda _device: None)
-    params = load_params(ROOT).model_dump()
+    params = fixed_params().model_dump()
     params["profile"]["teacher"]["precision"] = "bf16"
     found = findings(Params.model_validate(params))
     assert found["device"].ok
@@ -69,7 +68,7 @@ def test_r25_doctor_asks_for_the_disk_that_shards_and_checkpoints_take(
     shards = sum(path.stat().st_size for path in (folders.root / "targets").rglob("*.safetensors"))
     student = load_causal_lm(folders.root / "student", torch.float32, torch.device("cpu"))
     trainer = make_trainer(
-        Student(student, None, None, None, None),
+        Student(student, None, None),
         make_params().profile.train,
         Runtime(torch.device("cpu"), torch.float32),
         0,
@@ -89,7 +88,7 @@ def test_r25_doctor_asks_for_the_disk_that_shards_and_checkpoints_take(
 
 def test_r25_doctor_finds_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "SPARE_BYTES", 1 << 60)
-    assert not findings(load_params(ROOT))["disk"].ok
+    assert not findings(fixed_params())["disk"].ok
 
 
 def test_r25_doctor_tells_of_broken_data_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +97,7 @@ def test_r25_doctor_tells_of_broken_data_and_goes_on(tmp_path: Path, monkeypatch
     (tmp_path / "made/teacher_windows").rename(tmp_path / "data/windows/teacher")
     (tmp_path / "data/windows/teacher/train/index.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    found = findings(load_params(ROOT))
+    found = findings(fixed_params())
     assert not found["data"].ok
     assert "data/windows/teacher/train/index.json" in found["data"].text
     assert found["device"].ok

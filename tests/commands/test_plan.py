@@ -4,17 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from moe_distill import cli
 from moe_distill.commands.plan import describe
-from moe_distill.config.params import Params, load_params
-from moe_distill.config.profile import Profile
-from moe_distill.training.data import BatchFields, open_split, read_batch
+from moe_distill.config.params import Losses, Params
+from moe_distill.training.data import open_split
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
+from moe_distill.training.loader import BatchReader, BatchRequest
 from moe_distill.training.schedule import ramps_are_complete
+from tests.params import fixed_params
 from tests.replay.teachers import make_teacher
-from tests.training.folders import CAPTURE, ROOT, WINDOWS, Folders, make_folders, make_params
+from tests.training.folders import CAPTURE, WINDOWS, Folders, make_folders, make_params
 
 
 def with_capture(**changes: object) -> Params:
@@ -65,6 +65,15 @@ def test_before_anything_is_made(workspace: Path) -> None:
 
 
 @pytest.mark.usefixtures("workspace")
+def test_no_states_are_asked_for_where_no_term_reads_them() -> None:
+    params = with_capture(hidden_fraction=0.0)
+    losses = Losses.model_validate(dict.fromkeys(Losses.model_fields, 0.0))
+    experiment = params.experiment.model_copy(update={"losses": losses})
+    lines = list(describe(params.model_copy(update={"experiment": experiment})))
+    assert lines[3] == "router: no term of phase 2 has a weight; no states are needed"
+
+
+@pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("max_steps", [40, 43])
 @pytest.mark.parametrize("validate_every", [1, 3, 50])
 @pytest.mark.parametrize("patience", [1, 2, 6, 7, 8])
@@ -90,9 +99,7 @@ def test_r10_early_stopping_is_said_to_end_the_training_where_it_first_can(
 
 @pytest.mark.usefixtures("workspace")
 def test_r10_the_real_run_can_end_early() -> None:
-    params = load_params(ROOT)
-    profile = Profile.model_validate(yaml.safe_load((ROOT / "profiles/p100.yaml").read_text()))
-    line = list(describe(Params(experiment=params.experiment, profile=profile)))[-1]
+    line = list(describe(fixed_params("p100")))[-1]
     assert line == "early stopping: 26 validations follow the last ramp; it can end the training from step 24,000 on"
 
 
@@ -119,8 +126,9 @@ def test_positions_of_a_step_are_those_that_batches_hold(workspace: Path, folder
     link(workspace, "data/windows/student", folders.root / "windows")
     link(workspace, "data/windows/teacher", folders.root / "teacher_windows")
     link(workspace, "data/teacher_shards", folders.root / "targets")
-    split = open_split(folders.inputs.windows / "train", folders.inputs.targets / "train")
-    held = sum(read_batch(split, [window], BatchFields(runs=True)).counts.hidden for window in range(WINDOWS["train"]))
+    split = open_split(folders.root / "windows/train", folders.root / "targets/train")
+    reader = BatchReader(split, None, with_states=True, chunk_tokens=64)
+    held = sum(reader.read(BatchRequest((window,))).counts.hidden for window in range(WINDOWS["train"]))
     said = number(r"sees ([\d,]+) positions", list(describe(with_capture())))
     assert said == pytest.approx(held / WINDOWS["train"] * 6, abs=1)
 

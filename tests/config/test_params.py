@@ -13,17 +13,18 @@ from moe_distill import cli
 from moe_distill.config.params import ExperimentParams, load_params
 from moe_distill.config.profile import Profile
 from moe_distill.errors import ConfigError
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from stages import check
+from tests.params import PARAMS, ROOT
 
-PROJECT = Path(__file__).parents[2]
-PROFILES = sorted(path.stem for path in (PROJECT / "profiles").glob("*.yaml"))
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 Replace = Callable[[str, str, str], None]
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    shutil.copy(PROJECT / "params.yaml", tmp_path)
-    shutil.copytree(PROJECT / "profiles", tmp_path / "profiles")
+    shutil.copy(PARAMS, tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     return tmp_path
 
 
@@ -48,9 +49,14 @@ def test_every_shipped_profile_parses(tree: Path, replace: Replace, profile: str
     assert params.profile.train.max_steps == written["train"]["max_steps"]
 
 
+def test_the_shipped_params_parse_whatever_their_values() -> None:
+    """As the user may have edited them; the profile they name may be one of the user's."""
+    load_params(ROOT)
+    assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) == set(ExperimentParams.model_fields)
+
+
 def test_the_embedded_default_is_shipped() -> None:
     assert {"tiny", "test"} <= set(PROFILES)
-    assert load_params(PROJECT).experiment.profile in PROFILES
 
 
 MISTAKES = {  # file, what stands there, what somebody writes, key named, said of it
@@ -153,18 +159,17 @@ def test_what_is_not_a_mapping_is_refused(tree: Path, content: str, said: str) -
 
 def test_parameters_are_immutable(tree: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load_params(tree).experiment.seed = 1  # type: ignore[misc]
+        load_params(tree).experiment.seed = 1
 
 
 def test_r23_temperature_is_a_top_level_parameter_and_in_no_profile() -> None:
-    assert "temperature" in yaml.safe_load((PROJECT / "params.yaml").read_text())
     assert "temperature" in ExperimentParams.model_fields
     assert "temperature" not in str(Profile.model_json_schema())
 
 
 @pytest.mark.parametrize("stage", ["corpus", "models", "tokenize", "teacher"])
 def test_r23_no_stage_before_training_depends_on_what_one_studies(stage: str) -> None:
-    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     found = {name: each for name, each in stages.items() if name.startswith(stage)}
     assert found
     for each in (one.get("do", one) for one in found.values()):
@@ -199,3 +204,25 @@ def test_keys_that_do_not_fit_each_other_are_refused_at_once(tree: Path, replace
     assert said in str(caught.value)
     assert len(str(caught.value)) < 300 + len(str(tree)) * 2
     assert str(caught.value).endswith(f"change it in {tree / 'profiles/tiny.yaml'}")
+
+
+def without_states(tree: Path, replace: Replace, *terms: str) -> None:
+    """Profile `tiny` keeps no states, and of the weights of losses only those of `terms` are above 0."""
+    replace("params.yaml", r"profile: \w+", "profile: tiny")
+    replace("profiles/tiny.yaml", r"hidden_fraction: [\d.]+", "hidden_fraction: 0.0")
+    for name in yaml.safe_load((tree / "params.yaml").read_text())["losses"]:
+        replace("params.yaml", rf"{name}: [\d.]+", f"{name}: {0.1 if name in terms else 0.0}")
+
+
+@pytest.mark.parametrize("term", HIDDEN_TERMS + ROUTER_TERMS)
+def test_a_term_of_phase_2_is_refused_where_no_states_are_kept(tree: Path, replace: Replace, term: str) -> None:
+    without_states(tree, replace, term)
+    with pytest.raises(ConfigError, match=rf"`teacher\.hidden_fraction` is 0.*`losses\.{term}`"):
+        load_params(tree)
+
+
+def test_kd_alone_needs_no_states(tree: Path, replace: Replace) -> None:
+    without_states(tree, replace)
+    params = load_params(tree)
+    assert params.experiment.losses.terms_of_states() == []
+    assert params.profile.teacher.hidden_fraction == 0.0

@@ -13,7 +13,7 @@ from moe_distill.corpus.build import METRICS, build_corpus
 from moe_distill.corpus.documents import document_id, is_kept, is_validation
 from moe_distill.corpus.raw import RawDocument
 from moe_distill.errors import ConfigError, DataError
-from moe_distill.utils.files import canonical_json
+from moe_distill.utils.files import Json, canonical_json
 
 from .conftest import MakeCorpus, files_source, read_split, read_texts, write_jsonl
 
@@ -148,7 +148,7 @@ def test_bad_documents_are_counted_reported_and_skipped(
     assert read_texts(Path("corpus")) == set(TEXTS)
     assert metrics["skipped_documents"] == metrics["texts_skipped_documents"] == 5
     written = (tmp_path / "corpus" / "skipped.json").read_text(encoding="utf-8")
-    skipped = {
+    skipped: dict[str, Json] = {
         "texts": {
             "NUL": {"count": 1, "examples": [{"file": "texts/nul.txt", "line": 2}]},
             "empty": {
@@ -160,7 +160,7 @@ def test_bad_documents_are_counted_reported_and_skipped(
         }
     }
     assert json.loads(written) == skipped
-    assert written == canonical_json(skipped)  # type: ignore[arg-type]
+    assert written == canonical_json(skipped)
     assert str(tmp_path) not in written
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "corpus: texts: skipped texts/empty.txt:1: empty"

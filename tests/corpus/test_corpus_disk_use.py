@@ -13,9 +13,9 @@ from moe_distill.corpus.build import build_corpus
 from moe_distill.corpus.corpus_disk_use import corpus_bytes
 from moe_distill.corpus.python_docs import topic_documents
 from moe_distill.errors import ResourceError
-from moe_distill.utils import disk_space as disk
 from tests.corpus.conftest import MakeCorpus, files_source
 
+Usage = namedtuple("Usage", "total used free")
 WORDS = sorted({word for document in topic_documents() for word in document.text.split()})
 
 
@@ -86,7 +86,8 @@ def test_a_dataset_of_the_hub_is_estimated_within_15_percent_hub_not_contacted(
     rows = [text(random) for _ in range(size)]
     (tmp_path / "hub/train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     (tmp_path / "hub/README.md").write_text(CARD.format(num_bytes=sum(len(row.encode()) for row in rows)))
-    hub = {"kind": "hub", "name": "wiki", "repository": str(tmp_path / "hub"), "revision": "0123abc", "subset": None}
+    hub: dict[str, object] = {"kind": "hub", "name": "wiki", "repository": str(tmp_path / "hub")}
+    hub |= {"revision": "0123abc", "subset": None}
     hub |= {"split": "train", "field": "text", "weight": 1.0, "max_documents": 10**9} | keys
     params = make_corpus(hub, validation_fraction=0.2)
     build_corpus(params, tmp_path / "corpus")
@@ -98,8 +99,7 @@ def test_a_corpus_that_cannot_fit_is_refused_before_it_is_written(
 ) -> None:
     (tmp_path / "texts").mkdir()
     write_txt(tmp_path / "texts", Random(0))
-    usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _path: usage(1 << 30, (1 << 30) - 1000, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage(1 << 30, (1 << 30) - 1000, 1000))
     with pytest.raises(
         ResourceError, match=r"the corpus will take .* MiB; .* has 0 MiB free; free some, or lower `max_d"
     ):

@@ -19,7 +19,13 @@ from moe_distill.corpus.sources import read_source
 
 from .conftest import MakeCorpus, files_source, read_split, write_jsonl
 
-HUB = {"kind": "hub", "name": "wiki", "repository": "owner/wiki", "revision": "0123abc", "subset": None}
+HUB: dict[str, object] = {
+    "kind": "hub",
+    "name": "wiki",
+    "repository": "owner/wiki",
+    "revision": "0123abc",
+    "subset": None,
+}
 HUB |= {"split": "train", "field": "text", "weight": 1.0, "max_documents": 2}
 
 
@@ -37,7 +43,11 @@ def test_wikitext_reads_as_it_was_written() -> None:
 
 
 def test_a_row_that_cannot_be_used_costs_that_row_alone() -> None:
-    items = [RawDocument("one", "f", 1), Skip("invalid UTF-8", "f", 2), RawDocument("nul\0", "f", 3)]
+    items: list[RawDocument | Skip] = [
+        RawDocument("one", "f", 1),
+        Skip("invalid UTF-8", "f", 2),
+        RawDocument("nul\0", "f", 3),
+    ]
     items += [RawDocument("\ud800", "f", 4), RawDocument("five", "f", 5)]
     skips = [Skip("invalid UTF-8", "f", 2), Skip("NUL", "f", 3), Skip("lone surrogate", "f", 4)]
     assert list(join_rows(iter(items), 100)) == [*skips, RawDocument("one\nfive\n", "f", 1)]
@@ -88,7 +98,9 @@ def test_limit_of_a_hub_source_counts_joined_documents_hub_not_contacted(
     stream = iter([{"text": f"row {number}\n"} for number in range(9)])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
     source = make_corpus(HUB | {"join_rows_to_characters": 12}).sources[0]
-    assert [item.text for item in read_source(source)] == ["row 0\nrow 1\n", "row 2\nrow 3\n"]
+    items = list(read_source(source))
+    assert [item.text for item in items if isinstance(item, RawDocument)] == ["row 0\nrow 1\n", "row 2\nrow 3\n"]
+    assert len(items) == 2
     assert next(stream) == {"text": "row 4\n"}
 
 

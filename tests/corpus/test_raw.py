@@ -1,6 +1,6 @@
 import pytest
 
-from moe_distill.corpus.raw import RawDocument, Skip, examine, from_value
+from moe_distill.corpus.raw import RawDocument, Reason, Skip, examine, from_value
 
 
 @pytest.mark.parametrize("text", ["a", " a\r\n", "e\u0301", "\U0001f600", "\x01\x04", "\ufeffa"])
@@ -19,8 +19,8 @@ def test_usable_text_is_returned_as_it_is(text: str) -> None:
         ("\udfff", "lone surrogate", 1),
     ],
 )
-def test_fault_of_a_whole_file_is_found_at_its_line(text: str, reason: str, line: int) -> None:
-    assert examine(RawDocument(text, "a.txt", None)) == Skip(reason, "a.txt", line)  # type: ignore[arg-type]
+def test_fault_of_a_whole_file_is_found_at_its_line(text: str, reason: Reason, line: int) -> None:
+    assert examine(RawDocument(text, "a.txt", None)) == Skip(reason, "a.txt", line)
 
 
 @pytest.mark.parametrize("text", ["", "a\nb\0", "a\n\ud800"])

@@ -1,4 +1,4 @@
-"""A copy of the project, as a new git repository, through which the real pipeline has run once (profile test)."""
+"""A copy of the project, as a new git repository, through which the real pipeline has run once (tests/params.yaml)."""
 
 import os
 import shutil
@@ -6,10 +6,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.params import PARAMS, ROOT
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,15 @@ def ran(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
 
 
+def runs_of(client: "MlflowClient") -> list["Run"]:
+    """All runs of the project's experiment."""
+    experiment = client.get_experiment_by_name("moe-distill")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
 def copy_of_the_project(folder: Path) -> Checkout:
-    """Put the project's files, committed or not, into `folder` as a new git repository."""
+    """Put the project's files, committed or not, into `folder` as a new git repository with the tests' params.yaml."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -65,6 +77,7 @@ def copy_of_the_project(folder: Path) -> Checkout:
         if name and (ROOT / name).is_file() and (name.endswith(".gitignore") or not name.startswith(generated)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    shutil.copy(PARAMS, folder)
     made = Checkout(folder)
     made.run("git", "init", "-q", "-b", "main")
     made.run("git", "add", "-A")
@@ -74,10 +87,7 @@ def copy_of_the_project(folder: Path) -> Checkout:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    made = copy_of_the_project(tmp_path_factory.mktemp("checkout"))
-    made.edit("params.yaml", "profile: tiny", "profile: test")
-    made.run("git", "commit", "-q", "-a", "-m", "profile test")
-    return made
+    return copy_of_the_project(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="session")

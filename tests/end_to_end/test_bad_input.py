@@ -6,18 +6,21 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
+from moe_distill.config.profile import Profile
 from moe_distill.corpus.documents import read_documents
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
-from tests.chain import ROOT, Chain, topic_texts
+from tests.chain import Chain, topic_texts
+from tests.params import ROOT, make_workspace
 
 MEMORY = 2 * 2**30
 LONG = 20 * 10**6
@@ -30,6 +33,16 @@ class Done:
     peak_bytes: int  # resident
 
 
+class Place(TypedDict):
+    file: str
+    line: int
+
+
+class Skipped(TypedDict):
+    count: int
+    examples: list[Place]
+
+
 @dataclass(frozen=True)
 class Workspace:
     """params.yaml, a profile whose corpus is `texts/`, and the models of a small pair."""
@@ -40,7 +53,7 @@ class Workspace:
         (self.folder / "texts").mkdir(exist_ok=True)
         (self.folder / "texts" / name).write_bytes(content)
 
-    def put_lines(self, name: str, values: list[object]) -> None:
+    def put_lines(self, name: str, values: Sequence[object]) -> None:
         self.put(name, "".join(json.dumps(value) + "\n" for value in values).encode())
 
     def run(self, stage: str) -> Done:
@@ -73,8 +86,10 @@ class Workspace:
         assert done.said.splitlines()[-1] == errors[0]
         return errors[0]
 
-    def skipped(self) -> dict[str, dict[str, object]]:
-        return json.loads((self.folder / "data/corpus/skipped.json").read_text()).get("texts", {})
+    def skipped(self) -> dict[str, Skipped]:
+        """Of the source `texts`, by reason."""
+        skipped: dict[str, dict[str, Skipped]] = json.loads((self.folder / "data/corpus/skipped.json").read_text())
+        return skipped.get("texts", {})
 
     def texts(self) -> list[str]:
         files = [self.folder / f"data/corpus/{split}.parquet" for split in ("train", "validation")]
@@ -94,10 +109,6 @@ class Workspace:
 def workspace(tmp_path: Path, chain: Chain) -> Workspace:
     folder = tmp_path / "workspace"
     shutil.copytree(chain.folder / "models", folder / "models")
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, folder)
-    experiment = (folder / "params.yaml").read_text().replace("profile: tiny", "profile: bad")
-    (folder / "params.yaml").write_text(experiment)
     source = {
         "kind": "files",
         "name": "texts",
@@ -109,8 +120,7 @@ def workspace(tmp_path: Path, chain: Chain) -> Workspace:
     profile = chain.params.profile.model_dump(mode="json")
     profile["corpus"] = {"sources": [source], "validation_fraction": 0.2}
     profile["windows"] |= {"max_train_windows": None, "max_validation_windows": None, "shard_tokens": 100_000}
-    (folder / "profiles").mkdir()
-    (folder / "profiles/bad.yaml").write_text(yaml.safe_dump(profile))
+    make_workspace(folder, Profile.model_validate(profile))
     return Workspace(folder)
 
 

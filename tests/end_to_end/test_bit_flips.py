@@ -13,10 +13,12 @@ from moe_distill.alignment.corpus_windows import SKIPPED_NAME
 from moe_distill.commands.verify import verify
 from moe_distill.errors import DataError
 from moe_distill.replay.block import load_teacher_head
-from moe_distill.shards.vocabulary_store import read_vocabulary_map
 from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
+from moe_distill.targets.next_token_counts import load_vocabulary_map
+from moe_distill.targets.window_targets import TargetSettings, WindowTargets
 from moe_distill.training.checkpoint import newest_checkpoint
-from moe_distill.training.data import BatchFields, open_split, read_batch
+from moe_distill.training.data import open_split
+from moe_distill.training.loader import BatchReader, BatchRequest
 from moe_distill.training.phases import train_kd
 from tests.chain import Chain
 
@@ -45,12 +47,16 @@ def hashed_files(chain: Chain) -> list[Path]:
 
 def read_all(chain: Chain) -> Iterator[object]:
     """All that teacher, training and evaluation read, as they read it."""
-    for split in SPLITS:
+    splits = {split: open_split(chain.windows / split, chain.targets / split) for split in SPLITS}
+    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", splits["train"].windows)
+    settings = TargetSettings(temperature=1.0, order="map_then_temper", tail="sampled")
+    for split, opened in splits.items():
         yield WindowStore(chain.folder / "data/windows/teacher" / split, TEACHER_WINDOWS)
-        opened = open_split(chain.windows / split, chain.targets / split)
+        assert opened.shards is not None
+        targets = WindowTargets(opened.windows, opened.shards, vocabulary_map, settings)
+        reader = BatchReader(opened, targets, with_states=True, chunk_tokens=64)
         for number in range(len(opened.windows)):
-            yield read_batch(opened, [number], BatchFields(runs=True))
-    yield read_vocabulary_map(chain.windows / "vocabulary_map")
+            yield reader.read(BatchRequest((number,)))
     yield load_teacher_head(chain.head, torch.device("cpu"))
 
 

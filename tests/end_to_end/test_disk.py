@@ -9,10 +9,10 @@ from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from moe_distill.alignment.corpus_windows import estimated_bytes, open_encoder
 from moe_distill.errors import ResourceError
@@ -24,12 +24,13 @@ from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.shards_disk_use import head_bytes, shard_bytes
 from moe_distill.training import loop, phases
+from moe_distill.training.checkpoint import Checkpoint, save_checkpoint
 from moe_distill.training.phases import train_kd, train_router
-from moe_distill.training.trainer import work_bytes
-from moe_distill.utils import disk_space as disk
+from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
 from moe_distill.utils.disk_space import disk_full, require_space
 from moe_distill.utils.files import folder_fingerprint
-from tests.chain import ROOT, Chain, capture, tokenize
+from tests.chain import Chain, capture, tokenize
+from tests.params import ROOT, make_workspace
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -63,7 +64,8 @@ def test_a_model_from_a_folder_is_estimated_exactly(chain: Chain, tmp_path: Path
 
 def test_windows_are_estimated_within_15_percent(chain: Chain) -> None:
     params = chain.params.profile.windows
-    encoders = tuple(open_encoder(chain.folder / "models" / name, name) for name in ("teacher", "student_init"))
+    models = chain.folder / "models"
+    encoders = open_encoder(models / "teacher", "teacher"), open_encoder(models / "student_init", "student_init")
     folder = chain.folder / "data/windows"
     estimate = sum(estimated_bytes(split, params, chain.folder / "data/corpus", encoders) for split in SPLITS)
     stores = [folder / side / split for side in ("teacher", "student") for split in SPLITS]
@@ -83,21 +85,20 @@ def test_checkpoints_are_estimated_within_15_percent(
 ) -> None:
     """Of the second phase, whose best weights stand in its checkpoints; the peak is during a write."""
     copied, trainers, peaks = chain.copy(tmp_path / "chain"), [], []
-    save, make = loop.save_checkpoint, phases.make_trainer
 
-    def measured(folder: Path, checkpoint: object) -> None:
+    def measured(folder: Path, checkpoint: Checkpoint) -> None:
         monkeypatch.setattr(shutil, "rmtree", seen)
-        save(folder, checkpoint)  # type: ignore[arg-type]
+        save_checkpoint(folder, checkpoint)
         monkeypatch.setattr(shutil, "rmtree", rmtree)
 
     rmtree = shutil.rmtree
 
-    def seen(path: Path, *rest: object, **keywords: object) -> None:
+    def seen(path: Path, *rest: Any, **keywords: Any) -> None:
         peaks.append(size(copied.folder / ".work"))
-        rmtree(path, *rest, **keywords)  # type: ignore[arg-type]
+        rmtree(path, *rest, **keywords)
 
-    def made(*arguments: object) -> object:
-        trainers.append(make(*arguments))  # type: ignore[arg-type]
+    def made(*arguments: Any) -> Trainer:
+        trainers.append(make_trainer(*arguments))
         return trainers[-1]
 
     monkeypatch.setattr(loop, "save_checkpoint", measured)
@@ -109,7 +110,7 @@ def test_checkpoints_are_estimated_within_15_percent(
 
 @pytest.fixture
 def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _path: Usage(1 << 30, (1 << 30) - 1000, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage(1 << 30, (1 << 30) - 1000, 1000))
 
 
 @pytest.mark.usefixtures("crowded")
@@ -132,7 +133,7 @@ def test_a_stage_that_cannot_fit_is_refused_before_it_writes(chain: Chain, tmp_p
 
 
 def test_what_fits_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _path: Usage(1 << 30, 0, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage(1 << 30, 0, 1000))
     require_space(tmp_path, 1000, "it", "x")
     with pytest.raises(ResourceError):
         require_space(tmp_path, 1001, "it", "x")
@@ -153,11 +154,7 @@ def test_a_full_disk_is_known_by_its_code(code: int) -> None:
 def workspace(chain: Chain, tmp_path: Path) -> Path:
     """A folder in which every stage can run as a process of its own."""
     folder = chain.copy(tmp_path / "chain").folder
-    experiment = (ROOT / "params.yaml").read_text().replace("profile: tiny", "profile: small")
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "params.yaml").write_text(experiment)
-    (folder / "profiles").mkdir()
-    (folder / "profiles/small.yaml").write_text(yaml.safe_dump(chain.params.profile.model_dump(mode="json")))
+    make_workspace(folder, chain.params.profile)
     return folder
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.chain import ROOT, Chain
+from tests.chain import Chain
+from tests.params import ROOT, make_workspace
 from tests.shards.forge import forge_metadata
 
 # Runs a stage whose work is replaced by an error: what the code of `stages` makes of it.
@@ -37,10 +37,7 @@ def workspace(chain: Chain, tmp_path: Path) -> Path:
     folder = tmp_path / "workspace"
     for name in ("data", "models"):
         shutil.copytree(chain.folder / name, folder / name)
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("profile: tiny", "profile: small"))
-    (folder / "profiles").mkdir()
-    (folder / "profiles/small.yaml").write_text(yaml.safe_dump(chain.params.profile.model_dump(mode="json")))
+    make_workspace(folder, chain.params.profile)
     return folder
 
 

@@ -52,9 +52,9 @@ def like_dvc(stages: Stages, stage: str) -> None:
 
 
 def finished_shards(stages: Stages) -> dict[str, int]:
-    """Inode of each shard whose receipt is written."""
-    receipts = (stages.folder / ".work/teacher").glob("*/receipts/*/*.json")
-    shards = [receipt.parents[2] / "shards" / receipt.parent.name / receipt.stem for receipt in receipts]
+    """Inode of each shard whose progress is written."""
+    progress = (stages.folder / ".work/teacher").glob("*/progress/*/*.json")
+    shards = [path.parents[2] / "shards" / path.parent.name / path.stem for path in progress]
     return {f"{shard.parent.name}/{shard.name}": shard.stat().st_ino for shard in shards}
 
 
@@ -77,8 +77,12 @@ def test_r21_killed_inside_an_operation(stages: Stages, stage: str) -> None:
     like_dvc(stages, stage)
     run = stages.start(stage)
     is_inside = stages.exists(INSIDE[stage].format(pid=run.pid))
-    enough = (lambda: len(finished_shards(stages)) >= 3) if stage == "teacher" else (lambda: len(run.steps()) >= 3)
-    is_far = enough if stage in {"teacher", *FIRST_STEPS} else lambda: True
+
+    def is_far() -> bool:
+        if stage == "teacher":
+            return len(finished_shards(stages)) >= 3
+        return stage not in FIRST_STEPS or len(run.steps()) >= 3
+
     assert run.signal_when(lambda: is_inside() and is_far()), run.said
     assert run.wait() == -signal.SIGKILL
     assert is_inside()  # what it was writing is there, under its temporary name alone

@@ -22,7 +22,6 @@ FILES = """    - kind: files
 def local(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Profile `test` on text that git does not track, with its corpus made."""
     made = copy_of_the_project(tmp_path_factory.mktemp("local"))
-    made.edit("params.yaml", "profile: tiny", "profile: test")
     made.edit("profiles/test.yaml", DOCS, FILES)
     made.edit("profiles/test.yaml", "validation_fraction: 0.03", "validation_fraction: 0.5")
     made.run("git", "commit", "-q", "-a", "-m", "local text")

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moe_distill.corpus.documents import read_documents
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.utils.files import folder_fingerprint
-from tests.end_to_end.conftest import Checkout, ran
+from tests.end_to_end.conftest import Checkout, ran, runs_of
 
 pytestmark = pytest.mark.usefixtures("first_run")
 
@@ -39,7 +40,8 @@ CONTRACT = {
 
 
 def metrics(checkout: Checkout, stage: str) -> dict[str, float]:
-    return json.loads((checkout.folder / f"metrics/{stage}.json").read_text())
+    figures: dict[str, float] = json.loads((checkout.folder / f"metrics/{stage}.json").read_text())
+    return figures
 
 
 def test_first_run_runs_every_stage_and_keeps_the_metrics_contract(checkout: Checkout, first_run: str) -> None:
@@ -97,7 +99,7 @@ def test_validation_documents_never_reach_training(checkout: Checkout) -> None:
 
 def test_exported_student_is_an_ordinary_model(checkout: Checkout) -> None:
     folder = checkout.folder / "models/student"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer("Return the", return_tensors="pt")
     assert model.generate(**inputs, max_new_tokens=4, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
@@ -128,8 +130,7 @@ def test_wrong_keys_stop_the_run_before_any_work(checkout: Checkout) -> None:
 
 def test_runs_stand_in_mlflow_with_their_phases(checkout: Checkout) -> None:
     client = MlflowClient(f"sqlite:///{checkout.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("moe-distill")
-    runs = client.search_runs([experiment.experiment_id])
+    runs = runs_of(client)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
     nested = {
@@ -224,9 +225,9 @@ def test_command_line_tools_work_on_a_finished_run(checkout: Checkout) -> None:
     assert "ok    data/teacher_shards/train\n" in checkout.run("moe-distill", "verify")
     assert "float32" in checkout.run("moe-distill", "doctor")
     client = MlflowClient(f"sqlite:///{checkout.folder / 'mlflow.db'}")
-    count = len(client.search_runs([client.get_experiment_by_name("moe-distill").experiment_id]))
+    count = len(runs_of(client))
     checkout.run("moe-distill", "track", DVC_EXP_NAME="from-the-files")
-    runs = client.search_runs([client.get_experiment_by_name("moe-distill").experiment_id])
+    runs = runs_of(client)
     assert len(runs) == count + 5  # a parent and its four nested runs, made from the files alone
     parent = next(run for run in runs if run.info.run_name == "from-the-files")
     assert parent.data.metrics["student_bits_per_byte"] == metrics(checkout, "evaluate")["student_bits_per_byte"]

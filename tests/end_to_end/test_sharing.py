@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.end_to_end.conftest import Checkout, ran
+from tests.end_to_end.conftest import Checkout, ran, runs_of
 
 pytestmark = pytest.mark.slow
 SHARED = ["windows", "teacher_shards", "teacher_head", "student_init"]
@@ -63,7 +63,7 @@ def test_four_experiments_at_once_on_a_fresh_checkout(checkout: Checkout, tmp_pa
     output = fresh.run("dvc", "queue", "status")
     assert output.count("Success") == 4, output
     client = MlflowClient(f"sqlite:///{fresh.folder / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("moe-distill").experiment_id])
+    runs = runs_of(client)
     assert {run.info.status for run in runs} == {"FINISHED"}
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert sorted(run.data.params["temperature"] for run in parents) == sorted(temperatures)

@@ -11,7 +11,9 @@ from tests.end_to_end.conftest import Checkout, copy_of_the_project, ran
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    return copy_of_the_project(tmp_path_factory.mktemp("tiny"))
+    made = copy_of_the_project(tmp_path_factory.mktemp("tiny"))
+    made.edit("params.yaml", "profile: test", "profile: tiny")
+    return made
 
 
 @pytest.mark.slow

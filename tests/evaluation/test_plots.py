@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -14,7 +15,7 @@ HEADER = "step\texpert_share_0\texpert_share_1\texpert_entropy\tgate_divergence\
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     figures: list[Figure] = []
-    monkeypatch.setattr(plots.plt, "close", figures.append)
+    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
     return figures
 
 
@@ -25,7 +26,7 @@ def test_r11_experts_are_drawn_with_entropy_and_divergence(tmp_path: Path, drawn
     assert plots.plot_experts(tmp_path, tmp_path / "experts.png")
     assert (tmp_path / "experts.png").stat().st_size > 1000
     above, below = drawn[0].axes
-    lines = {line.get_label(): list(line.get_ydata()) for axes in (above, below) for line in axes.lines}
+    lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for axes in (above, below) for line in axes.lines}
     assert {name: values[1:] for name, values in lines.items() if name != "even use"} == {
         "expert 0": [0.75, 0.5],
         "expert 1": [0.25, 0.5],

@@ -14,7 +14,6 @@ from huggingface_hub.errors import DryRunError, HFValidationError, LocalEntryNot
 from moe_distill.config.profile import HubModel
 from moe_distill.errors import DataError, ResourceError
 from moe_distill.models import hub_models as hub
-from moe_distill.utils import disk_space as disk
 
 from .conftest import files
 
@@ -111,7 +110,7 @@ def test_what_is_downloaded_and_copied_must_fit_hub_not_contacted(
         hub.snapshot(MODEL, tmp_path / "first")
     size = sum((student / name).stat().st_size for name in files(student))
     needed = size if cached else 2 * size
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _path: Usage(1 << 40, 0, needed - 1))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage(1 << 40, 0, needed - 1))
     before = len(calls)
     with pytest.raises(
         ResourceError, match=r"owner/model at revision 0123abc will take .*; free some, or choose a sma"
@@ -119,7 +118,7 @@ def test_what_is_downloaded_and_copied_must_fit_hub_not_contacted(
         hub.snapshot(MODEL, tmp_path / "output")
     assert [call["dry_run"] for call in calls[before:]] == [True]  # refused before a byte came
     assert list((tmp_path / "output").iterdir()) == []
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _path: Usage(1 << 40, 0, needed))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage(1 << 40, 0, needed))
     hub.snapshot(MODEL, tmp_path / "output")
     assert files(tmp_path / "output") == files(student)
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moe_distill.config.profile import FolderModel, HubModel
 from moe_distill.errors import DataError
 from moe_distill.models import provide
+from moe_distill.models.model_folder import copy_model_folder
 
 from .conftest import TEACHER, files
 
@@ -51,7 +52,7 @@ def test_hub_model_is_fetched_hub_not_contacted(student: Path, tmp_path: Path, m
 
     def snapshot(params: HubModel, output: Path) -> None:
         asked.append(params)
-        provide.copy_model_folder(student, "it", output)
+        copy_model_folder(student, "it", output)
 
     monkeypatch.setattr(provide, "snapshot", snapshot)
     model = HubModel(kind="hub", repository="owner/model", revision="0123abc")

@@ -14,7 +14,7 @@ from moe_distill.errors import DivergenceError
 from moe_distill.models import tiny_teacher
 from moe_distill.models.packed_windows import packed_tokens
 from moe_distill.models.pretrained import load_tokenizer
-from moe_distill.models.tiny_teacher import learning_rate_factor, output_rows, router_auxiliary_loss, train_tiny_teacher
+from moe_distill.models.tiny_teacher import output_rows, router_auxiliary_loss, train_tiny_teacher
 
 from .conftest import TEACHER, files, write_documents
 
@@ -116,7 +116,7 @@ def busiest_expert(folder: Path, documents: Path) -> float:
 
 def test_balancing_term_spreads_the_tokens_of_each_layer(corpus: Path, tmp_path: Path) -> None:
     for weight in (0.0, 1.0):
-        train(corpus, tmp_path / str(weight), router_auxiliary_weight=weight)
+        train(corpus, tmp_path / str(weight), router_auxiliary_weight=weight, steps=120)
     busiest = [busiest_expert(tmp_path / str(weight), corpus / "validation.parquet") for weight in (0.0, 1.0)]
     assert busiest[1] < 0.8 < busiest[0]
 
@@ -125,7 +125,7 @@ def test_balancing_loss_sees_layers_whose_imbalances_cancel() -> None:
     one, other = torch.tensor([[9.0, 9.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 9.0, 9.0]])
     assert router_auxiliary_loss([one, other], 2) == pytest.approx(4.0, rel=1e-3)
     assert router_auxiliary_loss([torch.cat([one, other])], 2) == pytest.approx(2.0, rel=1e-3)
-    pooled = load_balancing_loss_func((one, other), num_experts=4, top_k=2)
+    pooled = load_balancing_loss_func((one, other), num_experts=4, top_k=2)  # type: ignore[arg-type]  # "a tuple of one"
     assert pooled == pytest.approx(2.0, rel=1e-3)  # what transformers would train with
     logits_TE = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     assert router_auxiliary_loss([logits_TE], 3) == pytest.approx(
@@ -133,17 +133,8 @@ def test_balancing_loss_sees_layers_whose_imbalances_cancel() -> None:
     )
 
 
-def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
-    factors = [learning_rate_factor(step, 200) for step in range(200)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[9] == factors[10] == 1.0
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[-1] == pytest.approx(0.1)
-    assert [learning_rate_factor(0, steps) for steps in (1, 2)] == [1.0, 1.0]
-
-
 def test_each_step_has_its_own_learning_rate(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_teacher, "learning_rate_factor", lambda step, _steps: float(step == 2))
+    monkeypatch.setattr(tiny_teacher, "warmup_cosine", lambda step, *_others: float(step == 2))
     first, second, third = (train(corpus, tmp_path, steps=steps)["teacher_bits_per_byte"] for steps in (1, 2, 3))
     assert first == second != third
 

@@ -28,7 +28,9 @@ def tiny(family: Family, **changes: object) -> TinyTokenizer:
 
 @pytest.fixture(scope="module")
 def trained(corpus: Path) -> dict[str, Tokenizer]:
-    tokenizers = {family: train_tokenizer(tiny(family), corpus / "train.parquet") for family in FAMILIES}
+    tokenizers: dict[str, Tokenizer] = {
+        family: train_tokenizer(tiny(family), corpus / "train.parquet") for family in FAMILIES
+    }
     for tokenizer in tokenizers.values():
         tokenizer.encode_special_tokens = True
     return tokenizers

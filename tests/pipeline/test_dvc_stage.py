@@ -1,11 +1,11 @@
-"""What dvc.yaml says of a stage, as the names of work folders use it."""
+"""The code and parameters of a stage in dvc.yaml, which the names of work folders are made of."""
 
 from pathlib import Path
 
 import pytest
 
-from moe_distill.config.params import load_params
 from moe_distill.pipeline.dvc_stage import stage_code, stage_parameters
+from tests.params import fixed_params
 
 TRAININGS = ("train_kd", "train_router", "control")
 
@@ -26,15 +26,15 @@ def test_code_of_a_stage_is_what_dvc_runs_it_again_for(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("stage", TRAININGS)
-def test_parameters_of_a_stage_are_those_of_its_definition(stage: str) -> None:
-    values = stage_parameters(stage, load_params())
+def test_parameters_of_a_stage_are_those_of_dvc_yaml(stage: str) -> None:
+    values = stage_parameters(stage, fixed_params())
     assert values["seed"] == 0
-    assert values["train"] == load_params().profile.train.model_dump(mode="json")
+    assert values["train"] == fixed_params().profile.train.model_dump(mode="json")
 
 
 def test_trainings_share_what_does_not_concern_them() -> None:
     """Experiments side by side wait for one another's work where only other stages' parameters differ."""
-    params = load_params()
+    params = fixed_params()
     for change, concerned in (
         ({"temperature": 3.0}, {"train_kd", "train_router"}),
         ({"balance": "adaptive"}, {"train_router"}),

@@ -8,12 +8,11 @@ import yaml
 
 from moe_distill.config.profile import Files, FolderModel, Profile
 from moe_distill.pipeline.local_inputs import STAGES, local_inputs
-
-ROOT = Path(__file__).parents[2]
+from tests.params import ROOT, shipped_profile
 
 
 def make_profile(paths: list[str], teacher: str) -> Profile:
-    profile = Profile.model_validate(yaml.safe_load((ROOT / "profiles/test.yaml").read_text()))
+    profile = shipped_profile("test")
     texts = Files(kind="files", name="mine", paths=paths, field="text", weight=1.0, max_documents=None)
     corpus = profile.corpus.model_copy(update={"sources": [*profile.corpus.sources, texts]})
     models = profile.models.model_copy(update={"teacher": FolderModel(kind="folder", path=teacher)})
@@ -33,8 +32,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
 
 def test_nothing_local_is_the_same_everywhere() -> None:
     for name in ("test", "tiny", "p100"):
-        profile = Profile.model_validate(yaml.safe_load((ROOT / f"profiles/{name}.yaml").read_text()))
-        assert local_inputs(profile) == {"corpus": "none", "teacher": "none", "student": "none"}
+        assert local_inputs(shipped_profile(name)) == {"corpus": "none", "teacher": "none", "student": "none"}
 
 
 @pytest.mark.parametrize(

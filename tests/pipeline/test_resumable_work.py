@@ -54,6 +54,7 @@ class Worker:
         )
 
     def line(self) -> str:
+        assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
     def end(self) -> list[str]:

@@ -1,6 +1,7 @@
 """How a stage ends whose GPU has too little memory."""
 
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
 
-def failing(error: Exception) -> object:
+def failing(error: Exception) -> Callable[[Params], None]:
     def main(_params: Params) -> None:
         raise error
 

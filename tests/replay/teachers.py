@@ -48,23 +48,29 @@ def make_teacher(family: str, seed: int) -> PreTrainedModel:
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
+    expert_size = draw(16, 24)
     torch.manual_seed(seed)
-    match family:
-        case "qwen3_moe":
-            sizes |= {"num_experts": num_experts, "moe_intermediate_size": draw(16, 24), "intermediate_size": 48}
-            sizes["head_dim"] = 8
-            config = Qwen3MoeConfig(**sizes, norm_topk_prob=seed % 2 == 0)
-            model: PreTrainedModel = Qwen3MoeForCausalLM(config)
-        case "mixtral":
-            model = MixtralForCausalLM(
-                MixtralConfig(**sizes, num_local_experts=num_experts, intermediate_size=draw(16, 24))
-            )
-        case _:
-            model = OlmoeForCausalLM(OlmoeConfig(**sizes, num_experts=num_experts, intermediate_size=draw(16, 24)))
+    model = _of_family(family, sizes, num_experts, expert_size, normalizes_topk=seed % 2 == 0)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(5.0)
     model.eval()
     return model
+
+
+def _of_family(
+    family: str, sizes: dict[str, Any], num_experts: int, expert_size: int, normalizes_topk: bool
+) -> PreTrainedModel:
+    match family:
+        case "qwen3_moe":
+            sizes = sizes | {"intermediate_size": 48, "moe_intermediate_size": expert_size, "head_dim": 8}
+            config = Qwen3MoeConfig(**sizes, num_experts=num_experts, norm_topk_prob=normalizes_topk)
+            return Qwen3MoeForCausalLM(config)
+        case "mixtral":
+            return MixtralForCausalLM(
+                MixtralConfig(**sizes, num_local_experts=num_experts, intermediate_size=expert_size)
+            )
+        case _:
+            return OlmoeForCausalLM(OlmoeConfig(**sizes, num_experts=num_experts, intermediate_size=expert_size))
 
 
 @dataclass(frozen=True)

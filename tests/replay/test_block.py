@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from moe_distill.replay.block import (
     TeacherHead,
@@ -20,13 +21,13 @@ from moe_distill.replay.block import (
 )
 from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.capture import _scaled
-from moe_distill.teacher.export_head import export_head
+from moe_distill.teacher.run import export_head
 from tests.replay.teachers import FAMILIES, VOCABULARY, Said, certain, make_teacher, say
 
 TEACHERS = [(family, seed) for family in FAMILIES for seed in range(4)]
 
 
-def head_of(model: object, folder: Path) -> TeacherHead:
+def head_of(model: PreTrainedModel, folder: Path) -> TeacherHead:
     export_head(model, "teacher", folder)
     return load_teacher_head(folder, torch.device("cpu"))
 
@@ -67,7 +68,8 @@ def test_r15_replay_from_stored_states_is_the_running_teacher(
     family: str, seed: int, teacher_dtype: torch.dtype, tmp_path: Path
 ) -> None:
     """As fp16 shards hold them, of a teacher that ran in fp32 or in fp16."""
-    model = make_teacher(family, seed).to(teacher_dtype)
+    model = make_teacher(family, seed)
+    nn.Module.to(model, teacher_dtype)
     said = say(model)
     head = head_of(model, tmp_path)
     stored, scales = _scaled(said.moe_input_ND)
@@ -82,14 +84,14 @@ def test_every_expert_can_be_asked(family: str, seed: int, tmp_path: Path) -> No
     """Each expert alone, against the teacher's block with a gate that chooses this one."""
     model = make_teacher(family, seed)
     said, head = say(model), head_of(model, tmp_path)
-    block = find_modules(model).layers[-1].mlp
+    experts = find_modules(model).layers[-1].get_submodule("mlp.experts")
     read = block_input(head, said.moe_input_ND)
     outputs = expert_outputs(head, read)
     assert outputs.shape == (256, head.num_experts, head.hidden_size)
     for expert in range(head.num_experts):
         chosen = torch.full((256, 1), expert)
         with torch.no_grad():
-            alone = block.experts(read, chosen, torch.ones(256, 1))
+            alone = experts(read, chosen, torch.ones(256, 1))
         torch.testing.assert_close(outputs[:, expert], alone, atol=1e-5, rtol=1e-5)
 
 

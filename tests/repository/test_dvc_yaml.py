@@ -1,52 +1,10 @@
 """dvc.yaml against the code: what a stage depends on is what it imports, and nothing it does not need."""
 
-import ast
-from pathlib import Path
-from typing import Any
-
-import grimp
 import pytest
 import yaml
 
 from moe_distill.training.recorder import curve_columns
-
-ROOT = Path(__file__).parents[2]
-PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-STAGES = PIPELINE["stages"]
-GRAPH = grimp.build_graph("moe_distill")
-# They parse, refuse, estimate, tell or record; they cannot change a result, and an edit to them runs no stage again.
-PLUMBING = {"cli", "commands", "config", "errors", "log", "pipeline", "tracking", "utils"}
-OF_RESULTS = {"moe_distill.utils.device", "moe_distill.utils.tensors"}  # precision, seeds
-
-
-def definition(stage: str) -> dict[str, Any]:
-    found: dict[str, Any] = STAGES[stage].get("do", STAGES[stage])
-    return found
-
-
-def can_change_results(module: str) -> bool:
-    package = module.split(".")[1:2]
-    return module in OF_RESULTS or not (set(package) & PLUMBING or module.endswith("_disk_use") or not package)
-
-
-def modules_of(stage: str) -> set[str]:
-    """Every module that a stage's file imports, directly or through others, and that can change its result."""
-    tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
-    open_modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    open_modules, found = (
-        {each for each in open_modules if each in GRAPH.modules and can_change_results(each)},
-        set[str](),
-    )
-    while open_modules:
-        module = open_modules.pop()
-        found.add(module)
-        imported = GRAPH.find_modules_directly_imported_by(module)
-        open_modules |= {each for each in imported if can_change_results(each)} - found
-    return {module for module in found if not is_package(module)}
-
-
-def is_package(module: str) -> bool:
-    return (ROOT / "src" / module.replace(".", "/")).is_dir()
+from tests.repository.stage_modules import GRAPH, PIPELINE, ROOT, STAGES, definition, is_package, modules_of
 
 
 def named_by(dependency: str) -> set[str]:
@@ -73,11 +31,6 @@ def test_every_key_of_a_study_reruns_a_stage() -> None:
     keys = set(yaml.safe_load((ROOT / "params.yaml").read_text())) - {"profile"}
     followed = {each for stage in STAGES for each in definition(stage).get("params", []) if isinstance(each, str)}
     assert keys <= followed
-
-
-def test_the_chunk_term_is_of_both_phases() -> None:
-    for stage, keys in (("train_kd", ["chunk_temperature", "losses.chunk"]), ("train_router", ["chunk_temperature"])):
-        assert set(keys) <= {each for each in definition(stage)["params"] if isinstance(each, str)}
 
 
 def test_no_output_persists() -> None:

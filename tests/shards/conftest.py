@@ -1,8 +1,11 @@
 """Small stores of the kinds the pipeline has."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import TEACHER_TARGETS, open_targets, target_fields
 from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
 from moe_distill.shards.window_store import TEACHER_FIELDS, TEACHER_WINDOWS, WindowStore
@@ -13,7 +16,7 @@ COUNTS = [[3, 1], [2], [4, 2]]  # windows of each file
 
 
 @pytest.fixture
-def windows(tmp_path):
+def windows(tmp_path: Path) -> WindowStore:
     writer = ShardWriter(tmp_path, TEACHER_FIELDS, "tokens", 1)
     first = 0
     for number, counts in enumerate(COUNTS):
@@ -33,7 +36,7 @@ def windows(tmp_path):
 
 
 @pytest.fixture
-def targets(tmp_path):
+def targets(tmp_path: Path) -> ShardReader:
     """Seven positions in two files, three kept logits, two tail samples, no hidden states."""
     fields = target_fields(k=3, tail_samples=2, hidden_layers=1, hidden_size=4, router_layers=0, num_experts=0)
     writer = ShardWriter(tmp_path, fields, "positions", 4)
@@ -56,7 +59,7 @@ def targets(tmp_path):
 
 
 @pytest.fixture
-def vocabulary_map(tmp_path):
+def vocabulary_map(tmp_path: Path) -> Path:
     """Five teacher ids, six student ids."""
     writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 4)
     for student_ids in ([5, -1, 0, 2], [-1]):

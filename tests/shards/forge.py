@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -10,7 +11,7 @@ from moe_distill.utils.checksummed_json import read_json_object, verified_conten
 from moe_distill.utils.files import Json, sha256_file
 
 
-def forge_column(store: Path, file_number: int, field: str, change: Callable[[Tensor], None]) -> Path:
+def forge_column(store: Path, file_number: int, field: str, change: Callable[[Tensor], object]) -> Path:
     """Change values of one column in place; returns the file."""
     path = store / f"shard_{file_number:05d}.safetensors"
     columns = {name: column.clone() for name, column in load_file(path).items()}
@@ -18,17 +19,17 @@ def forge_column(store: Path, file_number: int, field: str, change: Callable[[Te
     path.unlink()
     save_file(columns, path)
     index = _read(store)
-    index["files"][file_number]["sha256"] = sha256_file(path)  # type: ignore[index]
+    index["files"][file_number]["sha256"] = sha256_file(path)
     write_checksummed_json(store / "index.json", index)
     return path
 
 
 def forge_metadata(store: Path, **changes: Json) -> None:
     index = _read(store)
-    index["metadata"] |= changes  # type: ignore[operator]
+    index["metadata"] |= changes
     write_checksummed_json(store / "index.json", index)
 
 
-def _read(store: Path) -> dict[str, Json]:
+def _read(store: Path) -> dict[str, Any]:
     path = store / "index.json"
-    return verified_content(path, read_json_object(path))
+    return dict(verified_content(path, read_json_object(path)))

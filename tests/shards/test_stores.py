@@ -1,9 +1,12 @@
 """Windows, vocabulary map and teacher rows read back."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from moe_distill.errors import DataError
+from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import (
     TAIL_SAMPLE_TEMPERATURE,
     TAIL_TEMPERATURES,
@@ -16,7 +19,7 @@ from moe_distill.shards.vocabulary_store import read_vocabulary_map
 from moe_distill.shards.window_store import WindowStore
 
 
-def test_windows_are_numbered_over_all_files(windows):
+def test_windows_are_numbered_over_all_files(windows: WindowStore) -> None:
     assert len(windows) == 5
     assert [windows.tokens("token_ids", number).tolist() for number in range(5)] == [
         [0, 1, 2],
@@ -35,18 +38,18 @@ def test_windows_are_numbered_over_all_files(windows):
     ]
 
 
-def test_windows_of_the_other_kind_are_refused(windows):
+def test_windows_of_the_other_kind_are_refused(windows: WindowStore) -> None:
     with pytest.raises(DataError, match=r"moe-distill/teacher-windows version 4, expected moe-distill/student-windows"):
         WindowStore(windows.reader.folder, "moe-distill/student-windows")
 
 
-def test_vocabulary_map_round_trip(vocabulary_map):
+def test_vocabulary_map_round_trip(vocabulary_map: Path) -> None:
     found = read_vocabulary_map(vocabulary_map)
     assert found.dtype == torch.int64
     assert found.tolist() == [5, -1, 0, 2, -1]
 
 
-def test_r01_teacher_rows_are_upcast_where_they_are_read(targets):
+def test_r01_teacher_rows_are_upcast_where_they_are_read(targets: ShardReader) -> None:
     rows = read_rows(targets, [torch.tensor([0, 1])])
     assert {getattr(rows, name).dtype for name in ("topk_logprobs", "tail_logprobs", "tail_logsumexp")} == {
         torch.float32
@@ -54,7 +57,7 @@ def test_r01_teacher_rows_are_upcast_where_they_are_read(targets):
     assert {rows.topk_ids.dtype, rows.tail_ids.dtype} == {torch.int64}
 
 
-def test_teacher_rows_of_windows_leave_out_what_is_not_aligned(targets):
+def test_teacher_rows_of_windows_leave_out_what_is_not_aligned(targets: ShardReader) -> None:
     rows = read_rows(targets, [torch.tensor([-1, 1, -1, 3]), torch.tensor([-1, -1]), torch.tensor([4, 6, -1])])
     assert len(rows) == 4
     assert rows.topk_ids[:, 0].tolist() == [10, 30, 40, 60]
@@ -64,14 +67,14 @@ def test_teacher_rows_of_windows_leave_out_what_is_not_aligned(targets):
     assert rows.tail_logprobs[2].tolist() == [-9.0, -10.0]
 
 
-def test_no_aligned_row_at_all_gives_empty_columns_of_the_right_shape(targets):
+def test_no_aligned_row_at_all_gives_empty_columns_of_the_right_shape(targets: ShardReader) -> None:
     rows = read_rows(targets, [torch.tensor([-1, -1])])
     assert len(rows) == 0
     assert (rows.topk_ids.shape, rows.tail_logsumexp.shape, rows.tail_ids.shape) == ((0, 3), (0, 5), (0, 2))
     assert (rows.topk_ids.dtype, rows.tail_logprobs.dtype) == (torch.int64, torch.float32)
 
 
-def test_the_density_of_tail_samples_sums_to_one_over_the_tail_and_mixes_in_the_uniform():
+def test_the_density_of_tail_samples_sums_to_one_over_the_tail_and_mixes_in_the_uniform() -> None:
     logprobs = (3 * torch.randn(2, 50, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
     tail = logprobs.sort(descending=True).values[:, 8:]  # top-8 left out
     nodes = torch.stack([(tail / temperature).logsumexp(-1) for temperature in TAIL_TEMPERATURES], -1)
@@ -82,7 +85,7 @@ def test_the_density_of_tail_samples_sums_to_one_over_the_tail_and_mixes_in_the_
     assert torch.allclose(density.sum(-1), torch.ones(2), atol=1e-5)
 
 
-def test_target_fields_of_a_dense_last_block_have_no_router():
+def test_target_fields_of_a_dense_last_block_have_no_router() -> None:
     dense = target_fields(64, 16, 3, 32, router_layers=0, num_experts=0)
     moe = target_fields(64, 16, 3, 32, router_layers=1, num_experts=4)
     assert set(moe) - set(dense) == {"moe_input", "moe_input_scales", "router_logits"}

@@ -33,11 +33,11 @@ def part(number: int, tokens: int | None = None) -> dict[str, Tensor]:
 
 
 def new_writer(folder: Path, rows_per_shard: int = 4) -> ShardWriter:
-    return ShardWriter(folder, FIELDS, "tokens", rows_per_shard, receipts_of(folder))
+    return ShardWriter(folder, FIELDS, "tokens", rows_per_shard, progress_folder_of(folder))
 
 
-def receipts_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}-receipts")
+def progress_folder_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-progress")
 
 
 def write_store(folder: Path, rows_per_shard: int = 4, parts: int = 5) -> Index:

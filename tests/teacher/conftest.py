@@ -26,8 +26,6 @@ SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-}
-SIZES |= {
     "num_hidden_layers": 3,
     "max_position_embeddings": 256,
     "pad_token_id": None,
@@ -39,28 +37,31 @@ FAMILIES = ("qwen3_moe", "qwen3_moe_top1", "mixtral", "olmoe", "dense")
 
 def make_teacher(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    moe: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2}
-    qwen: dict[str, Any] = {"moe_intermediate_size": 24, "intermediate_size": 48, "head_dim": 8}
-    model: PreTrainedModel
-    match family:
-        case "qwen3_moe":
-            model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **moe, **qwen, norm_topk_prob=False))
-        case "qwen3_moe_top1":  # as Huihui-MoE-1B: 3 experts, 1 per token, normalised
-            config = Qwen3MoeConfig(**SIZES, **qwen, num_experts=3, num_experts_per_tok=1, norm_topk_prob=True)
-            model = Qwen3MoeForCausalLM(config)
-        case "mixtral":
-            sizes = MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, intermediate_size=24)
-            model = MixtralForCausalLM(sizes)
-        case "olmoe":
-            model = OlmoeForCausalLM(OlmoeConfig(**SIZES, **moe, intermediate_size=24))
-        case _:
-            model = LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=48))
+    model = _of_family(family)
     with torch.no_grad():
         for parameter in model.parameters():  # larger than at initialisation: experts and logits that differ
             if parameter.ndim > 1:
                 parameter.mul_(6.0)
-    model.train(False)
+    model.eval()
     return model
+
+
+def _of_family(family: str) -> PreTrainedModel:
+    moe = SIZES | {"num_experts": 4, "num_experts_per_tok": 2}
+    qwen3 = moe | {"moe_intermediate_size": 24, "intermediate_size": 48, "head_dim": 8}
+    match family:
+        case "qwen3_moe":
+            return Qwen3MoeForCausalLM(Qwen3MoeConfig(**qwen3, norm_topk_prob=False))
+        case "qwen3_moe_top1":  # as Huihui-MoE-1B: 3 experts, 1 per token, normalised
+            top1 = qwen3 | {"num_experts": 3, "num_experts_per_tok": 1}
+            return Qwen3MoeForCausalLM(Qwen3MoeConfig(**top1, norm_topk_prob=True))
+        case "mixtral":
+            config = MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, intermediate_size=24)
+            return MixtralForCausalLM(config)
+        case "olmoe":
+            return OlmoeForCausalLM(OlmoeConfig(**moe, intermediate_size=24))
+        case _:
+            return LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=48))
 
 
 @pytest.fixture

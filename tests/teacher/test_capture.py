@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, open_targets
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
 from moe_distill.teacher.capture import Captured, capture, run_of
-from moe_distill.teacher.export_head import export_head
+from moe_distill.teacher.forward import States, forward
+from moe_distill.teacher.run import export_head
 from tests.replay.teachers import FAMILIES as MOE_FAMILIES
 from tests.replay.teachers import certain
 from tests.replay.teachers import make_teacher as random_moe
@@ -60,7 +62,7 @@ def run(model: PreTrainedModel, windows: WindowStore, output: Path, **changes: o
         "teacher",
         "key",
         output,
-        output.with_name(f"{output.name}-receipts"),
+        output.with_name(f"{output.name}-progress"),
     )
 
 
@@ -147,6 +149,18 @@ def test_states_lie_in_whole_runs_of_the_sampled_windows(windows: WindowStore, t
     assert all(starts[owner].stop > int(run[-1]) for owner, run in zip(owners, runs, strict=True))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_states_all_else_is_the_same(windows: WindowStore, tmp_path: Path, family: str) -> None:
+    for name, share in (("with", 1.0), ("without", 0.0)):
+        run(make_teacher(family), windows, tmp_path / name, hidden_fraction=share)
+    whole, bare = open_targets(tmp_path / "with"), open_targets(tmp_path / "without")
+    bare.verify()
+    assert (whole.rows("hidden"), bare.rows("hidden")) == (12 * 64, 0)
+    for name, spec in whole.index.fields.items():
+        if spec.table == "positions":
+            assert torch.equal(column(whole, name), column(bare, name))
+
+
 @pytest.mark.parametrize("share", [0.14, 0.5, 0.9])
 def test_hidden_fraction_is_the_share_of_windows_that_keep_a_run(share: float) -> None:
     sampled = params(hidden_fraction=share)
@@ -176,10 +190,9 @@ def test_r21_killed_capture_continues_to_the_same_bytes(
 ) -> None:
     model = make_teacher("qwen3_moe")
     run(model, windows, tmp_path / "whole")
-    forward = capture_module.forward
     calls = []
 
-    def dying(*arguments: object) -> object:
+    def dying(*arguments: Any) -> tuple[States, bool]:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt

@@ -16,8 +16,9 @@ def loud_teacher(family: str) -> PreTrainedModel:
     """An fp16 teacher, its buffers as loaded, that overflows where token `LOUD_ID` stands."""
     model = make_teacher(family)
     with torch.no_grad():
-        model.get_input_embeddings().weight[LOUD_ID] = torch.finfo(torch.float16).max
-        model.model.layers[0].self_attn.o_proj.weight.mul_(1000)  # what is added to it tips it over
+        model.get_parameter("model.embed_tokens.weight")[LOUD_ID] = torch.finfo(torch.float16).max
+        projection = model.get_parameter("model.layers.0.self_attn.o_proj.weight")
+        projection.mul_(1000)  # what is added to it tips it over
     for parameter in model.parameters():
         parameter.data = parameter.data.half()
     return model

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from moe_distill.errors import DataError
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
-from moe_distill.teacher.forward import States
+from moe_distill.teacher.forward import States, forward
 from tests.teacher.conftest import make_teacher
 from tests.teacher.test_capture import column, run
 
@@ -51,10 +52,8 @@ def test_log_probabilities_below_fp16_are_kept_as_its_lowest(windows: WindowStor
 def test_router_logits_beyond_fp16_are_kept_as_its_largest(
     windows: WindowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = capture_module.forward
-
-    def louder(*arguments: object) -> tuple[States, bool]:
-        states, in_fp32 = forward(*arguments)  # type: ignore[arg-type]
+    def louder(*arguments: Any) -> tuple[States, bool]:
+        states, in_fp32 = forward(*arguments)
         assert states.router_logits_BLE is not None
         return replace(states, router_logits_BLE=states.router_logits_BLE * 1e6), in_fp32
 

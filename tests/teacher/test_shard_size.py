@@ -2,19 +2,17 @@
 
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
 import pytest
-import yaml
 
 from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, Hub, Profile
 from moe_distill.corpus.raw import RawDocument
 from moe_distill.corpus.resize import join_rows
 from moe_distill.shards.format import row_bytes
-from moe_distill.shards.teacher_store import target_fields
+from moe_distill.teacher.capture import capture_fields
 from tests.assets import real_text, real_tokenizer
+from tests.params import ROOT, shipped_profile
 
-PATH = Path(__file__).parents[2] / "profiles/p100.yaml"
 TEACHER_SIZE, EXPERTS = 1024, 3  # Huihui-MoE-1B
 ALIGNED = (
     0.95  # share of the student's positions, at least; 0.964 for the real pair (tests/alignment/test_real_pair.py)
@@ -23,13 +21,12 @@ ALIGNED = (
 
 @pytest.fixture
 def profile() -> Profile:
-    return Profile.model_validate(yaml.safe_load(PATH.read_text()))
+    return shipped_profile("p100")
 
 
 def shard_bytes(profile: Profile, positions: float, runs: float) -> float:
     capture = profile.teacher
-    fields = target_fields(capture.k, capture.tail_samples, len(capture.hidden_layers), TEACHER_SIZE, 1, EXPERTS)
-    each = row_bytes(fields)
+    each = row_bytes(capture_fields(capture, TEACHER_SIZE, EXPERTS))
     return positions * each["positions"] + runs * capture.hidden_run * each["hidden"]
 
 
@@ -62,7 +59,7 @@ def test_shards_of_the_real_pair_stay_within_15_gb_even_if_every_window_is_full(
 
 
 def test_what_the_profile_of_the_real_pair_says_holds_for_real_text(profile: Profile) -> None:
-    capture, comments = profile.teacher, PATH.read_text()
+    capture, comments = profile.teacher, (ROOT / "profiles/p100.yaml").read_text()
     lengths = list(window_lengths(profile))
     mean = sum(lengths) / len(lengths)
     long_enough = sum(length >= capture.hidden_run for length in lengths) / len(lengths)

@@ -9,9 +9,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +20,9 @@ from moe_distill.config.params import Curriculum, ExperimentParams, Params
 from moe_distill.config.profile import Capture, Profile, Train
 from moe_distill.tracking import mlflow_runs as tracking
 from moe_distill.tracking.mlflow_runs import experiment_key, track
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 TESTS = Path(__file__).parent
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where fsync, most of the time of a new database, is free
@@ -74,17 +78,17 @@ class Store:
 
         self.client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
 
-    def runs(self) -> list:
+    def runs(self) -> list["Run"]:
         experiment = self.client.get_experiment_by_name("moe-distill")
         return list(self.client.search_runs([experiment.experiment_id])) if experiment else []
 
-    def parents(self) -> dict:
+    def parents(self) -> dict[str, "Run"]:
         return {run.info.run_name: run for run in self.runs() if "mlflow.parentRunId" not in run.data.tags}
 
-    def nested(self, parent) -> dict:
+    def nested(self, parent: "Run") -> dict[str, "Run"]:
         return {r.info.run_name: r for r in self.runs() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
 
-    def only_parent(self):
+    def only_parent(self) -> "Run":
         (parent,) = self.parents().values()
         return parent
 
@@ -140,8 +144,9 @@ def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
 def start(code: str, **environment: str) -> "subprocess.Popen[str]":
     """Another process in the current folder, not recognisable as part of a test or of a CI job."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
+    beginning = f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom test_mlflow_runs import *\n"
     return subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom test_mlflow_runs import *\n{code}"],
+        [sys.executable, "-c", beginning + code],
         env={**inherited, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -289,13 +294,14 @@ def test_a_training_by_other_code_is_seen_while_it_runs(root: Path) -> None:
 def test_a_kill_between_batches_doubles_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    original, batches = SqlAlchemyStore.log_batch, []
+    original: Callable[..., None] = SqlAlchemyStore.log_batch
+    batches = []
 
-    def killed_at_the_third(store: SqlAlchemyStore, run_id: str, metrics: list, params: list, tags: list) -> None:
+    def killed_at_the_third(store: SqlAlchemyStore, run_id: str, metrics: list[Any], **rest: Any) -> None:
         batches.append(len(metrics))
         if len([size for size in batches if size]) == 3:
             raise KeyboardInterrupt
-        original(store, run_id, metrics, params, tags)
+        original(store, run_id, metrics, **rest)
 
     monkeypatch.setattr(SqlAlchemyStore, "log_batch", killed_at_the_third)
     write_curve("train_kd", range(1, 1501))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from moe_distill.config.params import Params, load_params
+from moe_distill.config.params import Params
 from moe_distill.config.profile import Capture
 from moe_distill.shards.format import Metadata
 from moe_distill.shards.provenance import windows_fingerprint
@@ -21,13 +21,13 @@ from moe_distill.shards.window_store import (
 )
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.capture import capture
-from moe_distill.teacher.export_head import export_head
+from moe_distill.teacher.run import export_head
 from moe_distill.training.phases import TrainingInputs, TrainingOutputs
+from tests.params import fixed_params
 from tests.replay.teachers import VOCABULARY
 
 TOKENIZER = b"{}"  # what the folders are told apart by; nothing here is text
 TOKENIZER_SHA256 = hashlib.sha256(TOKENIZER).hexdigest()
-ROOT = Path(__file__).parents[2]
 WINDOWS = {"train": 24, "validation": 8}
 CAPTURE: dict[str, object] = {
     "seed": 0,
@@ -50,7 +50,7 @@ def make_params(capture: dict[str, object] | None = None, **changes: object) -> 
         capture: what differs from `CAPTURE`.
         changes: keys of params.yaml or of `train`.
     """
-    params = load_params(ROOT)
+    params = fixed_params()
     train: dict[str, object] = {
         "max_steps": 20,
         "batch_windows": 8,

@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from moe_distill.config.params import load_params
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.shards.reader import ShardReader
@@ -20,9 +19,10 @@ from moe_distill.training.loop import Result
 from moe_distill.training.phases import train_kd, train_router
 from moe_distill.training.schedule import first_phase_steps
 from moe_distill.training.student import Heads, make_heads
+from tests.params import fixed_params
 from tests.replay.teachers import make_teacher as random_moe
 from tests.teacher.conftest import make_teacher
-from tests.training.folders import ROOT, Folders, make_folders, make_params
+from tests.training.folders import Folders, make_folders, make_params
 
 ALL_ON = dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.05)
 NONE_ON = dict.fromkeys(ALL_ON, 0.0)
@@ -157,7 +157,7 @@ def collapsed(*arguments: Any, **keywords: Any) -> Heads:
     return heads
 
 
-DEFAULT = load_params(ROOT).experiment.losses.model_dump()
+DEFAULT = fixed_params().experiment.losses.model_dump()
 BALANCE_ALONE = dict.fromkeys(DEFAULT, 0.0) | {"router_balance": DEFAULT["router_balance"]}
 
 

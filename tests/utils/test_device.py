@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from moe_distill.config.profile import Precision
 from moe_distill.errors import ConfigError, ResourceError
 from moe_distill.utils import device as runtime
 from moe_distill.utils.device import Runtime, make_runtime, probe, resolve_precision, seed_everything
@@ -32,9 +33,9 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
     ],
 )
 def test_r26_precision_by_compute_capability(
-    precision: str, capability: tuple[int, int] | None, expected: torch.dtype
+    precision: Precision, capability: tuple[int, int] | None, expected: torch.dtype
 ) -> None:
-    assert resolve_precision(precision, capability) is expected  # type: ignore[arg-type]
+    assert resolve_precision(precision, capability) is expected
 
 
 @pytest.mark.parametrize("capability", [(6, 0), (7, 5)])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_distill.utils.files import (
+    Json,
     canonical_json,
     fingerprint,
     folder_fingerprint,
@@ -23,9 +24,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_canonical_json_is_equal_for_equal_values():
-    value = {"b": [1, 2.5, None, True], "a": {"y": "é", "x": ""}}
-    other = {"a": {"x": "", "y": "é"}, "b": (1, 2.5, None, True)}
+def test_canonical_json_is_equal_for_equal_values() -> None:
+    value: dict[str, Json] = {"b": [1, 2.5, None, True], "a": {"y": "é", "x": ""}}
+    other: dict[str, Json] = {"a": {"x": "", "y": "é"}, "b": (1, 2.5, None, True)}
     assert canonical_json(value) == canonical_json(other)
     assert canonical_json(value).endswith("}\n")
     assert "é" in canonical_json(value)
@@ -35,7 +36,7 @@ def test_canonical_json_is_equal_for_equal_values():
     assert len(fingerprint(value)) == 64
 
 
-def test_folder_fingerprint_sees_names_and_bytes(tmp_path):
+def test_folder_fingerprint_sees_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "a/sub").mkdir(parents=True)
     (tmp_path / "a/sub/file").write_bytes(b"1")
     before = folder_fingerprint(tmp_path / "a")
@@ -47,7 +48,7 @@ def test_folder_fingerprint_sees_names_and_bytes(tmp_path):
     assert len({before, changed, folder_fingerprint(tmp_path / "b")}) == 3
 
 
-def test_write_atomically_writes_all_and_leaves_nothing_else(tmp_path):
+def test_write_atomically_writes_all_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "new/folder/file.bin"
     write_atomically(path, b"one")
     write_atomically(path, b"two")
@@ -56,7 +57,9 @@ def test_write_atomically_writes_all_and_leaves_nothing_else(tmp_path):
     assert sha256_file(path) == "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3"
 
 
-def test_write_atomically_keeps_the_old_content_when_it_is_killed(tmp_path, monkeypatch):
+def test_write_atomically_keeps_the_old_content_when_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
@@ -69,14 +72,14 @@ def test_write_atomically_keeps_the_old_content_when_it_is_killed(tmp_path, monk
     assert path.read_bytes() == b"old"
 
 
-def test_write_atomically_does_not_write_through_a_hard_link(tmp_path):
+def test_write_atomically_does_not_write_through_a_hard_link(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"old")
     os.link(tmp_path / "file", tmp_path / "cached")
     write_atomically(tmp_path / "file", b"new")
     assert (tmp_path / "cached").read_bytes() == b"old"
 
 
-def test_write_json(tmp_path):
+def test_write_json(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1, "a": 2.0})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "a": 2.0,\n  "b": 1\n}\n'
 
@@ -87,14 +90,14 @@ def make_folder(folder: Path, content: str) -> Path:
     return folder
 
 
-def test_publish_links_the_files(tmp_path):
+def test_publish_links_the_files(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "work", "one")
     publish(source, tmp_path / "data/out")
     assert (tmp_path / "data/out/sub/file").samefile(source / "sub/file")
     assert names(tmp_path / "data") == ["out"]
 
 
-def test_publish_replaces_what_stood_there(tmp_path):
+def test_publish_replaces_what_stood_there(tmp_path: Path) -> None:
     old = make_folder(tmp_path / "out", "old")
     (old / "stale").write_text("x", encoding="utf-8")
     os.link(old / "sub/file", tmp_path / "cached")
@@ -104,7 +107,7 @@ def test_publish_replaces_what_stood_there(tmp_path):
     assert (tmp_path / "cached").read_text(encoding="utf-8") == "old"
 
 
-def test_publish_links_a_file_too(tmp_path):
+def test_publish_links_a_file_too(tmp_path: Path) -> None:
     (tmp_path / "curve").write_text("new", encoding="utf-8")
     (tmp_path / "out").write_text("old", encoding="utf-8")
     publish(tmp_path / "curve", tmp_path / "out")
@@ -112,7 +115,7 @@ def test_publish_links_a_file_too(tmp_path):
     assert names(tmp_path) == ["curve", "out"]
 
 
-def test_r21_publish_leaves_out_and_removes_what_killed_processes_left(tmp_path):
+def test_r21_publish_leaves_out_and_removes_what_killed_processes_left(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "work", "one")
     (source / "sub/.file.1.tmp").touch()  # half a file
     (tmp_path / "data/.out.1.tmp/sub").mkdir(parents=True)  # half a publication
@@ -121,7 +124,7 @@ def test_r21_publish_leaves_out_and_removes_what_killed_processes_left(tmp_path)
     assert names(tmp_path / "data/out/sub") == ["file"]
 
 
-def test_publish_copies_where_links_are_not_possible(tmp_path, monkeypatch):
+def test_publish_copies_where_links_are_not_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_source: str, _target: str) -> None:
         raise OSError("no links here")
 
@@ -132,7 +135,7 @@ def test_publish_copies_where_links_are_not_possible(tmp_path, monkeypatch):
     assert not (tmp_path / "out/sub/file").samefile(source / "sub/file")
 
 
-def test_fresh_folder_appears_when_the_block_has_ended(tmp_path):
+def test_fresh_folder_appears_when_the_block_has_ended(tmp_path: Path) -> None:
     make_folder(tmp_path / "out", "old")
     with fresh_folder(tmp_path / "out") as folder:
         assert names(folder) == []
@@ -142,7 +145,7 @@ def test_fresh_folder_appears_when_the_block_has_ended(tmp_path):
     assert names(tmp_path / "out") == ["file"]
 
 
-def test_fresh_folder_leaves_the_old_one_after_an_error(tmp_path):
+def test_fresh_folder_leaves_the_old_one_after_an_error(tmp_path: Path) -> None:
     make_folder(tmp_path / "out", "old")
     with pytest.raises(ZeroDivisionError), fresh_folder(tmp_path / "out") as folder:
         (folder / "file").write_text(str(1 // 0), encoding="utf-8")
@@ -150,7 +153,7 @@ def test_fresh_folder_leaves_the_old_one_after_an_error(tmp_path):
     assert names(tmp_path / "out") == ["sub"]
 
 
-def test_r21_fresh_folder_removes_what_killed_processes_left(tmp_path):
+def test_r21_fresh_folder_removes_what_killed_processes_left(tmp_path: Path) -> None:
     for pid in (1, os.getpid()):
         (tmp_path / f".out.{pid}.tmp").mkdir()
     with fresh_folder(tmp_path / "out") as folder:
@@ -158,7 +161,9 @@ def test_r21_fresh_folder_removes_what_killed_processes_left(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_project_root_is_the_main_checkout_from_a_temporary_workspace_too(tmp_path, monkeypatch):
+def test_project_root_is_the_main_checkout_from_a_temporary_workspace_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir("/")
     assert project_root() == tmp_path.resolve()

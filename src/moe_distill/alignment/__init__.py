@@ -1,1 +1,1 @@
-"""From text to windows: token bytes, common byte boundaries, aligned positions, the vocabulary map."""
+"""From text to windows of both tokenizers, with positions aligned by bytes; and the map between vocabularies."""

@@ -1,7 +1,4 @@
-"""Where two tokenisations of the same bytes meet.
-
-All offsets are byte offsets; a token covers the half-open span [start, end).
-"""
+"""Compare two tokenisations of the same bytes. Offsets are in bytes; a token covers the half-open span [start, end)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +10,7 @@ Flags = NDArray[np.bool_]
 
 
 def token_starts(lengths: Offsets, text_starts: Offsets, counts: Offsets) -> Offsets:
-    """Start of every token: its text's start plus the bytes of the tokens before it in that text.
+    """Start of every token, [tokens]: the start of its text plus the bytes of the tokens before it in that text.
 
     Args:
         lengths: bytes of each token, the texts one after the other, [tokens].
@@ -28,16 +25,16 @@ def token_starts(lengths: Offsets, text_starts: Offsets, counts: Offsets) -> Off
 
 
 def code_point_boundaries(text: bytes) -> Flags:
-    """[len(text) + 1]: True where an offset lies between two characters of UTF-8 text."""
+    """For each byte offset of a UTF-8 text, whether it is at an edge of a character: bool [len(text) + 1]."""
     starts = (np.frombuffer(text, np.uint8) & 0xC0) != 0x80
     return np.append(starts, True)
 
 
 def aligned_rows(student_starts: Offsets, teacher_starts: Offsets) -> Offsets:
-    """For each student token the teacher token that starts at the same byte, or -1.
+    """For each student token the number of the teacher token that starts at the same byte, or -1: [student tokens].
 
-    The position that predicts a token has consumed exactly the bytes before it, so equal starts mean
-    that both models have read the same text. `teacher_starts` is strictly increasing.
+    The position that predicts a token has read exactly the bytes before it, so equal starts mean that both models have
+    read the same text. `teacher_starts` is strictly increasing.
     """
     found = np.searchsorted(teacher_starts, student_starts)
     within = np.minimum(found, len(teacher_starts) - 1)
@@ -46,8 +43,13 @@ def aligned_rows(student_starts: Offsets, teacher_starts: Offsets) -> Offsets:
 
 
 def next_token_relation(student_ends: Offsets, teacher_ends: Offsets, rows: Offsets) -> NDArray[np.int8]:
-    """How the next student token compares with the next teacher token at each position (see `NextToken`)."""
-    ends = teacher_ends[rows]  # rows of -1 read some value; they are overwritten below
+    """The `NextToken` of each student position: int8 [student tokens].
+
+    Args:
+        student_ends, teacher_ends: end of each token.
+        rows: the aligned teacher token of each student token, or -1.
+    """
+    ends = teacher_ends[rows]  # a row of -1 reads any value, and is unaligned below
     relation = np.select(
         [rows < 0, student_ends == ends, student_ends < ends],
         [NextToken.UNALIGNED, NextToken.SAME, NextToken.SHORTER],

@@ -1,4 +1,4 @@
-"""The merge rules of a BPE tokenizer, as ids."""
+"""The merge rules of a BPE tokenizer as ids (Sennrich et al. 2016)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from moe_distill.shards.vocabulary_store import Merges, out_of_order
 
 
 def merges_of(encoder: Encoder) -> Merges:
-    """The merges of a tokenizer; none unless it is a BPE in which one merge makes each token, after its parts.
+    """The merges of a tokenizer in order; none unless it is a BPE where one merge makes each token, after its parts.
 
-    Converted SentencePiece tokenizers list every way to make a token; which of them is taken, a text must show.
+    Converted SentencePiece tokenizers list every pair that makes a token; which one is used depends on the text.
     """
     model = json.loads(encoder.tokenizer.to_str())["model"]
     pairs = model["merges"] if model["type"] == "BPE" and not model["continuing_subword_prefix"] else []
@@ -23,7 +23,7 @@ def merges_of(encoder: Encoder) -> Merges:
 
 
 def _as_ids(pairs: Sequence[Sequence[str]], ids: Mapping[str, int], table: Sequence[bytes | None]) -> Merges:
-    """Merges of token strings as tensors of ids; `table` has the bytes of each id."""
+    """Pairs of token strings as tensors of ids; `table` has the bytes of each id."""
     results = [ids[left + right] for left, right in pairs]
     return Merges(
         lefts=torch.tensor([ids[left] for left, _ in pairs], dtype=torch.int64),

@@ -1,4 +1,4 @@
-"""Encode texts in batches and prove, text by text, that no byte was lost or invented."""
+"""Encode texts in batches, and prove for each text that its tokens spell it byte for byte."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from moe_distill.alignment.invented_space import without_invented_space
 from moe_distill.alignment.token_bytes import TokenBytes, token_bytes
 from moe_distill.errors import DataError
 
-# What every text may hold: capitals, punctuation, digits, indentation, blank lines, blanks at either end.
+# What any text can contain: capitals, punctuation, digits, indentation, blank lines, blanks at either end.
 ORDINARY_TEXT = ' The fox said: "It isn\'t 42!"\n\n    (quick, brown; lazy)  dogs.\n'
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer that encodes text as it stands, with the bytes of its tokens."""
+    """A tokenizer that adds nothing to a text, with the bytes of its tokens."""
 
     tokenizer: Tokenizer
     token_bytes: TokenBytes
-    prefix_id: int  # begins every window (the model's BOS, else its EOS)
-    name: str
+    prefix_id: int  # id of the token that begins every window (the model's BOS, else its EOS)
+    name: str  # for errors
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,27 @@ class Encoded:
 
     Attributes:
         ids: int64 [tokens].
-        counts: int64 [texts]; tokens of each text, 0 for a text that was lost.
-        lost: (number of the text, first differing byte) of texts whose tokens do not spell them.
+        counts: int64 [texts]; tokens of each text, 0 for a misspelled one.
+        misspelled: (number of the text, first differing byte) of each text that its tokens do not spell.
     """
 
     ids: NDArray[np.int64]
     counts: NDArray[np.int64]
-    lost: list[tuple[int, int]]
+    misspelled: list[tuple[int, int]]
 
 
 def make_encoder(tokenizer: Tokenizer, prefix_id: int, name: str) -> Encoder:
     """Prepare a tokenizer for windows.
 
+    Args:
+        prefix_id: id of the token that begins every window.
+        name: of the tokenizer, for errors.
+
     Raises:
-        DataError: the tokenizer is of an unknown family (see `token_bytes`), or changes ordinary text; names it.
+        DataError: the tokenizer is of an unknown family (see `token_bytes`), or changes ordinary text.
     """
     encoder = Encoder(without_invented_space(tokenizer), token_bytes(tokenizer, name), prefix_id, name)
-    for _, offset in encode(encoder, [ORDINARY_TEXT.encode()]).lost:
+    for _, offset in encode(encoder, [ORDINARY_TEXT.encode()]).misspelled:
         raise DataError(
             f"tokenizer {name} changes ordinary text",
             f"its tokens do not spell {ORDINARY_TEXT!r} from byte {offset} on",
@@ -58,10 +62,10 @@ def make_encoder(tokenizer: Tokenizer, prefix_id: int, name: str) -> Encoder:
 
 
 def encode(encoder: Encoder, texts: Sequence[bytes]) -> Encoded:
-    """Encode UTF-8 texts on all cores; a text whose tokens spell something else counts as lost.
+    """Encode UTF-8 texts on all cores; a text that its tokens do not spell is reported, and left empty.
 
     Raises:
-        DataError: the tokenizer fails, as one does without a token for what it does not know; names it.
+        DataError: the tokenizer fails, as one without an unknown token does.
     """
     try:
         encodings = encoder.tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
@@ -74,18 +78,18 @@ def encode(encoder: Encoder, texts: Sequence[bytes]) -> Encoded:
     spelled = encoder.token_bytes.join(ids)
     bytes_before = np.append(0, np.cumsum(encoder.token_bytes.lengths[ids]))
     edges = bytes_before[np.append(0, np.cumsum(counts))].tolist()
-    lost = []
+    misspelled = []
     for number, ((start, stop), text) in enumerate(zip(pairwise(edges), texts, strict=True)):
         if spelled[start:stop] != text:
-            lost.append((number, _first_difference(spelled[start:stop], text)))
-    return without(Encoded(ids, counts, lost), [number for number, _ in lost])
+            misspelled.append((number, _first_difference(spelled[start:stop], text)))
+    return without(Encoded(ids, counts, misspelled), [number for number, _ in misspelled])
 
 
 def without(encoded: Encoded, texts: Sequence[int]) -> Encoded:
-    """The same, with the texts of these numbers left empty."""
+    """A copy in which the texts of these numbers have no tokens."""
     keep = np.ones(len(encoded.counts), dtype=np.bool_)
     keep[texts] = False
-    return Encoded(encoded.ids[np.repeat(keep, encoded.counts)], np.where(keep, encoded.counts, 0), encoded.lost)
+    return Encoded(encoded.ids[np.repeat(keep, encoded.counts)], np.where(keep, encoded.counts, 0), encoded.misspelled)
 
 
 def _first_difference(spelled: bytes, text: bytes) -> int:

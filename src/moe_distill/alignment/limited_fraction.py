@@ -1,4 +1,4 @@
-"""A limit on the windows of a split: documents are left out by their draw, so that every source keeps its share."""
+"""Turn a limit on the windows of a split into a hash fraction, so that every source keeps its share of them."""
 
 import math
 from pathlib import Path
@@ -11,18 +11,24 @@ from moe_distill.alignment.tokenize import batches
 from moe_distill.alignment.window_limits import Tally, WindowLimits
 from moe_distill.corpus.documents import hash_fraction, read_documents
 
-PURPOSE = "distil"
-FIRST_SHARE = 1 / 64  # of the documents that are looked at first
+PURPOSE = "distil"  # of the hash fraction that chooses documents for distillation
+FIRST_SHARE = 1 / 64  # share of the documents that the first pass counts
 
 
 def limited_fraction(path: Path, fraction: float, max_windows: int, teacher: Encoder, limits: WindowLimits) -> float:
-    """The draw below which the documents of a parquet file have `max_windows` teacher windows, or `fraction`.
+    """The hash fraction below which documents of a parquet file have `max_windows` teacher windows; at most `fraction`.
 
-    Corpus and teacher tokenizer alone decide; a higher limit only adds documents, and so does a higher `fraction`. Each
-    pass over the file counts the windows of as many documents as all before it, from the lowest draws up, until there
-    are enough: no more than about twice as many as are kept. Memory: 16 bytes for each of them.
+    Only corpus and teacher tokenizer decide, and a higher `max_windows` or `fraction` only adds documents. Each pass
+    over the file counts the windows of as many documents as all passes before it, from the lowest hash fractions up,
+    until there are enough. So at most about twice as many documents are tokenized as are kept. Memory: 16 bytes for
+    each.
+
+    Args:
+        path: of the split's documents.
+        fraction: hash fraction below which documents are kept if there is no limit.
+        max_windows: the limit, of teacher windows.
     """
-    draws, counts = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
+    fractions, counts = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
     found, low, high = 0, 0.0, fraction * FIRST_SHARE
     while low < fraction and found < max_windows:
         within = (
@@ -31,13 +37,13 @@ def limited_fraction(path: Path, fraction: float, max_windows: int, teacher: Enc
         )
         for _, batch in batches(within):
             windows = teacher_windows(batch, 0, teacher, limits, Tally())
-            draws.append(np.array([hash_fraction(document.document_id, PURPOSE) for document in batch]))
+            fractions.append(np.array([hash_fraction(document.document_id, PURPOSE) for document in batch]))
             counts.append(np.bincount(windows.documents, minlength=len(batch)))
             found += len(windows.documents)
         low, high = high, min(2 * high, fraction)
     if found < max_windows:
         return fraction
-    draws_D, counts_D = np.concatenate(draws), np.concatenate(counts)
-    order = np.argsort(draws_D)
+    fractions_D, counts_D = np.concatenate(fractions), np.concatenate(counts)
+    order = np.argsort(fractions_D)
     last = order[np.searchsorted(counts_D[order].cumsum(), max_windows)]
-    return math.nextafter(float(draws_D[last]), 1.0)
+    return math.nextafter(float(fractions_D[last]), 1.0)

@@ -1,8 +1,8 @@
-"""The vocabulary map on disk, computed once for two tokenizers.
+"""Write the vocabulary map, which is computed once for two tokenizers.
 
-DVC empties a stage's outputs before it runs the stage again, so the copy that a later run takes lies in
-`.work/vocabulary_map/<key>`. The key counts both tokenizers, the teacher's output rows and the code that computes the
-map; the file's hash is verified before the copy is used.
+DVC empties a stage's outputs before it runs the stage again, so a copy for later runs is kept in
+`.work/vocabulary_map/<key>`. The key is a fingerprint of both tokenizers, the teacher's output rows and the code that
+computes the map. The copy's hash is verified before it is used.
 """
 
 import json
@@ -29,13 +29,16 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
     Args:
         encoders: the teacher's and the student's.
         teacher, student: their model folders.
+
+    Raises:
+        DataError: the teacher has fewer output rows than its tokenizer has ids.
     """
     output_rows = _output_rows(teacher, encoders[0])
     tokenizers = [tokenizer_fingerprint(folder) for folder in (teacher, student)]
     code = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     kept = project_root() / ".work/vocabulary_map" / fingerprint([tokenizers, output_rows, code])
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(kept.with_suffix(".lock")):  # experiments of several workspaces start together
+    with FileLock(kept.with_suffix(".lock")):  # experiments in several workspaces may start together
         if not _is_valid(kept):
             student_ids = vocabulary_map(*encoders, output_rows=output_rows)
             merges = merges_of(encoders[1])
@@ -70,10 +73,10 @@ def _is_valid(folder: Path) -> bool:
 
 
 def _output_rows(folder: Path, encoder: Encoder) -> int:
-    """Rows of a model's output matrix: at least its tokenizer's ids.
+    """Rows of a model's output matrix, from its config.json.
 
     Raises:
-        DataError: the model has fewer rows than its tokenizer has ids.
+        DataError: there are fewer than the tokenizer has ids.
     """
     rows = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
     n_ids = len(encoder.token_bytes.table)

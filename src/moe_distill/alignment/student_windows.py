@@ -1,4 +1,4 @@
-"""The student's windows for a batch of teacher windows: its own tokens, and the teacher's rows they point at."""
+"""The student's windows for a batch of teacher windows: the student's own tokens, and their aligned teacher rows."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from moe_distill.alignment.boundaries import aligned_rows, next_token_relation
 from moe_distill.alignment.encode import Encoded, Encoder, encode, without
 from moe_distill.alignment.teacher_windows import TeacherBatch
 from moe_distill.alignment.window_cuts import lay_out, split_evenly
-from moe_distill.alignment.window_limits import SPELL, Tally, WindowLimits, lost_line, no_cut
+from moe_distill.alignment.window_limits import SPELL, Tally, WindowLimits, no_cut, skipped_line
 from moe_distill.corpus.documents import Document
 from moe_distill.shards.window_store import NextToken
 
@@ -21,14 +21,22 @@ def student_columns(
     rows_before: int,
     tally: Tally,
 ) -> dict[str, torch.Tensor]:
+    """The columns of the student's windows (STUDENT_FIELDS but `token_bytes`), each inside one teacher window.
+
+    Args:
+        windows: the teacher's windows of the documents `batch`.
+        first_document: number of the first of these documents.
+        rows_before: teacher tokens of the split before this batch, to number `teacher_rows`.
+        tally: counts of the split, which this batch is added to.
+    """
     max_tokens = limits.student_max_length - 1
     spans = zip(windows.window_starts.tolist(), windows.window_ends.tolist(), strict=True)
     encoded = encode(student, [windows.text[start:stop] for start, stop in spans])
     layout = lay_out(student, encoded, windows.text, windows.window_starts, max_tokens)
-    lost = [(window, SPELL, offset) for window, offset in encoded.lost]
-    lost += [(window, no_cut(max_tokens), offset) for window, offset in layout.uncut]
-    if lost:
-        kept = _without_documents(layout.encoded, lost, windows, batch, first_document, student, tally)
+    skipped = [(window, SPELL, offset) for window, offset in encoded.misspelled]
+    skipped += [(window, no_cut(max_tokens), offset) for window, offset in layout.uncut]
+    if skipped:
+        kept = _without_documents(layout.encoded, skipped, windows, batch, first_document, student, tally)
         layout = lay_out(student, kept, windows.text, windows.window_starts, max_tokens)
     encoded, starts, ends, whole = layout.encoded, layout.starts, layout.ends, layout.between_characters
     rows = aligned_rows(starts, windows.starts)
@@ -59,23 +67,23 @@ def student_columns(
 
 def _without_documents(
     encoded: Encoded,
-    lost: list[tuple[int, str, int]],
+    skipped: list[tuple[int, str, int]],
     windows: TeacherBatch,
     batch: list[Document],
     first_document: int,
     student: Encoder,
     tally: Tally,
 ) -> Encoded:
-    """Empty every window of a document of which some window is lost.
+    """Remove the tokens of all windows of a document where one window cannot be used, and note the document as skipped.
 
     Args:
-        lost: numbers of windows, what cannot be done, and at which byte of the window.
+        skipped: numbers of such windows, what the tokenizer cannot do, and at which byte of the window.
     """
-    lost_documents: set[int] = set()
-    for window, what, offset in lost:
+    skipped_documents: set[int] = set()
+    for window, what, offset in skipped:
         document = int(windows.documents[window])
-        if document not in lost_documents:
+        if document not in skipped_documents:
             where = int(windows.window_starts[window] - windows.document_starts[window]) + offset
-            tally.lost.append(lost_line(student.name, batch[document - first_document], what, where))
-        lost_documents.add(document)
-    return without(encoded, np.flatnonzero(np.isin(windows.documents, sorted(lost_documents))).tolist())
+            tally.lost.append(skipped_line(student.name, batch[document - first_document], what, where))
+        skipped_documents.add(document)
+    return without(encoded, np.flatnonzero(np.isin(windows.documents, sorted(skipped_documents))).tolist())

@@ -1,4 +1,4 @@
-"""The teacher's windows of a batch of documents: from text and teacher tokenizer alone."""
+"""The teacher's windows of a batch of documents; they depend on text and teacher tokenizer alone."""
 
 from dataclasses import dataclass, replace
 
@@ -9,35 +9,41 @@ from numpy.typing import NDArray
 from moe_distill.alignment.boundaries import Offsets
 from moe_distill.alignment.encode import Encoder, encode
 from moe_distill.alignment.window_cuts import cut, lay_out
-from moe_distill.alignment.window_limits import SPELL, Tally, WindowLimits, lost_line, no_cut
+from moe_distill.alignment.window_limits import SPELL, Tally, WindowLimits, no_cut, skipped_line
 from moe_distill.corpus.documents import Document
 
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """The teacher windows of a batch of documents; offsets count bytes of `text`, all documents joined."""
+    """The teacher windows of a batch of documents; offsets count bytes of `text`."""
 
-    text: bytes
+    text: bytes  # all documents joined
     ids: NDArray[np.int64]  # [tokens]
     starts: Offsets  # [tokens]
     ends: Offsets  # [tokens]
     window_counts: Offsets  # [windows] tokens
     window_starts: Offsets  # [windows] bytes
     window_ends: Offsets  # [windows] bytes
-    documents: Offsets  # [windows] number of the document among those drawn
+    documents: Offsets  # [windows] number of the document among those chosen of its split
     document_starts: Offsets  # [windows] byte at which that document begins in `text`
 
 
 def teacher_windows(
     batch: list[Document], first_document: int, teacher: Encoder, limits: WindowLimits, tally: Tally
 ) -> TeacherBatch:
+    """Tokenize documents and cut them into windows of at most `limits.teacher_max_length` tokens.
+
+    Args:
+        first_document: number of the first document of `batch`.
+        tally: counts of the split; documents that are skipped are added to it.
+    """
     texts, max_tokens = [document.text.encode() for document in batch], limits.teacher_max_length - 1
     text, text_starts = b"".join(texts), _starts([len(text) for text in texts])
     encoded = encode(teacher, texts)
-    tally.lost.extend(lost_line(teacher.name, batch[number], SPELL, offset) for number, offset in encoded.lost)
+    tally.lost.extend(skipped_line(teacher.name, batch[number], SPELL, offset) for number, offset in encoded.misspelled)
     layout = lay_out(teacher, encoded, text, text_starts, max_tokens)
     tally.lost.extend(
-        lost_line(teacher.name, batch[number], no_cut(max_tokens), offset) for number, offset in layout.uncut
+        skipped_line(teacher.name, batch[number], no_cut(max_tokens), offset) for number, offset in layout.uncut
     )
     encoded, starts, ends = layout.encoded, layout.starts, layout.ends
     stops = cut(encoded.counts, layout.between_characters, max_tokens)
@@ -57,7 +63,7 @@ def teacher_windows(
 
 
 def first_windows(windows: TeacherBatch, n_windows: int) -> TeacherBatch:
-    """The batch cut to its first windows."""
+    """The first `n_windows` windows of a batch."""
     n_tokens = int(windows.window_counts[:n_windows].sum())
     per_token = {name: getattr(windows, name)[:n_tokens] for name in ("ids", "starts", "ends")}
     names = ("window_counts", "window_starts", "window_ends", "documents", "document_starts")
@@ -65,6 +71,7 @@ def first_windows(windows: TeacherBatch, n_windows: int) -> TeacherBatch:
 
 
 def teacher_columns(windows: TeacherBatch) -> dict[str, torch.Tensor]:
+    """The columns of a batch (TEACHER_FIELDS but `token_bytes`)."""
     return {
         "token_ids": torch.from_numpy(windows.ids).int(),
         "token_counts": torch.from_numpy(windows.window_counts).int(),

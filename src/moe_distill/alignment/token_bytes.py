@@ -1,10 +1,9 @@
-"""A token is its bytes: a table from token id to the bytes the token stands for.
+"""The bytes that each token id of a tokenizer stands for.
 
-Two families are known. Byte-level BPE (GPT-2, Llama-3, Qwen, SmolLM) writes each byte as one printable
-character. SentencePiece with byte fallback (Llama-2, Mistral, Gemma) writes a space as U+2581 and a byte
-without a token of its own as `<0xNN>`. Special tokens stand for no text and have no bytes; added tokens that
-are not special (`<think>` in Qwen3) stand for their content, unless they are pieces of the model too (the runs of
-spaces in Gemma, whose content is written with the mark).
+Two families are supported. Byte-level BPE (GPT-2, Llama-3, Qwen, SmolLM) writes each byte as one printable character.
+SentencePiece with byte fallback (Llama-2, Mistral, Gemma) writes a space as U+2581, and as `<0xNN>` a byte that no
+other token has. Special tokens stand for no text and have no bytes. Added tokens that are not special (`<think>` in
+Qwen3) stand for their content, unless they are tokens of the model too (runs of spaces in Gemma, written with U+2581).
 """
 
 import json
@@ -36,7 +35,7 @@ class TokenBytes:
 
     Attributes:
         table: by id; None for an id that stands for no text.
-        is_fallback: by id; True for a SentencePiece `<0xNN>`, which stands for a byte only where no piece does.
+        is_fallback: by id; True for a SentencePiece `<0xNN>`, which is used only where no other token fits.
         spelling: uint8; the bytes of all ids, one after the other.
         starts, lengths: int64 [ids]; where the bytes of each id begin in `spelling`, and how many they are (0 for an id
             that stands for no text).
@@ -49,20 +48,20 @@ class TokenBytes:
     lengths: NDArray[np.int64]
 
     def join(self, ids: NDArray[np.int64]) -> bytes:
-        """What a sequence of tokens spells; an id that stands for no text adds nothing."""
+        """The bytes that a sequence of tokens spells; an id that stands for no text adds none."""
         lengths = self.lengths[ids]
         before = np.cumsum(lengths) - lengths
         places = np.repeat(self.starts[ids] - before, lengths) + np.arange(lengths.sum())
         return bytes(self.spelling[places])
 
     def by_bytes(self) -> dict[bytes, int]:
-        """The id of each byte string: of several a piece before a byte fallback, then the smallest."""
+        """The id of each byte string; of several ids one that is no byte fallback, then the smallest."""
         ids = sorted(range(len(self.table)), key=lambda number: (self.is_fallback[number], number), reverse=True)
         return {token: number for number in ids if (token := self.table[number]) is not None}
 
 
 def gpt2_alphabet() -> dict[str, int]:
-    """Character -> byte of byte-level BPE (Radford et al. 2019): printable Latin-1 bytes stand for themselves."""
+    """Byte of each character in byte-level BPE (Radford et al. 2019): printable Latin-1 bytes are themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in printable)
@@ -71,10 +70,13 @@ def gpt2_alphabet() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Tokenizer, name: str) -> TokenBytes:
-    """Build the table of a tokenizer of either family.
+    """The bytes of the tokens of a tokenizer of either family.
+
+    Args:
+        name: of the tokenizer, for the error.
 
     Raises:
-        DataError: the tokenizer is of neither family; `name` says which one.
+        DataError: the tokenizer is of neither family, or has no tokens.
     """
     description = json.loads(tokenizer.to_str())
     model, kinds = description["model"], {*_kinds(description["decoder"]), *_kinds(description["pre_tokenizer"])}
@@ -126,13 +128,13 @@ def _added_tokens(description: dict[str, object]) -> list[_AddedToken]:
 
 
 def _unknown_id(model: Mapping[str, object], vocabulary: Mapping[str, int]) -> int | None:
-    """The id of what the model puts for text that it has no token for, whether or not it is marked as special."""
+    """The id of the unknown token, which may not be marked as special; None: the model has none."""
     unknown = model.get("unk_id", model.get("unk_token"))  # Unigram names an id, BPE a token
     return unknown if unknown is None or isinstance(unknown, int) else vocabulary.get(str(unknown))
 
 
 def _kinds(component: object) -> Iterator[str]:
-    """The `type` of a part of tokenizer.json and of all parts nested in it."""
+    """Yield the `type` of a component of tokenizer.json and of all components nested in it."""
     if isinstance(component, dict):
         if isinstance(component.get("type"), str):
             yield component["type"]
@@ -146,7 +148,7 @@ def _kinds(component: object) -> Iterator[str]:
 def _byte_level(alphabet: dict[str, int], token: str) -> bytes | None:
     try:
         return bytes(alphabet[character] for character in token)
-    except KeyError:  # not written in the alphabet: no text can produce it
+    except KeyError:  # a character outside the alphabet: no text is encoded with this token
         return None
 
 

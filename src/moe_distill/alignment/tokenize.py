@@ -1,4 +1,4 @@
-"""From documents to the windows of one split, batch by batch, vectorised over all tokens of a batch."""
+"""Write the windows of one split, batch by batch; a batch of documents is processed as one array of tokens."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, TEACHER_FIELDS, TEACHER_WINDOWS
 from moe_distill.shards.writer import ShardWriter
 
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 1 << 20  # of text, about
 
 
 def tokenize_split(
@@ -30,15 +30,17 @@ def tokenize_split(
     student_key: str,
     tokenizers: tuple[str, str],
 ) -> Tally:
-    """Write the teacher's and the student's windows of one split.
+    """Write the teacher's and the student's windows of one split; returns counts of the split.
 
     Args:
+        documents: those of the split that are chosen for distillation, in groups.
+        teacher_output, student_output: folders of the two stores.
         teacher_key: fingerprint of what the teacher's windows depend on.
         student_key: fingerprint of what the student's windows depend on.
         tokenizers: fingerprints of the teacher's and the student's tokenizer.json.
 
     Raises:
-        DataError: no window came out of the documents.
+        DataError: the documents give no student window.
     """
     teacher_writer = ShardWriter(teacher_output, TEACHER_FIELDS, "tokens", limits.shard_tokens)
     student_writer = ShardWriter(student_output, STUDENT_FIELDS, "tokens", limits.shard_tokens)
@@ -90,13 +92,13 @@ def tokenize_split(
 
 
 def _vocabulary(encoder: Encoder, writer: ShardWriter) -> dict[str, torch.Tensor]:
-    """The bytes of every id, once a store: readers prove by them that a window's tokens fill its span."""
+    """The byte length of every id, in the first call alone; readers check with it that tokens fill their window."""
     lengths = encoder.token_bytes.lengths[: 0 if writer.rows("vocabulary") else None]
     return {"token_bytes": torch.from_numpy(lengths).int()}
 
 
 def batches(documents: Iterable[list[Document]]) -> Iterator[tuple[int, list[Document]]]:
-    """Regroup documents to about BATCH_BYTES a batch; gives the number of the first one with each."""
+    """Regroup documents to batches of about BATCH_BYTES; yields the number of its first document with each."""
     batch: list[Document] = []
     size, number = 0, 0
     for document in (document for group in documents for document in group):

@@ -1,9 +1,9 @@
-"""Where the teacher's probability mass goes in the student's vocabulary.
+"""Map each teacher id to the student id that gets its probability.
 
-Teacher id -> student id: the token with the same bytes where it exists; else the first token of the student's
-own segmentation of those bytes; else (fragments of characters) the longest student token that is a prefix of
-them. The map is a function, so mass moves whole: q(s) = sum of p(t) over map(t) = s, and what maps to nothing
-is known and kept apart. Ids are never compared, nor decoded strings.
+A teacher token is mapped by its bytes: to the student token of the same bytes where there is one; else to the first
+token of the student's own segmentation of those bytes; else, for fragments of characters, to the longest student token
+that they begin with; else to none. The probability of a student token is the sum over the teacher tokens that map to
+it, and the probability that maps to none is known. Ids and decoded strings of the two tokenizers are never compared.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ UNMAPPED = -1
 
 
 def vocabulary_map(teacher: Encoder, student: Encoder, output_rows: int) -> NDArray[np.int32]:
-    """int32 [output_rows]: the student id of each row of the teacher's output matrix, or -1.
+    """The student id of each row of the teacher's output matrix, or -1: int32 [output_rows].
 
     Args:
-        output_rows: rows of the teacher's output matrix, at least its tokenizer's ids; the rest have no token.
+        output_rows: at least the ids of the teacher's tokenizer; further rows have no token.
     """
     by_bytes = student.token_bytes.by_bytes()
     result = np.full(output_rows, UNMAPPED, dtype=np.int32)
@@ -40,7 +40,7 @@ def vocabulary_map(teacher: Encoder, student: Encoder, output_rows: int) -> NDAr
 
 
 def first_student_ids(student: Encoder, texts: Sequence[bytes]) -> NDArray[np.int32]:
-    """The first student token of each text: of its own segmentation, or the longest that fits; -1: none."""
+    """The first student token of each text: of its segmentation, else the longest that it begins with, else -1."""
     by_bytes = student.token_bytes.by_bytes()
     first = zip(texts, _first_of_segmentation(student, texts), strict=True)
     found = [longest_prefix(by_bytes, text) if student_id is None else student_id for text, student_id in first]
@@ -48,14 +48,14 @@ def first_student_ids(student: Encoder, texts: Sequence[bytes]) -> NDArray[np.in
 
 
 def exact_vocabulary_share(teacher: Encoder, student: Encoder) -> float:
-    """Share of the student's ids whose bytes are a token of the teacher too."""
+    """Share of the student's ids whose bytes are also a token of the teacher."""
     known = set(teacher.token_bytes.by_bytes())
     shared = sum(token in known for token in student.token_bytes.by_bytes())
     return shared / len(student.token_bytes.table)
 
 
 def _first_of_segmentation(student: Encoder, tokens: Sequence[bytes]) -> list[int | None]:
-    """The student's first token of each text; None for bytes that are not text or that it cannot spell."""
+    """The first token of each text's segmentation; None where bytes are no UTF-8 or the student cannot spell them."""
     first: list[int | None] = [None] * len(tokens)
     of_text = [number for number, token in enumerate(tokens) if _is_text(token)]
     encoded = encode(student, [tokens[number] for number in of_text])
@@ -75,6 +75,6 @@ def _is_text(token: bytes) -> bool:
 
 
 def longest_prefix(by_bytes: dict[bytes, int], token: bytes) -> int:
-    """The longest student token that some bytes begin with, themselves included; or -1."""
+    """Id of the longest token that the bytes `token` begin with, or that equals them; -1: there is none."""
     lengths = range(len(token), 0, -1)
     return next((by_bytes[token[:length]] for length in lengths if token[:length] in by_bytes), UNMAPPED)

@@ -1,7 +1,7 @@
-"""Cut token sequences into windows that a model can take.
+"""Cut token sequences into windows that are short enough for a model.
 
-Texts lie one after the other: `counts` holds the tokens of each, 0 for one that was lost. Cuts are given and returned
-as numbers of tokens, counted over all texts: a window [start, end) ends after token `end - 1`.
+The tokens of several texts lie one after the other; `counts` has the number of each text, 0 for a skipped one. Cuts are
+numbers of tokens, counted over all texts: a window [start, end) ends after token `end - 1`.
 """
 
 from dataclasses import dataclass, replace
@@ -15,19 +15,19 @@ from moe_distill.alignment.encode import Encoded, Encoder, without
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of several texts lie, in bytes of all texts joined."""
+    """Places of the tokens of several texts, in bytes of all texts joined."""
 
-    encoded: Encoded  # without the texts that no windows fit
+    encoded: Encoded  # without the texts in `uncut`
     starts: Offsets  # [tokens]
     ends: Offsets  # [tokens]
-    between_characters: Flags  # [tokens]: whether the token's end is
-    uncut: list[tuple[int, int]]  # of each text that no windows fit its number, and the byte of it where they end
+    between_characters: Flags  # [tokens]: whether the token ends between two characters
+    uncut: list[tuple[int, int]]  # texts that cannot be cut: number, and first byte of a stretch without a cut
 
 
 def lay_out(encoder: Encoder, encoded: Encoded, text: bytes, text_starts: Offsets, max_tokens: int) -> Layout:
-    """Lay out tokens, and leave out texts with more than `max_tokens` on end of which none ends between two characters.
+    """Lay out tokens, and leave out texts with a stretch of over `max_tokens` where none ends between two characters.
 
-    Such are a Qwen3 tokenizer's for a long run of some Korean syllables, whose tokens reach from one into the next.
+    Qwen3's tokenizer gives such a stretch for a long run of some Korean syllables: tokens reach from one to the next.
 
     Args:
         text: all texts, joined.
@@ -46,14 +46,14 @@ def lay_out(encoder: Encoder, encoded: Encoded, text: bytes, text_starts: Offset
 
 
 def uncuttable(counts: Offsets, may_cut: Flags, max_tokens: int) -> tuple[Offsets, Offsets]:
-    """Texts in which two neighbouring cuts lie further apart than a window may be long.
+    """The texts in which two neighbouring cuts are more than `max_tokens` apart.
 
     Args:
         counts: [texts] tokens of each text.
         may_cut: [tokens]; True where a window may end after this token; True for the last one of each text.
 
     Returns:
-        Their numbers, and the first token of the first such stretch of each, counted over all texts.
+        Their numbers [uncuttable texts], and the first token of the first such stretch in each.
     """
     after_cut = np.append(0, np.flatnonzero(may_cut) + 1)
     first_tokens = after_cut[:-1][np.diff(after_cut) > max_tokens]
@@ -62,9 +62,9 @@ def uncuttable(counts: Offsets, may_cut: Flags, max_tokens: int) -> tuple[Offset
 
 
 def cut(counts: Offsets, may_cut: Flags, max_tokens: int) -> Offsets:
-    """Greedy window ends: each window takes as many tokens as it may hold and ends where a cut is allowed.
+    """Cut greedily: each window gets as many tokens as it may hold, up to a place where a cut is allowed.
 
-    A cut is within reach everywhere (see `uncuttable`).
+    No text may be `uncuttable`.
 
     Args:
         counts: [texts] tokens of each text.
@@ -72,7 +72,7 @@ def cut(counts: Offsets, may_cut: Flags, max_tokens: int) -> Offsets:
         max_tokens: tokens a window may hold.
 
     Returns:
-        int64 [windows]: where the windows end.
+        The window ends, int64 [windows].
     """
     latest = np.maximum.accumulate(np.where(may_cut, np.arange(1, len(may_cut) + 1), 0))
     ends: list[int] = []
@@ -85,10 +85,10 @@ def cut(counts: Offsets, may_cut: Flags, max_tokens: int) -> Offsets:
 
 
 def split_evenly(counts: Offsets, preferred: Flags, allowed: Flags, max_tokens: int) -> tuple[Offsets, int]:
-    """Cut each text into few windows of nearly equal length, each cut at the preferred place nearest to its ideal one.
+    """Cut each text into few windows of nearly equal length, at the preferred cuts nearest to evenly spaced places.
 
-    Where two preferred cuts lie further apart than a window may be long, the allowed ones between them serve too, and
-    are within reach everywhere (see `uncuttable`).
+    Where two neighbouring preferred cuts are more than `max_tokens` apart, the allowed cuts between them are used too.
+    No text may be `uncuttable`.
 
     Args:
         counts: [texts] tokens of each text.
@@ -97,7 +97,7 @@ def split_evenly(counts: Offsets, preferred: Flags, allowed: Flags, max_tokens: 
         max_tokens: tokens a window may hold.
 
     Returns:
-        int64 [windows]: where the windows end, and how many of these cuts are merely allowed.
+        The window ends, int64 [windows], and how many of them are allowed but not preferred.
     """
     distances = np.diff(np.flatnonzero(preferred), prepend=-1)
     out_of_reach = np.repeat(distances > max_tokens, distances)
@@ -105,7 +105,8 @@ def split_evenly(counts: Offsets, preferred: Flags, allowed: Flags, max_tokens: 
     midpoints = (cuts[1:] + cuts[:-1]) / 2
     stops = np.cumsum(counts)
     pieces = -(-counts // max_tokens)
-    # Ends at the latest where ideal places are max_tokens / 2 apart: no cut that is needed is passed over then.
+    # Too long a window gives its text one piece more. The loop ends at the latest when even places are max_tokens / 2
+    # apart, for then no window is too long.
     while True:
         ends = np.unique(cuts[np.searchsorted(midpoints, _even_places(counts, pieces))])
         too_long = ends[np.diff(ends, prepend=0) > max_tokens]
@@ -117,7 +118,7 @@ def split_evenly(counts: Offsets, preferred: Flags, allowed: Flags, max_tokens: 
 
 
 def _even_places(counts: Offsets, pieces: Offsets) -> NDArray[np.float64]:
-    """Where the pieces of each text would end if tokens could be cut, [sum of pieces]."""
+    """Evenly spaced ends of the pieces of each text, which may lie inside tokens: [sum of pieces]."""
     owners = np.repeat(np.arange(len(counts)), pieces)
     number = np.arange(1, len(owners) + 1) - (np.cumsum(pieces) - pieces)[owners]
     starts = (np.cumsum(counts) - counts)[owners]

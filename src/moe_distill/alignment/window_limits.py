@@ -1,4 +1,4 @@
-"""What bounds the windows of a split, and what the split came to."""
+"""Limits of the windows of a split, counts of what the split holds, and lines about skipped documents."""
 
 from dataclasses import dataclass, field
 
@@ -7,36 +7,37 @@ from moe_distill.corpus.documents import Document
 
 @dataclass(frozen=True)
 class WindowLimits:
-    """Tokens a window may have, prefix token included, and how windows are filed."""
+    """Limits of the windows of a split and of their files."""
 
-    teacher_max_length: int
+    teacher_max_length: int  # tokens of a window, prefix token included
     student_max_length: int
-    shard_tokens: int
-    max_windows: int | None
+    shard_tokens: int  # tokens of a shard file
+    max_windows: int | None  # teacher windows of the split; None: no limit
 
 
 @dataclass
 class Tally:
-    """What one split came to."""
+    """Counts of one split."""
 
     windows: int = 0  # of the teacher
     student_windows: int = 0
     student_tokens: int = 0
     teacher_tokens: int = 0
     aligned: int = 0  # student positions with an aligned teacher position
-    one_to_one: int = 0  # of them, those whose next tokens span the same bytes
-    longer: int = 0  # of them, those whose next student token is longer than the teacher's
+    one_to_one: int = 0  # aligned positions where both next tokens span the same bytes
+    longer: int = 0  # aligned positions where the student's next token ends after the teacher's
     forced_cuts: int = 0  # student windows that end where the teacher's tokens do not
-    lost: list[str] = field(default_factory=list)  # one line a document that a tokenizer cannot spell or cut
+    lost: list[str] = field(default_factory=list)  # a line for each skipped document
 
 
-SPELL = "spell"
+SPELL = "spell"  # for `skipped_line`: the tokens do not spell the text
 
 
-def lost_line(name: str, document: Document, what: str, offset: int) -> str:
-    """`what` the tokenizer `name` cannot do at byte `offset` of a document."""
+def skipped_line(name: str, document: Document, what: str, offset: int) -> str:
+    """A line about a skipped document: the tokenizer `name` cannot do `what` at byte `offset`."""
     return f"{document.source} document {document.document_id[:12]}: {name} cannot {what} byte {offset}"
 
 
 def no_cut(max_tokens: int) -> str:
+    """For `skipped_line`: no window of at most `max_tokens` tokens ends between two characters."""
     return f"end a token between characters within {max_tokens} tokens of"

@@ -1,4 +1,4 @@
-"""What the windows of a split will take on disk, from a sample of its documents."""
+"""Estimate the bytes of the windows of a split on disk from a sample of its documents."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ from moe_distill.corpus.documents import Document, hash_fraction
 from moe_distill.shards.format import store_bytes
 from moe_distill.shards.window_store import STUDENT_FIELDS, TEACHER_FIELDS
 
-SAMPLE_BYTES = 200_000  # of text; both tokenizers encode it a second time
+SAMPLE_BYTES = 200_000  # of text, which both tokenizers encode once more
 
 
 @dataclass
 class _Sample:
+    """Sums over the documents of the sample."""
+
     text_bytes: int = 0
     windows: int = 0  # of the teacher
     teacher_tokens: int = 0
@@ -26,12 +28,14 @@ def windows_bytes(
     teacher_max_length: int,
     max_windows: int | None,
 ) -> int:
-    """Bytes of the teacher's and the student's windows of a split; headers and indices come on top.
+    """Estimated bytes of the teacher's and the student's windows of a split; headers and indices are not counted.
 
     Args:
-        documents: of the split; those whose own number is low enough are encoded.
-        text_bytes: of all of them.
+        documents: of the split; those with a low hash fraction are the sample.
+        text_bytes: of all documents.
         encoders: the teacher's and the student's.
+        teacher_max_length: tokens of a teacher window, prefix token included.
+        max_windows: limit on the teacher windows; None: no limit.
     """
     share = min(1.0, SAMPLE_BYTES / max(text_bytes, 1))
     sample = _Sample()

@@ -1,1 +1,1 @@
-"""What `moe-distill` does beside `dvc repro`: doctor, plan, verify, recover."""
+"""The commands of `moe-distill`: doctor, plan, verify, recover."""

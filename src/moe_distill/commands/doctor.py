@@ -1,4 +1,4 @@
-"""What can be known in seconds before a run that takes hours (R25), or after one that was killed."""
+"""`moe-distill doctor`: checks that take seconds, before a long run or after a killed one (R25)."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,18 +16,20 @@ from moe_distill.pipeline.resumable_work import unheld_folders, workspace_holder
 from moe_distill.utils.device import make_runtime
 from moe_distill.utils.files import project_root
 
-SPARE_BYTES = 2 << 30  # on top of what is known to come
+SPARE_BYTES = 2 << 30  # free bytes to keep on top of what the stages will write
 
 
 @dataclass(frozen=True)
 class Finding:
+    """One line of the doctor's output."""
+
     subject: str
     text: str
     ok: bool = True
 
 
 def examine(params: Params) -> Iterator[Finding]:
-    """Parameters (already parsed by the caller), device and precision, disk, traces of killed processes."""
+    """Yield findings on parameters (validated by the caller), device and precision, disk, and killed processes."""
     yield Finding("parameters", f"profile {params.experiment.profile}, temperature {params.experiment.temperature}")
     yield Finding("torch", torch.__version__)
     yield _runtime("device", params.experiment.precision)
@@ -59,21 +61,21 @@ def _disk(params: Params) -> Finding:
 
 
 def _killed_dvc() -> Iterator[Finding]:
-    """Nothing while a `dvc` is alive: what it has not finished is not broken."""
+    """Yield traces of a killed `dvc`; while a `dvc` or `git` is running, that process alone."""
     alive = live_program(Path())
     if alive is not None:
         yield Finding(alive[0], f"runs here as process {alive[1]}")
         return
-    found, mending = killed_experiment(), "put right by: moe-distill recover"
+    found, repair = killed_experiment(), "put right by: moe-distill recover"
     if found is not None and found.branch is not None:
-        yield Finding("git", f"HEAD was left detached from branch {found.branch} by a killed dvc; {mending}", ok=False)
+        yield Finding("git", f"HEAD was left detached from branch {found.branch} by a killed dvc; {repair}", ok=False)
     if found is not None and found.overwritten:
         names = ", ".join(found.overwritten)
-        yield Finding("experiment", f"values of a killed experiment stand in {names}; {mending}", ok=False)
+        yield Finding("experiment", f"values of a killed experiment stand in {names}; {repair}", ok=False)
     if found is not None and found.refs:
-        yield Finding("references", f"{', '.join(found.refs)} are of a killed experiment; {mending}", ok=False)
+        yield Finding("references", f"{', '.join(found.refs)} are of a killed experiment; {repair}", ok=False)
     for dead in stale_rwlock_pids():
-        yield Finding("lock", f".dvc/tmp/rwlock names process {dead}, which is dead; {mending}", ok=False)
+        yield Finding("lock", f".dvc/tmp/rwlock names process {dead}, which is dead; {repair}", ok=False)
 
 
 def _unfinished_work() -> Iterator[Finding]:

@@ -1,20 +1,19 @@
-"""What the parameters come to, before hours are spent on them: windows, steps, rows, bytes.
+"""`moe-distill plan`: windows, steps, teacher rows and bytes that follow from the parameters, before a long run.
 
-What is on disk already is counted; what is not is estimated from the parameters, and said to be.
+What is on disk already is counted. The rest is estimated from the parameters, and the line says so.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import safe_open
-
 from moe_distill.config.params import Params
 from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TinyTeacher
+from moe_distill.models.model_folder import count_parameters
 from moe_distill.shards.format import INDEX_NAME, row_bytes
-from moe_distill.shards.teacher_store import open_targets, target_fields
+from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
+from moe_distill.teacher.capture import capture_fields
 from moe_distill.training.curriculum import phase1_steps
 from moe_distill.training.data import mean_positions_with_states
 from moe_distill.training.schedule import ramps_are_complete
@@ -25,7 +24,7 @@ TEACHER, STUDENT = Path("models/teacher"), Path("models/student_init")
 
 
 def describe(params: Params) -> Iterator[str]:
-    """Short lines about the workspace that is the current folder."""
+    """Yield short lines about the workspace that is the current folder."""
     student, teacher = _stores("student", STUDENT_WINDOWS), _stores("teacher", TEACHER_WINDOWS)
     if student and teacher:
         yield "windows: " + ", ".join(f"{len(student[split]):,} for {split}" for split in SPLITS)
@@ -38,7 +37,7 @@ def describe(params: Params) -> Iterator[str]:
 
 
 def _stores(side: str, store_format: str) -> dict[str, WindowStore]:
-    """The windows of both splits; empty before they are made."""
+    """The windows of both splits, by split; empty before `tokenize` has run."""
     folders = {split: WINDOWS / side / split for split in SPLITS}
     if not all((folder / INDEX_NAME).is_file() for folder in folders.values()):
         return {}
@@ -57,7 +56,7 @@ def _steps(params: Params, n_windows: int | None) -> str:
 
 
 def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
-    """Rows and bytes of the shards."""
+    """A line about rows and bytes of the shards."""
     if (TARGETS / "validation" / INDEX_NAME).is_file():
         indexes = [open_targets(TARGETS / split).index for split in SPLITS]
         positions, states = (sum(index.rows(table) for index in indexes) for table in ("positions", "hidden"))
@@ -77,36 +76,26 @@ def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
 
 
 def bytes_to_come(params: Params) -> dict[str, float]:
-    """What the stages will write that the disk must have room for, by name, as far as it is known by now."""
+    """Bytes of shards and checkpoints that the stages will write, by name, as far as they are known yet."""
     found = {}
     teacher, each = _stores("teacher", TEACHER_WINDOWS), _row_bytes(params)
     if teacher and each is not None and not (TARGETS / "validation" / INDEX_NAME).is_file():
         rows = _expected_rows(params, teacher)
         found["shards"] = sum(rows[table] * each[table] for table in rows)
-    weights = 4 * sum(_values(path) for path in STUDENT.glob("*.safetensors"))  # trained in fp32
+    weights = 4 * count_parameters(STUDENT)  # trained in fp32
     if weights:
         found["checkpoints"] = float(phase_bytes(weights, weights))  # the heads are small
     return found
 
 
-def _values(path: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
-    with safe_open(path, "pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # not iterable
-
-
 def _row_bytes(params: Params) -> dict[str, int] | None:
     """Bytes of a row of each table of the shards, as soon as the teacher's sizes are known."""
-    sizes, capture = _teacher_sizes(params), params.profile.teacher
-    if sizes is None:
-        return None
-    size, experts = sizes
-    layers = len(capture.hidden_layers)
-    return row_bytes(target_fields(capture.k, capture.tail_samples, layers, size, int(experts > 0), experts))
+    sizes = _teacher_sizes(params)
+    return None if sizes is None else row_bytes(capture_fields(params.profile.teacher, *sizes))
 
 
 def _expected_rows(params: Params, teacher: dict[str, WindowStore]) -> dict[str, float]:
-    """Rows of each table of the shards, both splits together."""
+    """Expected rows of each table of the shards, both splits together."""
     return {
         "positions": sum(int(store.token_counts.sum()) for store in teacher.values()),
         "hidden": sum(_expected_states(params, store) for store in teacher.values()),
@@ -114,7 +103,7 @@ def _expected_rows(params: Params, teacher: dict[str, WindowStore]) -> dict[str,
 
 
 def _teacher_sizes(params: Params) -> tuple[int, int] | None:
-    """Hidden size and experts, as far as they are known."""
+    """Hidden size and number of experts of the teacher; None before a teacher that is not tiny is here."""
     teacher, config = params.profile.models.teacher, TEACHER / "config.json"
     if config.is_file():
         content = json.loads(config.read_text(encoding="utf-8"))
@@ -123,13 +112,15 @@ def _teacher_sizes(params: Params) -> tuple[int, int] | None:
 
 
 def _expected_states(params: Params, teacher: WindowStore) -> float:
-    """Rows with states: a run in a fraction of the windows that are long enough."""
+    """Expected positions with states: a run in a fraction of the windows that are long enough."""
     capture = params.profile.teacher
     return int((teacher.token_counts >= capture.hidden_run).sum()) * capture.hidden_fraction * capture.hidden_run
 
 
 def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, WindowStore]) -> str:
     capture, batch = params.profile.teacher, params.profile.train.batch_windows
+    if not params.experiment.losses.terms_of_states():
+        return "router: no term of phase 2 has a weight; no states are needed"
     if not student or not teacher:
         seen, word = batch * capture.hidden_fraction * capture.hidden_run, "at most "
     elif (TARGETS / "train" / INDEX_NAME).is_file():
@@ -146,7 +137,7 @@ def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, 
 
 
 def _stopping(params: Params) -> str:
-    """Whether early stopping has the validations that it needs: the first is what the others are compared with."""
+    """A line on whether early stopping has enough validations; the first one only serves as the reference."""
     experiment, train = params.experiment, params.profile.train
     steps = [*range(train.validate_every, train.max_steps, train.validate_every), train.max_steps]
     watched = [step for step in steps if ramps_are_complete(step, experiment, train)]

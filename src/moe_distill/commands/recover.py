@@ -1,4 +1,4 @@
-"""Corrupt bytes and abandoned work, removed from everywhere they stand."""
+"""Remove corrupt files wherever they are stored, and work folders that nobody continues."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ SECONDS_PER_DAY = 86_400.0
 
 
 def remove_corrupt(path: Path) -> Iterator[Path]:
-    """Remove an output's file, or a file below an output, from workspace, DVC cache and `.work`.
+    """Remove a file of an output from the workspace and `.work`, and from DVC's cache where it is corrupt there.
 
-    All three may be one inode, and DVC trusts a file whose size and time are as before, so that corrupt bytes
-    come back from its cache until they are removed there. What the cache holds as it was written stays.
+    All three may be one inode, and DVC takes a file of unchanged size and time for unchanged, so corrupt bytes would
+    come back from its cache. A cached file that equals its MD5 stays.
 
     Args:
-        path: an output's file; or a file in `.work`, which no other place has a name for.
+        path: an output that is a file, or a file in one that is a folder; or a file in `.work`.
 
     Yields:
         Each path that was removed.
@@ -44,7 +44,7 @@ def remove_corrupt(path: Path) -> Iterator[Path]:
 
 
 def abandoned_folders(days: float) -> Iterator[Path]:
-    """Work folders that nobody works in and nobody has touched for `days`; each is held while the caller looks."""
+    """Yield the work folders that no process works in and that have not changed for `days`; see `unheld_folders`."""
     for folder in unheld_folders():
         newest = max(each.stat().st_mtime for each in [folder, *folder.rglob("*")])
         if time.time() - newest >= days * SECONDS_PER_DAY:
@@ -52,14 +52,18 @@ def abandoned_folders(days: float) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> int:
-    """Remove a folder; the bytes that this frees: those of files that have no other name."""
+    """Remove a folder; returns the bytes that this frees: those of files without another hard link."""
     stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
     shutil.rmtree(folder)
     return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
 def _corrupt_in_cache(path: Path) -> list[Path]:
-    """The file of DVC's cache that should hold what dvc.lock records for `path`, and holds something else."""
+    """The file of DVC's cache for `path`, in a list, where it differs from the MD5 in dvc.lock; else an empty list.
+
+    Raises:
+        DataError: no output in dvc.lock holds `path`, or the cache lacks the list of that output's files.
+    """
     cache = cache_folder(Path())
     for output in recorded_outputs(Path()):
         if not path.is_relative_to(output.path):

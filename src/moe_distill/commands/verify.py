@@ -1,7 +1,7 @@
-"""`moe-distill verify`: every byte of every output, and of work in progress, against its recorded hash.
+"""`moe-distill verify`: compare every byte of every output, and of work in progress, with its recorded hash.
 
-Windows, shards, teacher head, checkpoints and finished work carry hashes of their own; of all else (corpus, model
-folders, curves, metrics) DVC recorded an MD5 in dvc.lock.
+Windows, shards, teacher head, checkpoints and finished work have hashes of their own. For everything else (corpus,
+model folders, curves, metrics) dvc.lock has an MD5.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from moe_distill.errors import DataError, repair
+from moe_distill.errors import DataError, restore_command
 from moe_distill.pipeline.dvc_lock import Output, cache_folder, files_of, md5_file, recorded_outputs
 from moe_distill.pipeline.resumable_work import RECORD_NAME, check_finished
 from moe_distill.replay.head import DESCRIPTION_NAME, read_head
@@ -28,7 +28,7 @@ STORES |= {f"data/windows/student/{split}": STUDENT_WINDOWS for split in SPLITS}
 STORES |= {"data/windows/student/vocabulary_map": VOCABULARY_MAP}
 STORES |= {f"data/teacher_shards/{split}": TEACHER_TARGETS for split in SPLITS}
 HEAD = "models/teacher_head"
-OPEN: dict[str, Callable[[Path], ShardReader]] = {  # with the checks of values that the stages make
+OPEN: dict[str, Callable[[Path], ShardReader]] = {  # each with the checks of values that the stages make too
     TEACHER_WINDOWS: lambda folder: WindowStore(folder, TEACHER_WINDOWS).reader,
     STUDENT_WINDOWS: lambda folder: WindowStore(folder, STUDENT_WINDOWS).reader,
     VOCABULARY_MAP: open_vocabulary_map,
@@ -38,15 +38,15 @@ OPEN: dict[str, Callable[[Path], ShardReader]] = {  # with the checks of values 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was read through: a store, a head, a checkpoint, finished work, an output, or a broken file of one."""
+    """Result for a store, a head, a checkpoint, finished work, an output, or one corrupt file of these."""
 
     path: Path
-    fault: DataError | None  # None: whole
-    unread: str = ""  # why it could not be compared with anything
+    fault: DataError | None  # None: no fault was found
+    unread: str = ""  # why it was not read; empty: it was
 
 
 def verify(root: Path, work: Path) -> Iterator[Verified]:
-    """Read all that has hashes: the outputs below `root`, and unfinished or unrecorded work below `work`."""
+    """Verify the outputs below `root`, and unfinished or unrecorded work below `work`."""
     for name, store_format in STORES.items():
         if (root / name).is_dir():
             yield from _store(root / name, store_format)
@@ -67,7 +67,7 @@ def verify(root: Path, work: Path) -> Iterator[Verified]:
 
 
 def _output(root: Path, output: Output, cache: Path, finished: list[Path]) -> Iterator[Verified]:
-    """An output, or each of its broken files, against dvc.lock; what has hashes of its own is not read again."""
+    """Compare an output, stores and head aside, with dvc.lock; yields each corrupt file, or else the output."""
     try:
         files = files_of(output, cache)
     except DataError as fault:
@@ -86,7 +86,7 @@ def _output(root: Path, output: Output, cache: Path, finished: list[Path]) -> It
 
 
 def _file(path: Path, md5: str, finished: list[Path]) -> Verified:
-    """A file against its MD5; one that a stage has finished since, DVC killed before it knew, is whole too."""
+    """Compare a file with its MD5 in dvc.lock, or with finished work that a killed DVC has not recorded yet."""
     if not path.is_file():
         return Verified(
             path, DataError(f"{path} does not exist", "dvc.lock records it", "run: dvc checkout, or dvc repro")
@@ -94,7 +94,7 @@ def _file(path: Path, md5: str, finished: list[Path]) -> Verified:
     found = md5_file(path)
     if found == md5 or _is_among(path, finished):
         return Verified(path, None)
-    return Verified(path, DataError(f"{path} is corrupt", f"md5 {found}, dvc.lock says {md5}", repair(path)))
+    return Verified(path, DataError(f"{path} is corrupt", f"md5 {found}, dvc.lock says {md5}", restore_command(path)))
 
 
 def _is_among(path: Path, folders: list[Path]) -> bool:
@@ -104,7 +104,7 @@ def _is_among(path: Path, folders: list[Path]) -> bool:
 
 
 def _store(folder: Path, store_format: str | None) -> Iterator[Verified]:
-    """The store, or each of its broken files; None stands for the format that its index names."""
+    """Verify a store; yields each corrupt file, or else the store. A `store_format` of None takes the index's own."""
     try:
         found = store_format or str(read_json_object(folder / INDEX_NAME).get("format"))
         reader = ShardReader(folder, found)

@@ -1,1 +1,1 @@
-"""Every key of params.yaml and of a profile: type, range, meaning; both files read and checked."""
+"""Every key of params.yaml and of a profile with type, range and meaning; both files are validated when read."""

@@ -1,6 +1,6 @@
-"""Every key of params.yaml, what one studies: its type, its range and its meaning; and both files, read and checked.
+"""Every key of params.yaml with type, range and meaning; and `load_params`, which reads params.yaml and the profile.
 
-As in profile.py no key has a default, and unknown keys are refused.
+params.yaml holds what an experiment varies. No key has a default, and unknown keys are refused, as in profile.py.
 """
 
 import re
@@ -19,7 +19,7 @@ KdTail = Literal["sampled", "residual"]
 
 
 class Losses(Section):
-    """The weight each term has once its ramp is complete (see curriculum); 0 = never computed."""
+    """The weight of each term when its ramp is complete (training/curriculum.py); one of weight 0 is not computed."""
 
     feature: Weight
     attention: Weight
@@ -30,8 +30,14 @@ class Losses(Section):
     router_balance: Weight
     router_importance: Weight
 
+    def terms_of_states(self) -> list[str]:
+        """The terms with a weight; each reads the teacher's cached states in phase 2."""
+        return [name for name, weight in self if weight > 0.0]
+
 
 class Curriculum(Section):
+    """When the terms' ramps run."""
+
     phase1_share: Annotated[float, Field(gt=0.0, lt=1.0)]  # of the curriculum: LM and KD only
     curriculum_share: Annotated[float, Field(gt=0.0, le=1.0)]  # of max_steps, when the last ramp is complete
 
@@ -47,6 +53,8 @@ class Router(Section):
 
 
 class EarlyStopping(Section):
+    """When a training ends before `train.max_steps`."""
+
     patience: Positive  # validations without progress
     min_delta: Weight  # bits per byte that count as progress
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -56,7 +64,7 @@ class ExperimentParams(Section):
     """params.yaml."""
 
     profile: str
-    seed: int  # of the order of windows, of the heads' weights and of the router's noise
+    seed: int  # of the order of windows, the weights of the heads and the noise of the router
     precision: Precision
     temperature: Annotated[float, Field(ge=1.0, le=4.0)]
     kd_weight: Share
@@ -105,7 +113,7 @@ def _validate(section: type[Section], path: Path) -> Section:
 
 
 def unpinned_revisions(profile: Profile) -> list[str]:
-    """The keys of hub revisions that are no commits: what a branch or a tag names can change between two runs."""
+    """The `revision` keys of a profile that are not commit hashes: a branch or a tag can change between two runs."""
     named = {f"corpus.sources[{number}]": source for number, source in enumerate(profile.corpus.sources)}
     every = named | {"models.teacher": profile.models.teacher, "models.student": profile.models.student}
     return [
@@ -119,10 +127,22 @@ def load_params(root: Path = Path()) -> Params:
     """Read and validate `root/params.yaml` and the profile it names.
 
     Raises:
-        ConfigError: naming the file and the first wrong key.
+        ConfigError: naming the file and the first wrong key, or keys of both files that do not fit each other.
     """
     experiment = _validate(ExperimentParams, root / "params.yaml")
     assert isinstance(experiment, ExperimentParams)
     profile = _validate(Profile, root / "profiles" / f"{experiment.profile}.yaml")
     assert isinstance(profile, Profile)
+    _check_states(experiment, profile)
     return Params(experiment=experiment, profile=profile)
+
+
+def _check_states(experiment: ExperimentParams, profile: Profile) -> None:
+    """Refuse terms of phase 2 beside a cache that is to hold no states."""
+    terms = [f"`losses.{name}`" for name in experiment.losses.terms_of_states()]
+    if terms and profile.teacher.hidden_fraction == 0.0:
+        raise ConfigError(
+            f"profiles/{experiment.profile}.yaml: `teacher.hidden_fraction` is 0, so that the cache holds no states",
+            f"params.yaml: {', '.join(terms)} need them",
+            "raise `teacher.hidden_fraction`, or set these weights to 0: KD alone needs no states",
+        )

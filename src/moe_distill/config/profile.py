@@ -1,7 +1,7 @@
-"""Every key of profiles/<profile>.yaml, what a machine and a pair of models need: its type, its range and its meaning.
+"""Every key of profiles/<profile>.yaml with type, range and meaning.
 
-No key has a default here: what a run uses is what stands in the file, so that DVC sees every change; an option that
-may be left out is off then. Unknown keys are refused.
+A profile holds what a machine, a corpus and a pair of models need. No key has a default, so that DVC sees every change
+of a value in the file; an option that may be left out is then off. Unknown keys are refused.
 """
 
 from itertools import pairwise
@@ -17,17 +17,17 @@ Weight = Annotated[float, Field(ge=0.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
-MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; fewer make balance and importance noise
+MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; with fewer, balance and importance are mostly noise
 
 
 def require_router_positions(positions: float) -> None:
-    """Refuse what a step would see too few of.
+    """Refuse parameters under which a step has too few positions with teacher states.
 
     Args:
-        positions: with teacher states, in a step of train_router.
+        positions: mean number of positions with teacher states in a step of train_router.
 
     Raises:
-        ConfigError: the router's terms would be noise.
+        ConfigError: there are fewer than MINIMUM_ROUTER_POSITIONS.
     """
     if positions < MINIMUM_ROUTER_POSITIONS:
         raise ConfigError(
@@ -80,6 +80,8 @@ Source = Annotated[PythonDocs | Files | Hub, Field(discriminator="kind")]
 
 
 class Corpus(Section):
+    """The sources of text, and the split into training and validation documents."""
+
     sources: list[Source] = Field(min_length=1)
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]  # by document hash
 
@@ -156,12 +158,16 @@ class FolderModel(Section):
 
 
 class Models(Section):
+    """Where teacher and student come from."""
+
     seed: int  # of both models' random weights, where they are made here
     teacher: Annotated[TinyTeacher | HubModel | FolderModel, Field(discriminator="kind")]
     student: Annotated[TinyStudent | HubModel | FolderModel, Field(discriminator="kind")]
 
 
 class Windows(Section):
+    """The windows that `tokenize` cuts."""
+
     teacher_max_length: Annotated[int, Field(ge=8)]  # tokens of a teacher window, prefix token included
     student_max_length: Annotated[int, Field(ge=8)]
     train_fraction: Annotated[float, Field(gt=0.0, le=1.0)]  # share of training documents distilled on
@@ -171,17 +177,17 @@ class Windows(Section):
 
 
 class Capture(Section):
-    """What the teacher stage records of each position."""
+    """What the `teacher` stage stores for each position."""
 
     seed: int  # of the tail samples and of the choice of runs
     k: Positive  # logits kept per position
     tail_samples: Annotated[int, Field(ge=0)]  # samples of the distribution outside the top-k
     hidden_layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # residual states kept; 0 = embeddings
     hidden_fraction: Share  # share of the windows that keep a run of hidden states
-    hidden_run: Annotated[int, Field(ge=64, le=128)]  # consecutive positions of such a run: InfoNCE starts near its log
+    hidden_run: Annotated[int, Field(ge=64, le=128)]  # positions of such a run; `contrastive` starts near its logarithm
     precision: Precision
     batch_windows: Positive
-    chunk_positions: Positive  # rows of the output-matrix product held at once
+    chunk_positions: Positive  # positions whose logits are held at once
     shard_positions: Positive  # positions a shard file holds
 
     @model_validator(mode="after")
@@ -192,13 +198,15 @@ class Capture(Section):
 
 
 class Train(Section):
+    """Steps, batches and optimizer of the three training stages."""
+
     max_steps: Positive  # optimizer steps of both phases together
     batch_windows: Positive  # student windows of one optimizer step
     micro_batch_windows: Positive  # of one forward pass; the rest is accumulated
     learning_rate: Rate
     router_learning_rate: Rate  # of the projections and the student-aware router
     warmup_fraction: Share  # of the optimizer steps
-    final_learning_rate_fraction: Share  # of the cosine's end
+    final_learning_rate_fraction: Share  # of the learning rate, at the end of the cosine
     weight_decay: Weight
     gradient_clip: Rate
     chunk_tokens: Positive  # positions whose logits are held at once
@@ -218,12 +226,16 @@ class Train(Section):
 
 
 class Evaluate(Section):
+    """Batches of the evaluation, and sample texts in the report."""
+
     batch_windows: Positive
-    samples: Annotated[int, Field(ge=0)]  # texts continued by the student in the report
-    sample_tokens: Positive
+    samples: Annotated[int, Field(ge=0)]  # sample texts by the student in the report
+    sample_tokens: Positive  # tokens of a sample text
 
 
 class Profile(Section):
+    """profiles/<profile>.yaml."""
+
     corpus: Corpus
     models: Models
     windows: Windows

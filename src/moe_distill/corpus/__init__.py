@@ -1,1 +1,1 @@
-"""From sources of text to `data/corpus/{train,validation}.parquet`; start reading at `build.py`."""
+"""From sources of text to data/corpus/{train,validation}.parquet; `build.py` is the place to start reading."""

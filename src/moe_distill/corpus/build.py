@@ -1,6 +1,6 @@
-"""Build the corpus: sources -> NFC -> without duplicates -> training and validation split.
+"""Build the corpus: read the sources, normalise to NFC, remove duplicates, split into training and validation.
 
-One pass; memory holds one row group a split and a 16-byte digest a document, whatever the corpus' size.
+One pass. Memory holds one row group for each split, and 16 bytes for each document.
 """
 
 import unicodedata
@@ -35,9 +35,9 @@ def build_corpus(params: Corpus, output: Path) -> dict[str, float]:
     """Write `train.parquet`, `validation.parquet` and `skipped.json` to `output`.
 
     Returns:
-        Counts of documents and of UTF-8 bytes, under the names of `METRICS`: in all, and for each source
-        as `<source>_<metric>`. A document of more than `MAX_CHARACTERS` counts as its pieces. Training
-        documents that a weight leaves out are in none of them.
+        Counts of documents and of UTF-8 bytes under the names of `METRICS`, in all, and for each source as
+        `<source>_<metric>`. A document of more than `MAX_CHARACTERS` counts as its pieces. Training documents that a
+        source's weight leaves out are not counted.
 
     Raises:
         ConfigError: two sources share a name.
@@ -54,7 +54,7 @@ def build_corpus(params: Corpus, output: Path) -> dict[str, float]:
         writers = {"train": train, "validation": validation}
         for name, source in zip(names, params.sources, strict=True):
             counts[name] = _add_source(name, source, params.validation_fraction, writers, seen, skips)
-            _say_counts(name, counts[name])
+            _log_counts(name, counts[name])
         write_json(output / "skipped.json", skips.to_json())
         metrics: dict[str, float] = {metric: sum(count[metric] for count in counts.values()) for metric in METRICS}
         _check_splits(metrics)
@@ -77,21 +77,21 @@ def _add_source(
     seen: set[bytes],
     skips: SkipLog,
 ) -> Counter[str]:
-    """Write a source's documents, add their digests to `seen` and what is unusable to `skips`."""
+    """Write a source's documents, add their digests to `seen` and unusable documents to `skips`; returns counts."""
     counts: Counter[str] = Counter()
     for item in read_source(source):
         if isinstance(item, Skip):
             skips.add(name, item)
             counts["skipped_documents"] += 1
             continue
-        # Qwen tokenizers normalise to NFC. Done once, here, both models and all byte counts see the same bytes.
+        # Qwen tokenizers normalise to NFC. Done once, here, so that both models and all byte counts agree.
         text = unicodedata.normalize("NFC", item.text)
         key = document_id(text)
         split = "validation" if is_validation(key, validation_fraction) else "train"
         if split == "train" and not is_kept(key, source.weight):
             continue  # not in `seen` either: another source may hold the same text at a higher weight
         counts["divided_documents"] += len(text) > MAX_CHARACTERS
-        for piece in divide(text):  # all of one split, so that no document is on both sides
+        for piece in divide(text):  # all in one split, so that no document is in both
             document = Document(document_id(piece), name, piece)
             digest = bytes.fromhex(document.document_id[:32])
             if digest in seen:
@@ -104,7 +104,7 @@ def _add_source(
     return counts
 
 
-def _say_counts(name: str, counts: Counter[str]) -> None:
+def _log_counts(name: str, counts: Counter[str]) -> None:
     log(
         f"corpus: {name}: {counts['train_documents']:,} training and {counts['validation_documents']:,} validation"
         f" documents, {counts['skipped_documents']:,} skipped, {counts['duplicate_documents']:,} duplicates"

@@ -1,4 +1,4 @@
-"""What the corpus will take on disk, from the sizes of its sources and the compression of a sample."""
+"""Estimate the bytes of the corpus on disk from the sizes of its sources and the compression of a sample."""
 
 import hashlib
 import io
@@ -22,20 +22,22 @@ from moe_distill.corpus.raw import RawDocument, Skip, examine
 from moe_distill.corpus.sources import read_source
 from moe_distill.corpus.text_files import read_file
 
-SAMPLE_BYTES = 2**21  # of a source's files of one kind, or of a dataset's first documents
-FILE_SHARE = 4  # at most this part of the sample comes from one file of many documents
+SAMPLE_BYTES = 2**21  # sample of a source's files of one kind, or of a dataset's first documents
+FILE_SHARE = 4  # a file of many documents gives at most this part of the sample: a quarter
 TRIPLE_QUOTED = re.compile(rb'"""(.*?)"""', re.DOTALL)
-DOCUMENTED_SHARE = 0.86  # of the triple-quoted text of the standard library: docstrings, their signatures counted in
+DOCUMENTED_SHARE = 0.86  # text of docstrings and signatures over all triple-quoted text of the standard library
 
 
 @dataclass
 class _Sample:
+    """Documents of a source, and the bytes of its files that they were read from."""
+
     input_bytes: int = 0
     texts: list[str] = field(default_factory=list)
 
 
 def corpus_bytes(params: Corpus) -> int:
-    """Bytes of both splits. Duplicates are not known, and count as if they were kept.
+    """Estimated bytes of both splits. Duplicates are not known, and are counted as if they were kept.
 
     Raises:
         DataError: a path matches nothing, a file of the sample cannot be read, or a dataset cannot be reached.
@@ -44,7 +46,7 @@ def corpus_bytes(params: Corpus) -> int:
 
 
 def _kept_share(source: Source, validation_fraction: float) -> float:
-    """Share of a source's documents that is written: all that are held out, and `weight` of the others."""
+    """Share of a source's documents that is written: all for validation, and `weight` of the others."""
     return validation_fraction + (1 - validation_fraction) * source.weight
 
 
@@ -55,7 +57,7 @@ def _source_bytes(source: Source) -> float:
 
 
 def _python_docs_bytes(library: Path) -> float:
-    """The topics of `help()`, compressed, and docstrings like them: to parse them all takes as long as the stage."""
+    """Compress the topics of `help()`, and take docstrings to compress alike: parsing those is slow."""
     topics = [document.text for document in topic_documents()]
     topic_bytes = sum(len(text.encode()) for text in topics)
     quoted = (TRIPLE_QUOTED.findall(path.read_bytes()) for path in library_modules(library))
@@ -64,7 +66,7 @@ def _python_docs_bytes(library: Path) -> float:
 
 
 def _hub_bytes(source: Hub) -> float:
-    """By the first documents of the stream: those after them are taken to be like them."""
+    """Compress the first documents of the stream, and take the others to be like them."""
     texts: list[str] = []
     size = 0
     for item in read_source(source):
@@ -78,7 +80,7 @@ def _hub_bytes(source: Hub) -> float:
 
 
 def _files_bytes(source: Files) -> float:
-    """Each kind of file by a sample of its own: JSON and text are larger than what is written, parquet is not."""
+    """A sample for each kind of file: JSON and text shrink when they are written, parquet does not."""
     files = local_files(source.paths)
     documents = total = 0.0
     for suffix in SUFFIXES:
@@ -93,7 +95,7 @@ def _files_bytes(source: Files) -> float:
 
 
 def _sampled(files: Iterable[LocalFile], field: str) -> _Sample:
-    """Documents from the beginnings of files, in an order that has nothing to do with their names."""
+    """Documents from the beginnings of files, in the order of the hashes of their names, which is as good as random."""
     sample = _Sample()
     for file in sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest()):
         if sample.input_bytes >= SAMPLE_BYTES:
@@ -112,7 +114,7 @@ def _sampled(files: Iterable[LocalFile], field: str) -> _Sample:
 
 
 def _read_bytes(file: Path, lines: int) -> int:
-    """Bytes of a file that hold its first `lines` lines or rows; of a text file, which is one document, all."""
+    """Bytes of a file that hold its first `lines` lines or rows; all bytes of a .txt file, which is one document."""
     if file.suffix.lower() == ".jsonl":
         with file.open("rb") as opened:
             return sum(len(line) for line in islice(opened, lines))
@@ -122,7 +124,7 @@ def _read_bytes(file: Path, lines: int) -> int:
 
 
 def written_bytes(texts: Iterable[str]) -> int:
-    """What documents of these texts take in a parquet file, which is made in memory."""
+    """Bytes of a parquet file of these texts, which is made in memory."""
     buffer = io.BytesIO()
     with parquet_writer(buffer) as file:
         writer = DocumentWriter(file)

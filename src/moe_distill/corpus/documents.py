@@ -1,7 +1,7 @@
-"""The corpus on disk, `data/corpus/{train,validation}.parquet`, and hashes that choose among documents.
+"""Read the corpus, data/corpus/{train,validation}.parquet, and choose among documents by their hash fractions.
 
-One document a row, in the sources' order. A document's own hash decides its split and whether it is kept, so neither
-order nor other documents can move it.
+A hash fraction is a number of [0, 1) made of 64 bits of a hash of the document. Splits and samples are chosen by it, so
+the choice for a document depends neither on the order of documents nor on other documents.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_distill.errors import DataError, repair
+from moe_distill.errors import DataError, restore_command
 
-READ_BUFFER_BYTES = 1 << 20  # with pre-buffering off: else pyarrow holds the whole file
+READ_BUFFER_BYTES = 1 << 20  # with pre_buffer=False; otherwise pyarrow holds the whole file in memory
 SCHEMA = pa.schema([("document_id", pa.string()), ("source", pa.string()), ("text", pa.string())])
 
 
@@ -23,15 +23,15 @@ class Document:
     """A text in Unicode normal form C, and where it came from."""
 
     document_id: str  # SHA-256 of the text's UTF-8 bytes, in hexadecimal
-    source: str
+    source: str  # name of the source
     text: str
 
 
 def read_documents(path: Path, batch_documents: int = 256) -> Iterator[list[Document]]:
-    """Yield the documents of a parquet file in order, in batches; memory stays flat.
+    """Yield the documents of a parquet file in order, in batches; only a batch is in memory.
 
     Raises:
-        DataError: the file is missing or is not such a parquet file.
+        DataError: the file is missing, damaged, or has other columns.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist", fix="run: dvc repro corpus")
@@ -45,19 +45,19 @@ def read_documents(path: Path, batch_documents: int = 256) -> Iterator[list[Docu
             for batch in file.iter_batches(batch_documents, columns=SCHEMA.names):
                 missing_rows -= batch.num_rows
                 yield [Document(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
-            if missing_rows:  # a damaged page header can hide its page
+            if missing_rows:  # pyarrow skips a page whose header is damaged
                 raise pa.ArrowInvalid(f"{missing_rows:,} of {file.metadata.num_rows:,} rows are missing")
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file", str(error), repair(path)) from error
+        raise DataError(f"{path} is not a readable parquet file", str(error), restore_command(path)) from error
+
+
+HASH_VALUES = 2**64  # of 64 bits
 
 
 def hash_fraction(document_id: str, purpose: str) -> float:
-    """A number of [0, 1) that depends on the document and on what it is drawn for, and on nothing else."""
+    """The hash fraction of a document for one purpose; those for different purposes are independent."""
     digest = hashlib.sha256(f"{purpose}:{document_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-DRAWS = 2**64  # values of 64 bits
+    return int.from_bytes(digest[:8], "big") / HASH_VALUES
 
 
 def document_id(text: str) -> str:
@@ -66,14 +66,14 @@ def document_id(text: str) -> str:
 
 
 def is_validation(document_id: str, fraction: float) -> bool:
-    """Whether the document is held out: true for `fraction` of all hashes, by their top 64 bits."""
-    return int(document_id[:16], 16) < fraction * DRAWS
+    """Whether the document is for validation: the hash fraction of the first 64 bits of its id is below `fraction`."""
+    return int(document_id[:16], 16) < fraction * HASH_VALUES
 
 
 def is_kept(document_id: str, weight: float) -> bool:
-    """Whether a training document is among the share `weight` of its source, by the next 64 bits of its hash.
+    """Whether a training document is kept: the hash fraction of the next 64 bits of its id is below `weight`.
 
-    Other bits than the split's, else a low weight would keep nothing but validation documents. Raising the
-    weight only adds documents.
+    These are not the bits of `is_validation`, where all training documents have a high fraction. A higher weight only
+    adds documents.
     """
-    return int(document_id[16:32], 16) < weight * DRAWS
+    return int(document_id[16:32], 16) < weight * HASH_VALUES

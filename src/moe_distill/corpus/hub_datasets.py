@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face hub, streamed: what is not read is not downloaded."""
+"""Stream a dataset of the Hugging Face hub: documents that are not read are not downloaded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from moe_distill.errors import DataError
 
 
 def hub_documents(source: Hub) -> Iterator[RawDocument | Skip]:
-    """Yield the documents of a dataset at its pinned revision, in its own order: rows, joined where the source says so.
+    """Yield the rows of a dataset at its pinned revision as documents, in order; joined where the source says so.
 
     Raises:
         DataError: the dataset cannot be reached, does not exist, or lacks the column.
@@ -20,7 +20,7 @@ def hub_documents(source: Hub) -> Iterator[RawDocument | Skip]:
 
 
 def split_bytes(source: Hub) -> int | None:
-    """Bytes of the source's split in memory, all columns, as the dataset's card has them; None where it has not.
+    """Bytes of all columns of the source's split, from the dataset's card; None where the card does not say.
 
     Raises:
         DataError: the dataset cannot be reached.
@@ -33,7 +33,7 @@ def split_bytes(source: Hub) -> int | None:
 
 
 def _rows(source: Hub) -> Iterator[RawDocument | Skip]:
-    import datasets  # here, since it takes a second or more to import and only this source needs it
+    import datasets  # imported here: it takes a second, and only this kind of source needs it
 
     with _reached(source):
         rows = datasets.load_dataset(
@@ -47,6 +47,7 @@ def _rows(source: Hub) -> Iterator[RawDocument | Skip]:
 
 @contextmanager
 def _reached(source: Hub) -> Iterator[None]:
+    """Turn errors of the hub inside the block into a DataError."""
     import datasets
 
     try:

@@ -1,4 +1,4 @@
-"""Which files the `paths` of a source name; relative ones lie below the main checkout, whatever the workspace."""
+"""Find the files that the `paths` of a source stand for; relative paths lie below the main checkout."""
 
 import glob
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,14 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class LocalFile:
+    """A file of a source."""
+
     name: str  # as the user wrote it
     path: Path
 
 
 def local_files(paths: Sequence[str]) -> list[LocalFile]:
-    """Files, folders and globs as files, in the order of `paths`, sorted within each; each file once.
+    """The files of `paths` (files, folders and globs) in that order, sorted within each path; each file once.
 
     Raises:
         DataError: a path matches nothing.

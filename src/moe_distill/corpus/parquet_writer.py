@@ -12,18 +12,18 @@ from moe_distill.corpus.documents import SCHEMA, Document
 from moe_distill.utils.files import sync
 
 GROUP_DOCUMENTS = 512
-GROUP_CHARACTERS = 8 * 2**20  # whichever is reached first: 512 books would not fit in memory
+GROUP_CHARACTERS = 8 * 2**20  # a row group ends at either limit: 512 books would not fit in memory
 
 
 def parquet_writer(where: Path | BinaryIO) -> pq.ParquetWriter:
-    """A file of documents; each of its pages has a CRC-32, which `read_documents` checks."""
+    """Open a parquet file for documents; each of its pages gets a CRC-32, which `read_documents` checks."""
     return pq.ParquetWriter(where, SCHEMA, compression="zstd", write_page_checksum=True)
 
 
 @contextmanager
 def open_writer(path: Path) -> Iterator["DocumentWriter"]:
-    """Write `path` under a temporary name, which it loses when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.tmp")  # without a pid: a rerun overwrites what a killed run left
+    """A writer of `path`, which has a temporary name until the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.tmp")  # without a pid: a rerun overwrites the file of a killed run
     try:
         with parquet_writer(temporary) as file:
             writer = DocumentWriter(file)
@@ -37,7 +37,7 @@ def open_writer(path: Path) -> Iterator["DocumentWriter"]:
 
 
 class DocumentWriter:
-    """Collects documents until they make a row group."""
+    """Collects documents and writes them in row groups."""
 
     def __init__(self, file: pq.ParquetWriter) -> None:
         self._file = file

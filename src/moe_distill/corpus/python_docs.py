@@ -1,7 +1,7 @@
-"""The documentation inside every Python: the language reference behind `help()`, and the library's docstrings.
+"""The documentation inside the installed Python: the topics of `help()`, and the docstrings of the standard library.
 
-About 2 MB of English that needs no network. Modules are parsed, never imported: importing one may open
-a window, start a thread or fail for want of a system library.
+About 2 MB of English that need no network. Modules are parsed, never imported: importing one may open a window, start a
+thread, or fail because a system library is missing.
 """
 
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 from moe_distill.corpus.raw import RawDocument, Skip
 from moe_distill.errors import DataError
 
-# Not the library's own text: packages of others, and tests, whose docstrings are test material.
+# Folders left out: packages that are not part of the library, and tests.
 LEFT_OUT = {
     "site-packages",
     "dist-packages",
@@ -59,7 +59,7 @@ def _no_documentation(why: str) -> DataError:
 
 
 def topic_documents() -> Iterator[RawDocument]:
-    """Yield each topic that no longer topic contains.
+    """Yield each topic that is not part of a longer topic.
 
     `help("customization")` is a section of `help("specialnames")` word for word: left in, 5 to 9% of the
     topics held out for validation would stand in the training text too.
@@ -69,15 +69,15 @@ def topic_documents() -> Iterator[RawDocument]:
     except ImportError as error:
         raise _no_documentation(f"{TOPICS_NAME} is missing") from error
     for name, text in sorted(topics.items()):
-        body = text.split("\n", 2)[-1].strip()  # below the title and its underline
+        body = text.split("\n", 2)[-1].strip()  # without the title and its underline
         if not any(body in other for other in topics.values() if len(other) > len(text)):
             yield RawDocument(text, f"{TOPICS_NAME}:{name}", 1)
 
 
 def _module_documents(source: bytes, file: str) -> Iterator[RawDocument | Skip]:
-    """Yield one document for each class with enough documentation, and one for all the rest of the module.
+    """Yield one document for each class with MIN_CHARACTERS of documentation, and one for the rest of the module.
 
-    Whole modules would be too few: 0.1 of some 370 leaves no 60 documents to validate on.
+    Whole modules would be too few documents: some 370, of which a tenth is for validation.
     """
     try:
         module = ast.parse(source)
@@ -100,7 +100,7 @@ def _module_documents(source: bytes, file: str) -> Iterator[RawDocument | Skip]:
 
 
 def _entries(node: ast.AST) -> Iterator[str]:
-    """Yield signature and docstring of what `node` defines and of all inside it, in the file's order."""
+    """Yield signature and docstring of `node` and of all definitions inside it, in the file's order."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node)
         if docstring:

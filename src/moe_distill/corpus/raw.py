@@ -1,4 +1,4 @@
-"""What a source yields: a text with its origin, or the reason why there is none; and a count of the latter."""
+"""What a source yields, a text with its origin or a skip with its reason; and a log of the skips."""
 
 import re
 from collections import Counter
@@ -25,11 +25,11 @@ UNUSABLE_CHARACTER = re.compile("[\0\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class RawDocument:
-    """A text as its source holds it, before normalisation."""
+    """A text as it is in its source, before normalisation."""
 
     text: str
     file: str  # as the user wrote it: a path, a repository, or a name inside the standard library
-    line: int | None  # line or row of `file` the text comes from, from 1; None: the text is the whole file
+    line: int | None  # line or row of `file` where the text begins, from 1; None: the text is the whole file
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Skip:
 
 
 def from_value(value: object, file: str, line: int) -> RawDocument | Skip:
-    """A document from the value of a JSON key or a column."""
+    """A document from the value of a JSON key or parquet column; a skip where it is not a string."""
     return RawDocument(value, file, line) if isinstance(value, str) else Skip("not text", file, line)
 
 
 def examine(document: RawDocument) -> RawDocument | Skip:
-    """Refuse a text that cannot be encoded as UTF-8, holds NUL, or holds nothing but white space.
+    """A skip for a text that cannot be encoded as UTF-8, contains NUL, or is only white space; else the document.
 
-    Parquet readers, C programs and tokenizers end a text at NUL or replace it, so bytes would be lost.
+    NUL is refused because parquet readers, C programs and tokenizers end a text at it or replace it.
     """
     text = document.text
     if not text or text.isspace():
@@ -61,12 +61,12 @@ def examine(document: RawDocument) -> RawDocument | Skip:
     return Skip("NUL" if fault.group() == "\0" else "lone surrogate", document.file, line)
 
 
-EXAMPLES = 20  # per source and reason, in skipped.json
-SHOWN = 3  # lines printed per source; a source can hold millions of bad lines
+EXAMPLES = 20  # examples in skipped.json for each source and reason
+SHOWN = 3  # skips that are printed for each source, which can have millions
 
 
 class SkipLog:
-    """The skipped documents of each source, by reason."""
+    """Counts and examples of the skipped documents of each source, by reason."""
 
     def __init__(self, sources: Sequence[str]) -> None:
         self._counts: dict[str, Counter[str]] = {source: Counter() for source in sources}

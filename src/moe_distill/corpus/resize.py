@@ -1,4 +1,4 @@
-"""Documents of a useful length: rows that are single lines are joined, texts that are too long are cut."""
+"""Bring documents to a useful length: join rows that are single lines, and cut texts that are too long."""
 
 from collections.abc import Iterator
 from io import StringIO
@@ -7,10 +7,11 @@ from moe_distill.corpus.raw import RawDocument, Skip, examine
 
 
 def join_rows(rows: Iterator[RawDocument | Skip], characters: int) -> Iterator[RawDocument | Skip]:
-    """Join consecutive rows of one file, each on a line of its own, until they have `characters`, or the file ends.
+    """Join consecutive rows of one file, one on each line, into documents of at least `characters` characters.
 
-    An empty row is a blank line, but for those that a document would begin with. A row that cannot be used is yielded
-    as a skip, before the document that lacks it. A document stands under the line of its first row.
+    The last document of a file may be shorter. An empty row becomes a blank line, but not at the beginning of a
+    document. An unusable row is yielded as a skip, before the document that lacks it. The line number of a document is
+    that of its first row.
     """
     first: RawDocument | None = None
     text = StringIO()
@@ -34,9 +35,9 @@ MAX_CHARACTERS = 2**20
 
 
 def divide(text: str, max_characters: int = MAX_CHARACTERS) -> Iterator[str]:
-    """Yield `text` in pieces of at most `max_characters`, most of them ending at a line, else at a word.
+    """Yield `text` in pieces of at most `max_characters`, which end at a line if possible, else at a word.
 
-    Pieces of a text in normal form C are in that form too, and no character is lost.
+    The pieces of a text in normal form C are in that form too, and joined they are the text.
     """
     start = 0
     while len(text) - start > max_characters:

@@ -1,4 +1,4 @@
-"""Open a source of `corpus.sources` by its kind."""
+"""Read a source of `corpus.sources`, whatever its kind."""
 
 import sysconfig
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from moe_distill.corpus.text_files import file_documents
 
 
 def source_name(source: Source) -> str:
-    """The name a source's metrics are reported under."""
+    """The name under which the metrics of a source are reported."""
     return "python_docs" if isinstance(source, PythonDocs) else source.name
 
 
 def read_source(source: Source) -> Iterator[RawDocument | Skip]:
-    """Yield a source's usable documents, `max_documents` of them at most, and what was skipped on the way.
+    """Yield a source's usable documents, at most `max_documents`, and the skips between them.
 
     Raises:
-        DataError: the source itself, not a document of it, is unusable.
+        DataError: the source as a whole is unusable.
     """
     limit = None if isinstance(source, PythonDocs) else source.max_documents
     usable = 0

@@ -1,4 +1,4 @@
-"""Local text: a .txt file is one document; a .jsonl line or a .parquet row is one, or several are joined into one."""
+"""Read local text. A .txt file is one document; so is a .jsonl line or .parquet row, unless rows are joined."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,8 @@ from moe_distill.corpus.raw import RawDocument, Skip, from_value
 from moe_distill.corpus.resize import join_rows
 from moe_distill.errors import DataError
 
-BATCH_ROWS = 64  # rows can be books
-READ_BYTES = 2**20  # else, and without pre_buffer=False, parquet holds a row group, or the whole file, at once
+BATCH_ROWS = 64  # few, since a row can be a book
+READ_BYTES = 2**20  # with pre_buffer=False; otherwise pyarrow holds a row group or the whole file in memory
 
 
 def file_documents(
@@ -54,7 +54,7 @@ def _read(file: LocalFile, field: str, characters: int | None) -> Iterator[RawDo
 
 
 def _read_txt(file: LocalFile) -> RawDocument | Skip:
-    """The file's text with its own line ends, without the byte order mark some editors put before it."""
+    """The text of a .txt file with its own line ends, without a byte order mark."""
     content = file.path.read_bytes()
     try:
         return RawDocument(content.decode("utf-8-sig"), file.name, None)
@@ -63,7 +63,10 @@ def _read_txt(file: LocalFile) -> RawDocument | Skip:
 
 
 def _read_jsonl(file: LocalFile, field: str) -> Iterator[RawDocument | Skip]:
-    """Read in binary: a text file's lines would also end at a carriage return, and one bad byte would end it all."""
+    """Yield the lines of a .jsonl file as documents.
+
+    The file is read as bytes: as text, lines would end at a carriage return too, and one bad byte would end the file.
+    """
     with file.path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             yield _parse_line(line, field, file.name, number)
@@ -76,7 +79,7 @@ def _parse_line(line: bytes, field: str, file: str, number: int) -> RawDocument 
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return Skip("invalid UTF-8", file, number)
-    except (ValueError, RecursionError):  # not JSON; a number of more than 4,300 digits; nesting beyond all use
+    except (ValueError, RecursionError):  # not JSON; a number of over 4,300 digits; too deep nesting
         return Skip("not a JSON object", file, number)
     if not isinstance(record, dict):
         return Skip("not a JSON object", file, number)
@@ -90,7 +93,7 @@ def _read_parquet(file: LocalFile, field: str) -> Iterator[RawDocument | Skip]:
         _check_column(table.schema_arrow, file.name, field)
         number = 0
         for batch in table.iter_batches(BATCH_ROWS, columns=[field]):
-            # as bytes: whether they are UTF-8 is each row's own affair
+            # as bytes, so that only a row that is not UTF-8 is skipped, and not the file
             for content in batch.column(0).cast(pa.large_binary()).to_pylist():
                 number += 1
                 yield _decode_row(content, file.name, number)

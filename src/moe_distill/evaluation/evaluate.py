@@ -1,4 +1,4 @@
-"""Put the metrics of all students and of the teacher together (metrics/evaluate.json)."""
+"""Compute the metrics of all students and of the teacher (metrics/evaluate.json)."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ AGREED_WITH = TargetSettings(temperature=1.0, order="map_then_temper", tail="res
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """Folders that evaluation reads; none holds the teacher."""
+    """Folders that evaluation reads; the teacher is not among them."""
 
     windows: Path  # data/windows
     targets: Path  # data/teacher_shards
@@ -35,7 +35,11 @@ class EvaluationInputs:
 
 
 def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -> dict[str, float]:
-    """Every figure that can be had without the teacher, in fp32; flat and finite: what is undefined is absent."""
+    """Every metric that needs no teacher model, computed in fp32; an undefined metric is absent, so all are finite.
+
+    Raises:
+        DataError: windows, teacher targets, vocabulary map and students do not belong together.
+    """
     windows = WindowStore(inputs.windows / "student/validation", STUDENT_WINDOWS)
     teacher_windows = WindowStore(inputs.windows / "teacher/validation", TEACHER_WINDOWS)
     targets = open_targets(inputs.targets / "validation")
@@ -77,7 +81,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
         "teacher_parameters": float(teacher_parameters),
         "student_parameters": float(parameters),
         "compression_ratio": teacher_parameters / parameters,
-        "teacher_bytes": float(teacher_weights),  # in the precision of the capture
+        "teacher_bytes": float(teacher_weights),  # in the teacher stage's precision
         "student_bytes": float(n_bytes),  # in fp32, as exported
         "bytes_ratio": teacher_weights / n_bytes,
     }
@@ -87,7 +91,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
 
 
 def source_metrics(student: Score, windows: WindowStore) -> dict[str, float]:
-    """`bits_per_byte_<source>` of the final student, where the text has more than one source."""
+    """`bits_per_byte_<source>` of the final student; empty where the windows are of one source."""
     names, sources_W = windows.sources()
     found = [(name, sources_W == number) for number, name in enumerate(names) if (sources_W == number).any()]
     if len(found) < 2:
@@ -99,9 +103,9 @@ def source_metrics(student: Score, windows: WindowStore) -> dict[str, float]:
 
 
 def student_metrics(student: Score, comparison: Comparison) -> dict[str, float]:
-    """The final student's own metrics, and its agreement with the teacher at aligned positions."""
+    """Metrics of the final student alone, and of its agreement with the teacher at aligned positions."""
     nll_per_token = student.nll / student.tokens
-    of_tokens = perplexity(nll_per_token)  # JSON has no infinity
+    of_tokens = perplexity(nll_per_token)  # may be infinite, which JSON has no notation for
     positions = max(comparison.agreement.positions, 1)
     return {
         "student_nll_per_token": nll_per_token,

@@ -1,21 +1,21 @@
-"""Figures from sums: pure functions (R18, R19, R20)."""
+"""Metrics as pure functions of sums and counts (R18, R19, R20)."""
 
 import math
 
 import torch
 from torch import Tensor
 
-UNDEFINED_GAP = 0.02  # bits per byte between teacher and untrained student below which retention says nothing
+UNDEFINED_GAP = 0.02  # bits per byte from untrained student to teacher below which retention is undefined
 CALIBRATION_BINS = 15
 
 
 def bits_per_byte(nll_nats: float, n_bytes: int) -> float:
-    """Negative log-likelihood of a text in bits, per byte of it: comparable across tokenizers."""
+    """Negative log-likelihood of a text in bits per byte, which can be compared between tokenizers."""
     return nll_nats / math.log(2) / n_bytes
 
 
 def perplexity(nll_per_token_nats: float) -> float:
-    """exp of the mean NLL, never capped; infinity where it overflows."""
+    """exp of the mean negative log-likelihood in nats; infinity where it overflows."""
     try:
         return math.exp(nll_per_token_nats)
     except OverflowError:
@@ -25,8 +25,8 @@ def perplexity(nll_per_token_nats: float) -> float:
 def retention(bpb_init: float, bpb_student: float, bpb_teacher: float) -> float | None:
     """Share of the teacher's gain over the untrained student that the student has kept.
 
-    (BPB_init - BPB_student) / (BPB_init - BPB_teacher); 1 equals the teacher, 0 the untrained student. None where the
-    teacher is not clearly better than the untrained student, for then the quotient means nothing.
+    (BPB_init - BPB_student) / (BPB_init - BPB_teacher), in bits per byte: 1 for a student as good as the teacher, 0 for
+    the untrained one. None where the teacher is not better by UNDEFINED_GAP, as the quotient then means nothing.
     """
     gap = bpb_init - bpb_teacher
     return None if gap < UNDEFINED_GAP else (bpb_init - bpb_student) / gap
@@ -36,8 +36,8 @@ def expected_calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float
     """Mean distance between confidence and accuracy over equal-width bins, weighted by their size (Guo et al. 2017).
 
     Args:
-        confidence_N: probability of the most likely token, in [0, 1].
-        correct_N: whether that token came next.
+        confidence_N: probability of the most likely token at each position.
+        correct_N: bool; whether that token came next.
     """
     bins = (confidence_N * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
     gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The report's pictures, from the curves' TSV files."""
+"""The plots of the report, from the curves' TSV files."""
 
 import csv
 import math
@@ -13,7 +13,7 @@ Table = dict[str, list[float]]
 
 
 def read_curve(path: Path) -> Table:
-    """Column name -> values; an empty cell is NaN, which a plot leaves out."""
+    """The columns of a TSV file by name; an empty cell is NaN, which a plot leaves out."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     names = list(rows[0]) if rows else []
@@ -21,7 +21,7 @@ def read_curve(path: Path) -> Table:
 
 
 def plot_bits_per_byte(curves: Path, teacher: float, output: Path) -> None:
-    """Validation bits per byte of distilled and LM-only student over the steps, with the teacher as a line."""
+    """Plot validation bits per byte of the distilled and the LM-only student over the steps, the teacher as a line."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for stage, label, colour in (
         ("control", "LM only", "tab:gray"),
@@ -38,10 +38,10 @@ def plot_bits_per_byte(curves: Path, teacher: float, output: Path) -> None:
 
 
 def plot_experts(curves: Path, output: Path) -> bool:
-    """The student-aware router's use of the experts over the steps; False where there is no router.
+    """Plot how the student-aware router uses the experts over the steps; returns False where there is no router.
 
-    Above, the share of each expert in the mixtures; below, the shares' entropy and how far the student-aware gate has
-    moved from the teacher's, in nats.
+    The upper plot has the share of each expert in the mixtures; the lower one, in nats, the entropy of the shares and
+    the divergence of the student-aware gate from the teacher's.
     """
     table = read_curve(curves / "train_router.tsv")
     shares = [name for name in table if name.startswith("expert_share_")]

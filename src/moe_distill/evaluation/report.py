@@ -1,4 +1,4 @@
-"""The report and the model card: what was trained, what it came to, what it writes."""
+"""Write the report and the model card: parameters, metrics, plots, and sample texts by the student."""
 
 from pathlib import Path
 
@@ -13,13 +13,19 @@ PROMPTS = ("The", "Return the", "If the argument is")
 
 
 def write_report(params: Params, metrics: dict[str, float], curves: Path, student: Path, folder: Path) -> None:
-    """Write `report.md`, `MODEL_CARD.md` and the pictures to `folder`."""
+    """Write `report.md`, `MODEL_CARD.md` and the plots to `folder`.
+
+    Args:
+        metrics: of metrics/evaluate.json.
+        curves: folder of the curves' TSV files.
+        student: folder of the final student.
+    """
     plot_bits_per_byte(curves, metrics["teacher_bits_per_byte"], folder / "bits_per_byte.png")
     values = {
         "metrics": metrics,
         "params": params,
         "has_router": plot_experts(curves, folder / "experts.png"),
-        "samples": continuations(student, params.profile.evaluate.samples, params.profile.evaluate.sample_tokens),
+        "samples": sample_texts(student, params.profile.evaluate.samples, params.profile.evaluate.sample_tokens),
     }
     environment = Environment(
         loader=PackageLoader("moe_distill.evaluation", "templates"),
@@ -35,16 +41,16 @@ def write_report(params: Params, metrics: dict[str, float], curves: Path, studen
 
 
 @torch.inference_mode()
-def continuations(student: Path, n_samples: int, n_tokens: int) -> list[tuple[str, str]]:
-    """(prompt, greedy continuation) by the student."""
+def sample_texts(student: Path, n_samples: int, n_tokens: int) -> list[tuple[str, str]]:
+    """Sample texts by the student: pairs of a prompt and its greedy continuation of `n_tokens` tokens."""
     model = load_causal_lm(student, torch.float32, torch.device("cpu"))
     tokenizer = load_tokenizer(student)
-    prefix = prefix_token_id(student, tokenizer)  # every window of the training began with it
+    prefix = prefix_token_id(student, tokenizer)  # every training window began with it
     result = []
     for prompt in PROMPTS[:n_samples]:
         ids = torch.tensor([[prefix, *tokenizer.encode(prompt, add_special_tokens=False).ids]])
         n_prompt = ids.shape[1]
-        for _ in range(n_tokens):  # greedy; the model's own `generate` would read its sampling settings
+        for _ in range(n_tokens):  # not by `generate`, which would use the model's sampling settings
             logits = model(input_ids=ids, use_cache=False).logits
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
         result.append((prompt, tokenizer.decode(ids[0, n_prompt:].tolist())))

@@ -1,1 +1,1 @@
-"""Teacher and student: where they come from, and how a model folder is opened."""
+"""Teacher and student: put them into local folders, and open such a folder."""

@@ -16,12 +16,12 @@ IGNORED = ["*/*"]  # exports to other formats lie in sub-folders
 def snapshot(params: HubModel, output: Path) -> None:
     """Download a model into the hub's own cache, then copy it to `output`.
 
-    The cache lets a broken download resume, although DVC empties `output` before each run, and lets a
-    model that is already there be used offline. Pickled weights are not even downloaded.
+    From the cache a broken download resumes, although DVC empties `output` before each run, and a model that is already
+    there is used offline. Pickled weights are not downloaded.
 
     Raises:
-        DataError: the revision cannot be had, has no safetensors, or needs remote code.
-        ResourceError: the disk cannot take what is downloaded and copied.
+        DataError: the revision cannot be downloaded, has no safetensors, or needs remote code.
+        ResourceError: the disk cannot take the download and the copy.
     """
     name = f"{params.repository} at revision {params.revision}"
     try:
@@ -39,7 +39,7 @@ def snapshot(params: HubModel, output: Path) -> None:
 
 
 def _planned(params: HubModel) -> list[DryRunFileInfo]:
-    """The model's files with their sizes; none where the hub is out of reach, so that nothing will be downloaded."""
+    """The model's files with their sizes; none where the hub is out of reach, since nothing is downloaded then."""
     try:
         return snapshot_download(
             params.repository,
@@ -53,7 +53,7 @@ def _planned(params: HubModel) -> list[DryRunFileInfo]:
 
 
 def _require_space(files: list[DryRunFileInfo], name: str, output: Path) -> None:
-    """Refuse what the hub's cache, or the disk of `output`, which may be the same one, cannot take."""
+    """Refuse a model that the disk of the hub's cache, or that of `output`, cannot take; they may be one disk."""
     output.mkdir(parents=True, exist_ok=True)
     cache = Path(constants.HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A model folder: what `save_pretrained` writes and nothing else, weights in safetensors alone."""
+"""Check and copy a model folder: the files that `save_pretrained` writes, with weights in safetensors only."""
 
 import json
 import math
@@ -11,16 +11,20 @@ from safetensors import SafetensorError, safe_open
 from moe_distill.errors import DataError
 from moe_distill.utils.disk_space import require_space
 
-# Whatever matches none of these (pickled weights, Python code, other formats' exports) is never taken along.
+# Files that match none of these (pickled weights, Python code, exports to other formats) are never copied.
 FILE_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja")
 SMALLER = "choose a smaller model in the profile's models"
 
 
 def check_model_folder(folder: Path, name: str) -> None:
-    """Refuse a folder that this project cannot, or will not, load; `name` is what the user calls it.
+    """Refuse a folder that cannot be loaded, or only by running code of its own.
+
+    Args:
+        name: what the user calls the folder, for the error.
 
     Raises:
-        DataError: a file is missing, the weights are not safetensors, or the model needs its own code.
+        DataError: a file is missing, the weights are not safetensors, the model needs its own code, or it is not a
+            language model.
     """
     for file in ("config.json", "tokenizer.json"):
         if not (folder / file).is_file():
@@ -52,9 +56,10 @@ def check_model_folder(folder: Path, name: str) -> None:
 
 
 def copy_model_folder(source: Path, name: str, output: Path) -> None:
-    """Copy the files of a model from the top of `source` to `output`; see `check_model_folder`.
+    """Copy the files of a model from the top of `source` to `output`.
 
     Raises:
+        DataError: see `check_model_folder`.
         ResourceError: the disk cannot take them.
     """
     check_model_folder(source, name)
@@ -75,7 +80,7 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in the folder's safetensors files, from their headers alone; tied matrices count once.
+    """Parameters in the folder's safetensors files, from their headers alone; tied matrices count once.
 
     Raises:
         DataError: a file is not safetensors.

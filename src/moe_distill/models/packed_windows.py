@@ -1,6 +1,6 @@
-"""Documents as windows of token ids: packed to train on, document by document to measure on.
+"""Documents as windows of token ids for the tiny teacher: packed for training, one by one for its evaluation.
 
-Shapes: N tokens of the packed stream, B windows of a batch, L positions of a window.
+Shapes: B windows of a batch, L positions of a window; here N counts the tokens of all documents joined.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs, targets
 
 
 def packed_tokens(documents: Path, tokenizer: Tokenizer, end_id: int) -> torch.Tensor:
-    """All documents of a parquet file in order, `end_id` after each: int32 ids [N]."""
+    """The token ids of all documents of a parquet file, joined in order with `end_id` after each: int32 [N]."""
     pieces = []
     for batch in read_documents(documents):
         ids: list[int] = []
@@ -27,10 +27,10 @@ def packed_tokens(documents: Path, tokenizer: Tokenizer, end_id: int) -> torch.T
 
 
 def training_batches(tokens_N: torch.Tensor, end_id: int, length: int, windows: int, seed: int) -> Iterator[Batch]:
-    """Yield (inputs, targets), each int64 [B, L], without end: B = `windows`, L = `length`.
+    """Yield (inputs, targets) forever, each int64 [B, L] with B = `windows` and L = `length`.
 
-    Each pass over the tokens cuts them at another offset and takes the pieces in another order. Every
-    input begins with `end_id`, so that the model knows the prefix each window of the later stages has.
+    Each pass over the tokens cuts them at another offset and takes the pieces in another order. Every input begins with
+    `end_id`, the prefix token that every window of the later stages begins with.
 
     Raises:
         DataError: there are too few tokens for one window.
@@ -55,9 +55,9 @@ def training_batches(tokens_N: torch.Tensor, end_id: int, length: int, windows: 
 
 
 def document_batches(texts: list[str], tokenizer: Tokenizer, end_id: int, length: int, windows: int) -> Iterator[Batch]:
-    """Yield (inputs, targets), each int64 [<= B, <= L], with every token of every text as a target once.
+    """Yield (inputs, targets), each int64 [B, L] with B <= `windows` and L <= `length`; every token is a target once.
 
-    Windows of about one length share a batch; targets past a window's end are -100, as `F.cross_entropy` skips.
+    Windows of like length share a batch. Targets past a window's end are -100, which `F.cross_entropy` ignores.
     """
     rows = []
     for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
@@ -65,6 +65,6 @@ def document_batches(texts: list[str], tokenizer: Tokenizer, end_id: int, length
     rows.sort(key=len)
     for first in range(0, len(rows), windows):
         targets_BL = torch.nn.utils.rnn.pad_sequence(rows[first : first + windows], True, padding_value=-100)
-        inputs_BL = targets_BL.roll(1, dims=1).clamp(min=0)  # a row's last -100 lands in front, the others at no target
+        inputs_BL = targets_BL.roll(1, dims=1).clamp(min=0)  # -100 becomes an id of 0, at positions without a target
         inputs_BL[:, 0] = end_id
         yield inputs_BL, targets_BL

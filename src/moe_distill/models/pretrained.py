@@ -1,4 +1,4 @@
-"""Open a model folder: safetensors only, no remote code, no network."""
+"""Open and write model folders: safetensors only, no remote code, no network."""
 
 import json
 import shutil
@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from moe_distill.errors import DataError
+from moe_distill.shards.value_checks import is_finite
 
-WRITTEN_BY = {"student_kd": "train_kd", "student": "train_router", "student_lm_only": "control"}  # others by models
+WRITTEN_BY = {"student_kd": "train_kd", "student": "train_router", "student_lm_only": "control"}  # else models
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,11 +32,11 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
     """Load a causal language model in an explicit dtype, in evaluation mode.
 
     Raises:
-        DataError: the folder holds no model that transformers can open without remote code, or its weights are not
-            those of its config.json: left out, too many, of another shape, or not finite.
+        DataError: transformers cannot open the model without remote code, weights are missing, unexpected or of
+            another shape than config.json asks for, or a weight is not finite.
     """
-    logging.disable_progress_bar()  # of reading weights: seconds, and lines in every log
-    mend = f"run: moe-distill verify; where it finds nothing: dvc repro -f {WRITTEN_BY.get(folder.name, 'models')}"
+    logging.disable_progress_bar()  # one for reading weights would stand in every log
+    fix = f"run: moe-distill verify; where it finds nothing: dvc repro -f {WRITTEN_BY.get(folder.name, 'models')}"
     try:
         loaded: object = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -47,14 +48,14 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes differ
-        raise DataError(f"{folder} holds no usable model", str(error).splitlines()[0], mend) from error
+        raise DataError(f"{folder} holds no usable model", str(error).splitlines()[0], fix) from error
     model, loading = cast(tuple[PreTrainedModel, dict[str, list[object]]], loaded)
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # transformers warns and goes on
         if names := sorted(str(name) for name in loading[fault]):
-            raise DataError(f"the weights of {folder} have {fault.replace('_', ' ')}", ", ".join(names[:3]), mend)
+            raise DataError(f"the weights of {folder} have {fault.replace('_', ' ')}", ", ".join(names[:3]), fix)
     for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):
-            raise DataError(f"weight {name} of {folder} is not finite", fix=mend)
+        if not is_finite(weight):
+            raise DataError(f"weight {name} of {folder} is not finite", fix=fix)
     nn.Module.to(model, device)  # transformers wraps `to` with checks for quantised models
     model.eval()
     return model
@@ -70,10 +71,10 @@ def save_causal_lm(model: PreTrainedModel, tokenizer_folder: Path, folder: Path)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read `tokenizer.json`.
+    """Read the `tokenizer.json` of a model folder.
 
     Raises:
-        DataError: missing or unreadable.
+        DataError: it is missing or unreadable.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -85,7 +86,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def prefix_token_id(folder: Path, tokenizer: Tokenizer) -> int:
-    """The token that begins every window: the model's BOS, else its EOS.
+    """Id of the token that every window begins with: the model's BOS, else its EOS.
 
     Raises:
         DataError: the model folder names neither.
@@ -100,7 +101,7 @@ def prefix_token_id(folder: Path, tokenizer: Tokenizer) -> int:
 
 
 def text_token_mask(tokenizer: Tokenizer, output_rows: int) -> torch.Tensor:
-    """bool [output_rows]: ids that stand for text; special tokens and rows without a token do not."""
+    """Which rows of the output matrix are ids that stand for text, and not special or unused: bool [output_rows]."""
     mask = torch.zeros(output_rows, dtype=torch.bool)
     mask[list(tokenizer.get_vocab(with_added_tokens=True).values())] = True
     special = [number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]

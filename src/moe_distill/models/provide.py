@@ -1,4 +1,4 @@
-"""Teacher and student as local folders with their tokenizers, wherever they come from."""
+"""Put teacher and student into local folders with their tokenizers: made here, copied or downloaded."""
 
 from pathlib import Path
 
@@ -13,13 +13,18 @@ from moe_distill.utils.files import project_root
 def provide_teacher(
     params: TinyTeacher | HubModel | FolderModel, seed: int, corpus: Path, output: Path
 ) -> dict[str, float]:
-    """Put the teacher into `output`; `corpus` holds train.parquet and validation.parquet.
+    """Put the teacher into `output`.
+
+    Args:
+        seed: of a tiny teacher's weights and of the order of its training windows.
+        corpus: folder with train.parquet and validation.parquet, which a tiny teacher is trained on.
 
     Returns:
-        `teacher_parameters`, and what training a tiny teacher measured.
+        The metrics `teacher_parameters` and, of a tiny teacher, those of `train_tiny_teacher`.
 
     Raises:
         DataError: the model, or for a tiny one the corpus, is unusable.
+        ResourceError: the disk cannot take the model.
     """
     metrics: dict[str, float] = {}
     if isinstance(params, TinyTeacher):
@@ -35,7 +40,7 @@ def provide_student(
     """Put the student, as it is before distillation, into `output`; see `provide_teacher`.
 
     Returns:
-        `student_parameters`.
+        The metric `student_parameters`.
     """
     if isinstance(params, TinyStudent):
         make_tiny_student(params, seed, corpus / "train.parquet", output)
@@ -48,5 +53,5 @@ def _fetch(params: HubModel | FolderModel, output: Path) -> None:
     if isinstance(params, HubModel):
         snapshot(params, output)
     else:
-        # From the main checkout: the temporary workspaces of `dvc exp run --temp` hold tracked files alone.
+        # Relative to the main checkout: the temporary workspaces of `dvc exp run --temp` hold tracked files only.
         copy_model_folder(project_root() / params.path, params.path, output)

@@ -1,6 +1,6 @@
-"""The embedded default's teacher: a small Qwen3-MoE, trained from random weights on the training split.
+"""The teacher of the profile `tiny`: a small Qwen3-MoE, trained from random weights on the training split.
 
-Shapes: N tokens of the packed text, B windows of a batch, L positions of a window, T tokens of a batch, E experts.
+Shapes: B windows of a batch, L positions of a window, N positions of a batch, R rows of the output matrix, E experts.
 """
 
 import math
@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
-from transformers.utils import logging
 
 from moe_distill.config.profile import TinyTeacher
 from moe_distill.corpus.documents import read_documents
@@ -21,16 +20,18 @@ from moe_distill.errors import DivergenceError
 from moe_distill.log import log, progress_bar
 from moe_distill.models.model_disk_use import require_model_space
 from moe_distill.models.packed_windows import Batch, document_batches, packed_tokens, training_batches
-from moe_distill.models.tiny_tokenizers import end_of_text_id, save_tokenizer, train_tokenizer
+from moe_distill.models.tiny_models import decoder_settings, random_model, save_model
+from moe_distill.models.tiny_tokenizers import end_of_text_id, train_tokenizer
 from moe_distill.utils.device import make_runtime
+from moe_distill.utils.learning_rate import warmup_cosine
 
 WARMUP_SHARE = 0.05  # of the steps
-FINAL_LEARNING_RATE_SHARE = 0.1
+FINAL_LEARNING_RATE_SHARE = 0.1  # of the learning rate, at the last step
 ADAM_BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 GRADIENT_CLIP = 1.0
-SAY_EVERY = 200  # steps
-MEASURED_WINDOWS = 32  # of a batch when bits per byte are measured
+LOG_EVERY = 200  # steps
+MEASURED_WINDOWS = 32  # windows of a batch when bits per byte are measured
 
 
 def train_tiny_teacher(
@@ -41,7 +42,7 @@ def train_tiny_teacher(
     On the CPU of one machine equal arguments give equal bytes. The validation documents are only measured on.
 
     Returns:
-        `teacher_bits_per_byte` on the validation documents and `teacher_steps`.
+        The metrics `teacher_bits_per_byte`, on the validation documents, and `teacher_steps`.
 
     Raises:
         DataError: there is too little text for the vocabulary or for one window.
@@ -49,76 +50,55 @@ def train_tiny_teacher(
         ResourceError: the disk cannot take the model.
     """
     tokenizer = train_tokenizer(params.tokenizer, train_documents)
-    tokenizer.encode_special_tokens = True  # text that spells a special token is ordinary text
+    tokenizer.encode_special_tokens = True  # text such as "<|endoftext|>" is not encoded as a special token
     end_id = end_of_text_id(tokenizer)
-    model = _random_model(params, tokenizer.get_vocab_size(), end_id, seed)
+    model = _untrained_model(params, tokenizer.get_vocab_size(), end_id, seed)
     require_model_space(model, tokenizer, output)
     model.to(make_runtime("fp32").device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
-    tokens_N = packed_tokens(train_documents, tokenizer, end_id)
-    batches = training_batches(tokens_N, end_id, params.max_length, params.batch_windows, seed)
+    tokens = packed_tokens(train_documents, tokenizer, end_id)
+    batches = training_batches(tokens, end_id, params.max_length, params.batch_windows, seed)
     _train(model, params, batches)
     bits_per_byte = _bits_per_byte(model, tokenizer, validation_documents, params.max_length)
     log(f"teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
-    logging.disable_progress_bar()  # of writing weights
-    model.save_pretrained(output)
-    save_tokenizer(tokenizer, params.max_length, output)
+    save_model(model, tokenizer, params.max_length, output)
     return {"teacher_bits_per_byte": bits_per_byte, "teacher_steps": float(params.steps)}
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up to 1, then half a cosine down to `FINAL_LEARNING_RATE_SHARE` at the last step."""
-    warmup = max(1, int(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
-    return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * progress)) / 2
-
-
 def router_auxiliary_loss(router_logits: Sequence[torch.Tensor], experts_per_token: int) -> torch.Tensor:
-    """Mean over the layers of E * sum over the experts of f * P; `experts_per_token` where use is even.
+    """Load-balancing loss (Fedus et al. 2021): the mean over the layers of E * sum over the experts of f * P.
 
-    Here f is the share of tokens that choose an expert and P its mean probability. transformers' own loss pools
-    all layers first: at its minimum one layer may send 97% of its tokens to an expert and another layer none.
+    Here f is the share of positions that choose an expert and P its mean probability. The loss is `experts_per_token`
+    where all experts are used evenly. transformers' own loss pools all layers first, so that an imbalance of one layer
+    can cancel that of another: at its minimum one expert got 97% of a layer's tokens.
 
     Args:
-        router_logits: of each layer, [tokens, E].
+        router_logits: of each layer, [N, E].
     """
     losses = []
-    for logits_TE in router_logits:
-        probs_TE = logits_TE.softmax(dim=-1)
-        chosen_E = probs_TE.topk(experts_per_token).indices.flatten().bincount(minlength=probs_TE.shape[1])
-        losses.append(chosen_E.float() @ probs_TE.mean(dim=0) * probs_TE.shape[1] / len(probs_TE))
+    for logits_NE in router_logits:
+        probs_NE = logits_NE.softmax(dim=-1)
+        chosen_E = probs_NE.topk(experts_per_token).indices.flatten().bincount(minlength=probs_NE.shape[1])
+        losses.append(chosen_E.float() @ probs_NE.mean(dim=0) * probs_NE.shape[1] / len(probs_NE))
     return torch.stack(losses).mean()
 
 
 def output_rows(tokens: int) -> int:
-    """Rows of the output matrix: like Qwen3's, a multiple of 128 and some more than the tokenizer has tokens."""
+    """Rows of the output matrix: as in Qwen3 a multiple of 128, and more than the tokenizer has tokens."""
     return math.ceil(tokens / 128) * 128 + 128
 
 
-def _random_model(params: TinyTeacher, tokens: int, end_id: int, seed: int) -> PreTrainedModel:
+def _untrained_model(params: TinyTeacher, tokens: int, end_id: int, seed: int) -> PreTrainedModel:
     config = Qwen3MoeConfig(
         vocab_size=output_rows(tokens),
-        hidden_size=params.hidden_size,
         intermediate_size=params.expert_size,  # of dense blocks; there are none
-        num_hidden_layers=params.layers,
-        num_attention_heads=params.heads,
-        num_key_value_heads=params.key_value_heads,
         num_experts=params.num_experts,
         num_experts_per_tok=params.experts_per_token,
         moe_intermediate_size=params.expert_size,
         norm_topk_prob=True,
         router_aux_loss_coef=params.router_auxiliary_weight,
-        max_position_embeddings=params.max_length,
-        tie_word_embeddings=True,
-        bos_token_id=end_id,
-        eos_token_id=end_id,
+        **decoder_settings(params, end_id),
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen3MoeForCausalLM(config)
-    # Not in the model's own config: nn.Embedding would keep that row, which begins every window, from learning.
-    model.generation_config.pad_token_id = end_id
+    model = random_model(Qwen3MoeForCausalLM, config, seed)
     # Each expert adds to a row once, so sums have one order. The backward pass of `grouped_mm` adds a row's
     # experts in any order; on CPU it is no faster, and on a GPU it needs compute capability 8.
     model.set_experts_implementation("eager")
@@ -131,7 +111,10 @@ def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=params.learning_rate, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, params.steps))
+    warmup_steps = max(1, int(WARMUP_SHARE * params.steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, warmup_steps, params.steps, FINAL_LEARNING_RATE_SHARE)
+    )
     losses: list[float] = []
     started = time.monotonic()
     for step, (inputs_BL, targets_BL) in enumerate(
@@ -150,15 +133,15 @@ def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]
             raise DivergenceError(
                 f"the tiny teacher's loss is {losses[-1]} at step {step}", fix="lower `learning_rate`"
             )
-        if step % SAY_EVERY == 0 or step == params.steps:
-            mean = sum(losses[-SAY_EVERY:]) / len(losses[-SAY_EVERY:])
+        if step % LOG_EVERY == 0 or step == params.steps:
+            mean = sum(losses[-LOG_EVERY:]) / len(losses[-LOG_EVERY:])
             speed = step * inputs_BL.numel() / (time.monotonic() - started)
             log(f"teacher: step {step:,} of {params.steps:,}, loss {mean:.3f} nats/token, {speed:,.0f} tokens/s")
 
 
 @torch.inference_mode()
 def _bits_per_byte(model: PreTrainedModel, tokenizer: Tokenizer, documents: Path, length: int) -> float:
-    """Nats the model needs for every token of every document, over the documents' UTF-8 bytes times ln 2."""
+    """Negative log-likelihood of all documents in bits, per UTF-8 byte."""
     model.eval()
     end_id = end_of_text_id(tokenizer)
     nats, size = 0.0, 0
@@ -166,7 +149,7 @@ def _bits_per_byte(model: PreTrainedModel, tokenizer: Tokenizer, documents: Path
         texts = [document.text for document in batch]
         size += sum(len(text.encode()) for text in texts)
         for inputs_BL, targets_BL in document_batches(texts, tokenizer, end_id, length, MEASURED_WINDOWS):
-            logits_BLV = model(input_ids=inputs_BL.to(model.device), use_cache=False).logits
+            logits_BLR = model(input_ids=inputs_BL.to(model.device), use_cache=False).logits
             targets = targets_BL.to(model.device).flatten()
-            nats += F.cross_entropy(logits_BLV.flatten(0, 1), targets, reduction="sum").item()
+            nats += F.cross_entropy(logits_BLR.flatten(0, 1), targets, reduction="sum").item()
     return nats / size / math.log(2)

@@ -1,7 +1,7 @@
 """Train a small byte-level BPE tokenizer that splits text as Qwen3, SmolLM2 or GPT-2 do, and save it.
 
-The two tokenizers of the embedded default must differ as those of a real pair do. What makes them
-differ: the splitting rules, the size, and the share of the documents each one is trained on.
+The tokenizers of the tiny teacher and student must differ as those of a real pair do. They differ in splitting rules,
+in size, and in the documents that they are trained on.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from moe_distill.corpus.documents import hash_fraction, read_documents
 from moe_distill.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-# Not special, as in Qwen3: such a token is found in ordinary text and carries the bytes of its name.
+# Not special, as in Qwen3: ordinary text is encoded with such a token, which has the bytes of its name.
 QWEN_ADDED_TOKENS = ("<think>", "</think>")
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,10 +50,10 @@ def _untrained(family: str) -> Tokenizer:
 
 
 def train_tokenizer(params: TinyTokenizer, documents: Path) -> Tokenizer:
-    """Byte-level BPE over a share of the documents of a parquet file; equal inputs give equal bytes.
+    """Train byte-level BPE on a share of the documents of a parquet file; equal inputs give equal tokenizers.
 
-    The vocabulary has exactly `params.vocabulary_size` entries, all 256 bytes and the added tokens among
-    them: the added tokens come last for "qwen", as in Qwen3, and `<|endoftext|>` first otherwise.
+    The vocabulary has exactly `params.vocabulary_size` entries, among them all 256 bytes and the added tokens. Added
+    tokens have the last ids for "qwen", as in Qwen3; for the others `<|endoftext|>` has id 0.
 
     Raises:
         DataError: the sample is too small for that many tokens.
@@ -78,14 +78,14 @@ def train_tokenizer(params: TinyTokenizer, documents: Path) -> Tokenizer:
 
 
 def end_of_text_id(tokenizer: Tokenizer) -> int:
-    """The id of `<|endoftext|>` in a tokenizer of `train_tokenizer`."""
+    """The id of `<|endoftext|>` in a tokenizer that `train_tokenizer` has made."""
     number = tokenizer.token_to_id(END_OF_TEXT)
     assert number is not None
     return number
 
 
 def save_tokenizer(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
-    """Write `tokenizer` into `folder` so that `AutoTokenizer` loads it; windows have up to `max_length` tokens."""
+    """Write the tokenizer files of a model folder; `max_length` is the most tokens that the model reads."""
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,

@@ -1,1 +1,1 @@
-"""How stages run: one at a time, resumable, under DVC; nothing here can change a result."""
+"""How stages run under DVC: one at a time in a workspace, and resumable. Nothing here can change a result."""

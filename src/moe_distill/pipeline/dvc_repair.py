@@ -1,12 +1,12 @@
-"""What a killed `dvc` leaves behind in git and in .dvc/tmp, and how it is put right.
+"""Find and repair what a killed `dvc` leaves behind in git and in .dvc/tmp.
 
 `dvc exp run` detaches HEAD, names its commits under refs/exps/exec, and writes the values of `-S` and all results
-into the workspace. At its end it attaches HEAD again and resets the index; killed, it does neither.
+into the workspace. At its end it attaches HEAD again and resets the index. A killed one does neither.
 
-Where the user's own edits are: DVC first stashes them (U), then puts them back, changes params.yaml and stashes
-the sum (EXEC_MERGE), which it unpacks to run. It drops U, but git keeps the commit for weeks. So what differs between U
-and EXEC_MERGE is DVC's, and all else in the workspace is the user's or a result. Before it unpacks the sum it resets
-the files: one that the user had edited and that is as in HEAD has not been unpacked yet.
+How the user's own edits are told from DVC's: DVC first stashes them (stash U), then restores them, changes params.yaml
+and stashes both together (EXEC_MERGE), which it unpacks to run. It drops U, but git keeps the commit for weeks. So what
+differs between U and EXEC_MERGE was written by DVC, and all else in the workspace by the user or by a stage. Before DVC
+unpacks EXEC_MERGE it resets the files: a file that the user had edited and that equals HEAD has not been unpacked yet.
 """
 
 import json
@@ -24,7 +24,7 @@ from moe_distill.errors import ResourceError
 
 EXEC_REFS = "refs/exps/exec"
 MERGE = f"{EXEC_REFS}/EXEC_MERGE"
-OF_FINISHED_RUNS = {f"{EXEC_REFS}/EXEC_HEAD", f"{EXEC_REFS}/EXEC_APPLY"}  # DVC does not remove them
+OF_FINISHED_RUNS = {f"{EXEC_REFS}/EXEC_HEAD", f"{EXEC_REFS}/EXEC_APPLY"}  # DVC leaves them in place
 QUEUED = "refs/exps/stash"  # an experiment that is about to run in the workspace; `--queue` has another place
 STASH = "refs/stash"
 DVC_TMP = Path(".dvc/tmp")
@@ -35,14 +35,14 @@ STASH_SECONDS = 60  # between the stash of the user's edits and what DVC does ne
 class KilledExperiment:
     """An unfinished `dvc exp run` in the workspace."""
 
-    branch: str | None  # that HEAD was on; None: HEAD is in place
+    branch: str | None  # branch that HEAD was detached from; None: HEAD is attached
     edits: str  # commit with the user's files as they were when the experiment began
-    overwritten: tuple[str, ...]  # files that hold the experiment's values
-    refs: tuple[str, ...]
+    overwritten: tuple[str, ...]  # files that hold values of the experiment
+    refs: tuple[str, ...]  # git references of the experiment
 
 
 def live_program(root: Path) -> tuple[str, int] | None:
-    """Name and pid of a `dvc` or `git` that works in `root` or below."""
+    """Name and pid of a running `dvc` or `git` whose current folder is `root` or below; None: there is none."""
     for process in psutil.process_iter(["cmdline", "cwd"]):
         words, folder = process.info["cmdline"] or [], process.info["cwd"]
         programs = [name for name in (Path(word).name for word in words[:2]) if name in ("dvc", "git")]
@@ -52,7 +52,7 @@ def live_program(root: Path) -> tuple[str, int] | None:
 
 
 def stale_rwlock_pids() -> list[int]:
-    """Dead processes that .dvc/tmp/rwlock still names. DVC clears them itself unless the number is in use again."""
+    """Processes in .dvc/tmp/rwlock that are dead. DVC removes such entries itself unless the pid is in use again."""
     path = DVC_TMP / "rwlock"
     if not path.is_file():
         return []
@@ -63,7 +63,7 @@ def stale_rwlock_pids() -> list[int]:
 
 
 def killed_experiment() -> KilledExperiment | None:
-    """The traces of a killed `dvc exp run` in this workspace's git repository; None where all is in place."""
+    """The traces of a killed `dvc exp run` in the git repository of the current folder; None where there are none."""
     if not Path(".git").exists():
         return None
     all_refs = _git("for-each-ref", "--format=%(refname)", EXEC_REFS, QUEUED).split()
@@ -90,10 +90,10 @@ def killed_experiment() -> KilledExperiment | None:
 
 
 def repair_repository(root: Path) -> Iterator[str]:
-    """Put right what a killed `dvc` left; yields a line for each thing done.
+    """Repair what a killed `dvc` left in git and in .dvc/tmp; yields a line for each repair.
 
     Raises:
-        ResourceError: a `dvc` or `git` is alive; names its pid.
+        ResourceError: a `dvc` or `git` is running; names its pid.
     """
     alive = live_program(root)
     if alive is not None:
@@ -134,13 +134,13 @@ def _repair_git(found: KilledExperiment) -> Iterator[str]:
 
 
 def _build_index() -> None:
-    """As HEAD is, from nothing: git would take a killed process's word for which files have not changed."""
+    """Write git's index anew from HEAD: the old one, of a killed process, may call changed files unchanged."""
     Path(_git("rev-parse", "--git-path", "index")).unlink(missing_ok=True)
     _git("reset", "--quiet")
 
 
 def _differing(commit: str) -> tuple[str, ...]:
-    """Files of a commit whose content in the workspace is another, the index not asked."""
+    """Files of a commit whose content in the workspace differs, found without git's index."""
     with TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": f"{folder}/index"}
         _git("read-tree", commit, **index)
@@ -148,7 +148,7 @@ def _differing(commit: str) -> tuple[str, ...]:
 
 
 def _is_half_written(name: str, commit: str) -> bool:
-    """Whether a file holds the beginning of what it is in a commit: git was killed while it wrote."""
+    """Whether a file holds only the beginning of its content in a commit: git was killed while it wrote it."""
     if not Path(name).is_file():
         return False
     whole, found = _git("show", f"{commit}:{name}"), Path(name).read_text(encoding="utf-8", errors="replace")
@@ -156,7 +156,7 @@ def _is_half_written(name: str, commit: str) -> bool:
 
 
 def _branch_before_detachment() -> str | None:
-    """The branch that HEAD was on last, by its log."""
+    """The last branch that HEAD was on, by HEAD's log; None: the log names no branch."""
     branches = set(_git("for-each-ref", "--format=%(refname:short)", "refs/heads").split())
     for message in _git("reflog", "--format=%gs", "HEAD").splitlines():
         words = message.removeprefix("checkout: moving from ").split(" to ")
@@ -166,7 +166,7 @@ def _branch_before_detachment() -> str | None:
 
 
 def _stash_before(merge: str) -> str | None:
-    """The dropped stash of the user's edits: made on the same commit, at most a minute before `merge`."""
+    """The dropped stash of the user's edits: on the same parent as `merge`, at most a minute older; or None."""
     parent, end = _git("log", "-1", "--format=%P %ct", merge).split()[0::2]
     lines = _git("fsck", "--unreachable", "--no-reflogs", "--no-progress").splitlines()
     commits = [line.split()[2] for line in lines if line.startswith("unreachable commit ")]

@@ -1,4 +1,4 @@
-"""What dvc.yaml says of a stage: the code and the parameters that DVC runs it again for."""
+"""A stage in dvc.yaml: the code and the parameters for which DVC runs it again."""
 
 from functools import reduce
 from pathlib import Path
@@ -10,30 +10,30 @@ from moe_distill.config.params import Params
 from moe_distill.utils.files import Json, fingerprint, sha256_file
 
 
-class _Definition(BaseModel):
-    """The part of a stage that matters here."""
+class _DvcStage(BaseModel):
+    """The keys of a stage that are read here."""
 
     deps: list[str]
     params: list[str | dict[str, list[str]]] = []  # keys of params.yaml, or of the one file that is named
 
 
 def stage_code(stage: str) -> str:
-    """Fingerprint of the code among a stage's `deps` in dvc.yaml: what DVC runs the stage again for."""
-    code = [Path(each) for each in _definition(stage).deps if each.startswith(("src/", "stages/"))]
+    """Fingerprint of the Python files among a stage's `deps`."""
+    code = [Path(each) for each in _dvc_stage(stage).deps if each.startswith(("src/", "stages/"))]
     files = sorted(file for path in code for file in ([path] if path.is_file() else path.rglob("*.py")))
     return fingerprint({file.as_posix(): sha256_file(file) for file in files})
 
 
 def stage_parameters(stage: str, params: Params) -> dict[str, Json]:
-    """The values of a stage's `params` in dvc.yaml, by key; keys of the profile's file lead to the profile."""
+    """The values of a stage's `params` by key, of params.yaml and of the profile's file."""
     experiment, profile = params.experiment.model_dump(mode="json"), params.profile.model_dump(mode="json")
     values: dict[str, Json] = {}
-    for entry in _definition(stage).params:
+    for entry in _dvc_stage(stage).params:
         keys, source = ([entry], experiment) if isinstance(entry, str) else (next(iter(entry.values())), profile)
         values |= {key: reduce(lambda section, name: section[name], key.split("."), source) for key in keys}
     return values
 
 
-def _definition(stage: str) -> _Definition:
+def _dvc_stage(stage: str) -> _DvcStage:
     stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    return _Definition.model_validate(stages[stage])
+    return _DvcStage.model_validate(stages[stage])

@@ -1,11 +1,11 @@
-"""Work in `.work/<stage>/<fingerprint>/`: continued after a kill, done once for all who wait for it.
+"""Work folders `.work/<stage>/<fingerprint>/`: a killed stage continues in its own, and a result is computed once.
 
-DVC deletes a stage's outputs before it runs the stage again, so nothing that must survive a kill may
-live in an output. A long stage works in a folder named after everything that determines its result;
-killed and started again with the same inputs it finds its own work, with other inputs it starts afresh.
-A process of another workspace (`dvc exp run --temp`, `--queue`) that needs the same result waits for it.
-Finished work is published by hard links; its folder goes when DVC has recorded the result in dvc.lock,
-so that a kill in between costs nothing, and `dvc repro -f` computes again.
+DVC deletes a stage's outputs before it runs the stage again, so what must survive a kill cannot be in an output. A long
+stage works in a folder named by a fingerprint of everything that determines its result. Started again with the same
+inputs, it finds its unfinished work; with other inputs it starts in another folder. A process of another workspace
+(`dvc exp run --temp`, `--queue`) that needs the same result waits for it.
+Finished work is published by hard links. Its folder is removed when dvc.lock has recorded the result: a kill before
+that costs nothing, and `dvc repro -f` after it computes again.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ WORKSPACE_LOCK, WORKSPACE_OWNER = ".work/workspace.lock", ".work/workspace.owner
 
 
 class _Record(BaseModel):
-    """Beside finished outputs: what they are, and who made them."""
+    """The content of done.json, which stands beside finished outputs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,15 +48,15 @@ class _Record(BaseModel):
 
 @contextmanager
 def hold_workspace(name: str) -> Iterator[None]:
-    """Be the only one that writes outputs in the current folder.
+    """Hold the lock of the current folder while outputs are written in it.
 
-    A stage goes on when its `dvc` is killed; a second one beside it would write the same outputs.
+    A stage goes on when its `dvc` is killed, and a second stage beside it would write the same outputs.
 
     Args:
-        name: one word, to tell others who holds the workspace.
+        name: one word for the holder, shown to a process that is refused.
 
     Raises:
-        ResourceError: another holds it; names its pid.
+        ResourceError: another process holds the lock; names its pid.
     """
     lock, owner = FileLock(WORKSPACE_LOCK), Path(WORKSPACE_OWNER)
     owner.parent.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def hold_workspace(name: str) -> Iterator[None]:
 
 
 def workspace_holder() -> tuple[str, int] | None:
-    """Name and pid of the stage that runs in the current folder."""
+    """Name and pid of the stage that runs in the current folder; None: no stage runs."""
     if not Path(WORKSPACE_LOCK).is_file():
         return None
     try:
@@ -89,15 +89,16 @@ def workspace_holder() -> tuple[str, int] | None:
 def compute_once(
     stage: str, key: str, compute: Callable[[Path], dict[str, float]], outputs: Mapping[str, Path]
 ) -> dict[str, float]:
-    """Publish what `compute` makes, called by this process or by one of another workspace that was waited for.
+    """Compute a result, or take it from a process of another workspace that has just computed it, and publish it.
 
     Args:
+        stage: name of the stage, the folder below `.work`.
         key: fingerprint of everything that determines the result.
         compute: fills an empty folder, or continues in one that a killed process left; returns metrics.
-        outputs: folder or file in that folder -> where it is published.
+        outputs: name of a folder or file in that folder -> where it is published.
 
     Returns:
-        The metrics.
+        The metrics that `compute` returned.
     """
     home = project_root() / ".work" / stage
     home.mkdir(parents=True, exist_ok=True)
@@ -117,10 +118,10 @@ def compute_once(
 
 
 def check_finished(folder: Path) -> None:
-    """Read finished work through.
+    """Check the outputs in a work folder against the hashes in its record; unfinished work has none.
 
     Raises:
-        DataError: the record, or an output, is not as it was written.
+        DataError: the record differs from its checksum, or an output from its hash.
     """
     record = _read_record(folder)
     if record is not None and record.outputs != _fingerprints(folder, record.outputs):
@@ -128,7 +129,7 @@ def check_finished(folder: Path) -> None:
 
 
 def _finished(folder: Path) -> _Record | None:
-    """The record of finished work; what is not as it was written is removed."""
+    """The record of finished work; None where work is unfinished, or corrupt and therefore removed."""
     try:
         check_finished(folder)
         return _read_record(folder)
@@ -139,10 +140,10 @@ def _finished(folder: Path) -> _Record | None:
 
 
 def _read_record(folder: Path) -> _Record | None:
-    """What finished work says of itself, None where work is unfinished.
+    """The record of finished work; None where work is unfinished.
 
     Raises:
-        DataError: the record is not what its seal says.
+        DataError: the record differs from its checksum.
     """
     path = folder / RECORD_NAME
     return _Record.model_validate(verified_content(path, read_json_object(path))) if path.is_file() else None
@@ -154,7 +155,7 @@ def _fingerprints(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
 
 
 def unheld_folders() -> Iterator[Path]:
-    """Work folders that no process works in; none can begin to while the caller looks at one."""
+    """Yield the work folders that no process works in; each is locked until the next one is asked for."""
     for path in sorted((project_root() / ".work").glob("*/*.lock")):
         with suppress(Timeout), FileLock(path, timeout=0):
             if path.with_suffix("").is_dir():
@@ -163,14 +164,14 @@ def unheld_folders() -> Iterator[Path]:
 
 def _remove_what_dvc_has_recorded() -> None:
     for folder in unheld_folders():
-        with suppress(DataError):  # a broken record is no result: the stage, or `clean`, removes the folder
+        with suppress(DataError):  # a corrupt record: the stage, or `clean`, removes the folder
             record = _read_record(folder)
             if record is not None and _is_recorded(record) and not _waiters(folder):
                 shutil.rmtree(folder)
 
 
 def _is_recorded(record: _Record) -> bool:
-    """Whether a workspace's dvc.lock holds the metrics; a workspace that is gone went on to its end."""
+    """Whether the workspace's dvc.lock has the MD5 of the metrics; true for a workspace that is gone."""
     if not record.workspace.is_dir():
         return True
     lock = record.workspace / "dvc.lock"
@@ -180,7 +181,7 @@ def _is_recorded(record: _Record) -> bool:
 
 @contextmanager
 def _held(folder: Path, stage: str) -> Iterator[None]:
-    """Hold a work folder alone; wait while another workspace holds it, with a line a minute."""
+    """Hold the lock of a work folder; wait while another workspace holds it, and log a line a minute."""
     lock, owner = FileLock(f"{folder}.lock"), Path(f"{folder}.owner")
     waits = Path(f"{folder}.waits.{os.getpid()}")
     waits.touch()
@@ -201,6 +202,6 @@ def _held(folder: Path, stage: str) -> Iterator[None]:
 
 
 def _waiters(folder: Path) -> list[int]:
-    """Processes that wait for a work folder."""
+    """Pids of the processes that wait for a work folder."""
     pids = [int(path.suffix[1:]) for path in folder.parent.glob(f"{folder.name}.waits.*")]
     return [pid for pid in pids if psutil.pid_exists(pid)]

@@ -1,4 +1,4 @@
-"""How a stage starts and ends: parameters in, exit code out."""
+"""Start and end of a stage: it reads the parameters, and its errors become exit codes."""
 
 import signal
 import sys
@@ -14,7 +14,7 @@ from moe_distill.utils.disk_space import disk_full
 from moe_distill.utils.signals import Terminated, raise_at_once
 
 TRAINING_KEYS = "`train.micro_batch_windows` or `train.chunk_tokens`"
-MEMORY_KEYS = {  # what bounds the memory of a stage that computes on the GPU
+MEMORY_KEYS = {  # the keys that bound the memory of a stage on the GPU
     "models@teacher": "`models.teacher.batch_windows`",
     "teacher": "`teacher.batch_windows` or `teacher.chunk_positions`",
     "train_kd": TRAINING_KEYS,
@@ -27,7 +27,7 @@ MEMORY_KEYS = {  # what bounds the memory of a stage that computes on the GPU
 def run(stage: str, main: Callable[[Params], None]) -> None:
     """Load the parameters, run `main` and exit: 0, or the code of the error, which is printed as one line.
 
-    `--debug` shows the traceback of such an error too.
+    With `--debug` the traceback of such an error is shown too.
     """
     signal.signal(signal.SIGTERM, raise_at_once)
     try:
@@ -50,8 +50,8 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
 
 
 def _out_of_memory(stage: str, error: Exception) -> ResourceError | None:
-    """The error to show where the GPU's memory did not suffice; else None."""
-    from torch import OutOfMemoryError  # seconds that `check` need not wait for
+    """The error to show where the GPU ran out of memory; None for any other error."""
+    from torch import OutOfMemoryError  # imported here: it takes seconds, which `check` does not need
 
     if not isinstance(error, OutOfMemoryError):
         return None

@@ -1,4 +1,4 @@
-"""What the three training stages have in common: computed once, its curves published, followed in MLflow."""
+"""What the stages train_kd, train_router and control share: work folder, published outputs, tracking in MLflow."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -27,8 +27,11 @@ def run_training(
     """Train in the stage's work folder, publish the student and its curves, write metrics/<stage>.json.
 
     Args:
+        stage: name of the stage in dvc.yaml.
+        inputs: folders that the training reads.
+        train: the training itself; continues where a killed run ended.
         student: where the trained model is published.
-        optimizer: where the optimizer's moments are, for a phase that follows.
+        optimizer: where the optimizer's moments are published, for the phase that follows; None: nowhere.
     """
 
     def compute(work: Path) -> dict[str, float]:

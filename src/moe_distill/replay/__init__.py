@@ -1,1 +1,1 @@
-"""The teacher's last MoE block, final norm and output matrix, asked again from cached states."""
+"""Recompute the teacher's last MoE block, final norm and logits from cached states."""

@@ -1,4 +1,4 @@
-"""`models/teacher_head`: what replay needs of the teacher, as safetensors with a hashed description."""
+"""Write and read `models/teacher_head`, the part of the teacher that replay needs: safetensors and a description."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from moe_distill.errors import DataError, repair
+from moe_distill.errors import DataError, restore_command
 from moe_distill.shards.value_checks import check_finite
 from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
 from moe_distill.utils.files import sha256_file, write_atomically
@@ -21,7 +21,7 @@ FIX = "run: dvc repro -f teacher"
 
 
 class HeadDescription(BaseModel):
-    """How to compute with the tensors of a head; `num_experts` 0 says that the last block is dense."""
+    """The content of teacher_head.json, its checksum aside; `num_experts` is 0 where the last layer is dense."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +37,7 @@ class HeadDescription(BaseModel):
 
 
 def write_head(folder: Path, tensors: dict[str, Tensor], description: HeadDescription) -> None:
-    """Write a head; `description.weights_sha256` is filled in."""
+    """Write a head; `description.weights_sha256` is computed here."""
     contiguous = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_atomically(folder / WEIGHTS_NAME, save(contiguous))
     digest = sha256_file(folder / WEIGHTS_NAME)
@@ -46,10 +46,10 @@ def write_head(folder: Path, tensors: dict[str, Tensor], description: HeadDescri
 
 
 def read_description(folder: Path) -> HeadDescription:
-    """Read and verify what a head says of itself.
+    """Read and verify the description of a head.
 
     Raises:
-        DataError: missing, of another version, or corrupt; names both values.
+        DataError: it is missing, corrupt, or of another format or version; names both values.
     """
     path = folder / DESCRIPTION_NAME
     if not path.is_file():
@@ -67,10 +67,10 @@ def read_description(folder: Path) -> HeadDescription:
 
 
 def read_head(folder: Path, device: torch.device) -> tuple[HeadDescription, dict[str, Tensor]]:
-    """Read and verify a head; see `read_description`.
+    """Read and verify a head: its description, and its tensors by name.
 
     Raises:
-        DataError: the weights are missing, corrupt or not finite.
+        DataError: the weights are missing, corrupt or not finite, or see `read_description`.
     """
     description, path = read_description(folder), folder / WEIGHTS_NAME
     if not path.is_file():
@@ -78,7 +78,7 @@ def read_head(folder: Path, device: torch.device) -> tuple[HeadDescription, dict
     found = sha256_file(path)
     if found != description.weights_sha256:
         why = f"sha256 {found}, {DESCRIPTION_NAME} says {description.weights_sha256}"
-        raise DataError(f"{path} is corrupt", why, repair(path))
+        raise DataError(f"{path} is corrupt", why, restore_command(path))
     try:
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:

@@ -1,1 +1,1 @@
-"""What the stages hand to each other on disk: hashed safetensors files under an index (docs/formats.md)."""
+"""The on-disk format of windows, vocabulary map and teacher targets: safetensors files with an index of hashes."""

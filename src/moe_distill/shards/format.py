@@ -1,7 +1,7 @@
-"""The index of a store: `index.json`, written last, complete to the byte (docs/formats.md).
+"""The index of a store, `index.json`, which is written last (docs/formats.md).
 
-A store is a folder of `shard_00000.safetensors`, `shard_00001.safetensors`, … Each file holds the next
-rows of one or more tables; the fields of one table have equal row counts in a file.
+A store is a folder of `shard_00000.safetensors`, `shard_00001.safetensors`, … Each file holds the next rows of one or
+more tables. A field is a column of a table, so the fields of one table have equal row counts in a file.
 """
 
 import math
@@ -17,7 +17,7 @@ from moe_distill.utils.checksummed_json import read_json_object, verified_conten
 from moe_distill.utils.files import Json
 
 FORMAT_VERSION = 4
-WRITTEN_BY = {"moe-distill/teacher-targets": "teacher"}  # all other stores by tokenize
+WRITTEN_BY = {"moe-distill/teacher-targets": "teacher"}  # format -> stage; all other formats: tokenize
 INDEX_NAME = "index.json"
 DTYPES = {
     "int8": torch.int8,
@@ -32,7 +32,7 @@ Metadata = dict[str, str | int | float | list[int] | None]
 
 
 class FieldSpec(BaseModel):
-    """One column: the table whose rows it has, the dtype, and the shape of one row."""
+    """One column: its table, its dtype, and the shape of one row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +42,7 @@ class FieldSpec(BaseModel):
 
 
 class FileEntry(BaseModel):
-    """One shard file: its size, its SHA-256 and the rows of each table in it."""
+    """One shard file: its name, size and SHA-256, and the rows of each table in it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,20 +53,20 @@ class FileEntry(BaseModel):
 
 
 class _Header(BaseModel):
-    """What every version of an index says of itself."""
+    """The keys that an index of any version has."""
 
     format: str
     format_version: int
 
 
 class Index(BaseModel):
-    """All that a reader must know, and check, about a store."""
+    """The content of `index.json`, its checksum aside."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: str
     format_version: int
-    fingerprint: str  # of everything that determined the content
+    fingerprint: str  # of everything that determines the content
     fields: dict[str, FieldSpec]
     files: list[FileEntry]
     metadata: Metadata
@@ -76,6 +76,7 @@ class Index(BaseModel):
         return sum(entry.rows[table] for entry in self.files)
 
     def to_json(self) -> dict[str, Json]:
+        """The content as JSON values."""
         dumped: dict[str, Json] = self.model_dump(mode="json")
         return dumped
 
@@ -89,16 +90,17 @@ def row_bytes(fields: Mapping[str, FieldSpec]) -> dict[str, int]:
 
 
 def store_bytes(fields: Mapping[str, FieldSpec], rows: Mapping[str, int]) -> int:
-    """Bytes of the columns of a store with so many rows of each table; headers and index come on top."""
+    """Bytes of the columns of a store with these numbers of rows, by table; headers and index are not counted."""
     return sum(rows[table] * size for table, size in row_bytes(fields).items())
 
 
 def command_to_write(store_format: str) -> str:
-    """The command that writes a store anew."""
+    """The command that writes a store of this format again."""
     return f"run: dvc repro -f {WRITTEN_BY.get(store_format, 'tokenize')}"
 
 
 def shard_name(number: int) -> str:
+    """File name of a shard, by its number from 0."""
     return f"shard_{number:05d}.safetensors"
 
 

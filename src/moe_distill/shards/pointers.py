@@ -1,4 +1,4 @@
-"""Do a student's windows point at rows of the teacher that a window can have? Asked once, where both are opened."""
+"""Check that the teacher rows in a student's windows exist in the teacher targets; done once, when both are opened."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from moe_distill.shards.window_store import NextToken, WindowStore
 
 
 def check_pointers(windows: WindowStore, targets: ShardReader) -> None:
-    """Refuse rows and ids that the shards do not have, and rows of a window that are out of order or in two files.
+    """Refuse teacher rows and ids that do not exist, and teacher rows of a window that do not rise or lie in two files.
 
     Raises:
-        DataError: naming the file, the token's row and the values.
+        DataError: there is one; names the file, the token's row and the values.
     """
     reader = windows.reader
     reader.expect("teacher_rows", range(-1, targets.rows("positions")))

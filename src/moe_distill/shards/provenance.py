@@ -1,6 +1,7 @@
-"""Do windows, shards, vocabulary map and model belong together? Each carries fingerprints of what it was made from.
+"""Check that windows, teacher targets, vocabulary map and models were made from one another.
 
-Every function raises DataError, naming both fingerprints and the command that mends it.
+Each store has fingerprints of its inputs in its metadata. Every `check_…` raises DataError where two differ; the error
+names both, and the command that writes the older store again.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ def capture_fingerprint(params: Capture) -> str:
 
 
 def windows_fingerprint(windows: Index) -> str:
-    """Fingerprint of what windows hold: shards count their rows, so windows cut otherwise are other windows."""
+    """Fingerprint of the content of windows, by the hashes of their files; teacher targets refer to their rows."""
     return fingerprint([entry.sha256 for entry in windows.files])
 
 
@@ -30,32 +31,32 @@ def tokenizer_fingerprint(model: Path) -> str:
 
 
 def check_tokenizer(windows: ShardReader, model: Path) -> None:
-    """Refuse windows that were made with another tokenizer than the model's."""
+    """Refuse windows of another tokenizer than that of the model folder `model`."""
     what, whose = f"{windows.folder} was made with tokenizer", f"{model} has"
     _require_equal(windows, "tokenizer", tokenizer_fingerprint(model), what, whose, TOKENIZE)
 
 
 def check_same_windows(windows: ShardReader, targets: ShardReader) -> None:
-    """Refuse shards of other teacher windows (another corpus, tokenizer or length) than the student's point at."""
+    """Refuse teacher targets of other teacher windows than those that the student's windows are aligned with."""
     expected = str(windows.index.metadata["teacher_windows"])
     what, whose = f"{targets.folder} was made from teacher windows", f"{windows.folder} points at"
     _require_equal(targets, "windows_fingerprint", expected, what, whose, TEACHER)
 
 
 def check_capture(targets: ShardReader, params: Capture) -> None:
-    """Refuse shards that were captured with other parameters than the profile's."""
+    """Refuse teacher targets that were captured with other parameters than the profile's."""
     what, whose = f"{targets.folder} was captured with parameters", "section `teacher` of the profile is"
     _require_equal(targets, "capture_fingerprint", capture_fingerprint(params), what, whose, TEACHER)
 
 
 def check_same_teacher(targets: ShardReader, other: Path, teacher_fingerprint: str) -> None:
-    """Refuse shards of another teacher than the folder `other` is of."""
+    """Refuse teacher targets of another teacher than `teacher_fingerprint`, that of the folder `other`."""
     what, whose = f"{targets.folder} is of teacher", f"{other} is of"
     _require_equal(targets, "teacher_fingerprint", teacher_fingerprint, what, whose, TEACHER)
 
 
 def check_vocabulary_map(vocabulary_map: ShardReader, windows: ShardReader, targets: ShardReader) -> None:
-    """Refuse a map between other vocabularies than those of the student's windows and of the shards."""
+    """Refuse a map between other vocabularies than those of the student's windows and of the teacher targets."""
     for key, store in (("student_tokenizer", windows), ("teacher_tokenizer", targets)):
         what, whose = f"{vocabulary_map.folder} maps {key.replace('_', ' ')}", f"{store.folder} has"
         _require_equal(vocabulary_map, key, str(store.index.metadata["tokenizer"]), what, whose, TOKENIZE)

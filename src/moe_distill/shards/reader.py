@@ -1,4 +1,4 @@
-"""Read a store through memory maps; every file is verified, hash and values, before its first value is used."""
+"""Read a store through memory maps. The hash and the values of a file are verified before its first value is used."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moe_distill.errors import DataError, repair
+from moe_distill.errors import DataError, restore_command
 from moe_distill.shards.format import DTYPES, FileEntry, Index, command_to_write, read_index
 from moe_distill.shards.value_checks import check_finite, check_range
 from moe_distill.utils.files import sha256_file
@@ -22,9 +22,17 @@ class _Shard:
 
 
 class ShardReader:
-    """Rows of a store by their number over all files.
+    """The rows of a store, by their number over all files.
 
-    Memory stays flat: columns are mapped, and the operating system drops pages it needs elsewhere.
+    Columns are mapped into memory, not copied, so a store may be larger than the memory.
+
+    Args:
+        folder: of the store.
+        expected_format: its `format`, such as `moe-distill/teacher-targets`.
+
+    Raises:
+        DataError: the index is missing, corrupt, or of another format or version; or, when a file is first used, the
+            file is missing or corrupt, or differs from its index in dtypes, shapes or values.
     """
 
     def __init__(self, folder: Path, expected_format: str) -> None:
@@ -38,24 +46,26 @@ class ShardReader:
         }
 
     def expect(self, field: str, allowed: range) -> None:
-        """Refuse every file, open already or opened later, in which an integer of `field` lies outside `allowed`."""
+        """Refuse every file, open or opened later, in which the integer field `field` has a value outside `allowed`."""
         self._ranges[field] = allowed
         for number, shard in self._shards.items():
             self._check_range(field, number, shard.columns[field])
 
     @property
     def fix(self) -> str:
-        """The command that writes the store anew."""
+        """The command that writes the store again, as the `fix` of an error."""
         return command_to_write(self.index.format)
 
     def path(self, file_number: int) -> Path:
+        """Path of a file."""
         return self.folder / self.index.files[file_number].name
 
     def rows(self, table: str) -> int:
+        """Rows of `table` over all files."""
         return self.index.rows(table)
 
     def locate(self, table: str, row: int) -> tuple[int, int]:
-        """(file number, row number inside that file) of a row of `table`."""
+        """File number of a row of `table`, and its row number inside that file."""
         ends = self._ends[table]
         number = bisect_right(ends, row)
         return number, row - (ends[number - 1] if number else 0)
@@ -69,10 +79,10 @@ class ShardReader:
         return self._open(file_number).columns[field]
 
     def slice(self, field: str, start: int, stop: int) -> Tensor:
-        """Rows `start:stop` of a field.
+        """Rows `start:stop` of a field, which must lie in one file, as all rows of a window do.
 
         Raises:
-            ValueError: they do not lie in one file, as the rows of a window do.
+            ValueError: they lie in several files.
         """
         number, first = self.locate(self.index.fields[field].table, start)
         rows = self.column(field, number)[first : first + stop - start]
@@ -81,16 +91,17 @@ class ShardReader:
         return rows
 
     def columns(self, field: str) -> Iterator[Tensor]:
-        """The field's rows, file after file."""
+        """Yield the field's rows, one tensor for each file."""
         for number in range(len(self.index.files)):
             yield self.column(field, number)
 
     def verify(self) -> None:
-        """Open, and so check, every file."""
+        """Verify every file."""
         for number in range(len(self.index.files)):
             self.verify_file(number)
 
     def verify_file(self, number: int) -> None:
+        """Verify one file."""
         self._open(number)
 
     def _open(self, number: int) -> _Shard:
@@ -104,7 +115,9 @@ class ShardReader:
             raise DataError(f"{path} does not exist", "its index lists it", "run: dvc checkout, or dvc repro")
         found = sha256_file(path)
         if found != entry.sha256:
-            raise DataError(f"{path} is corrupt", f"sha256 {found}, its index says {entry.sha256}", repair(path))
+            raise DataError(
+                f"{path} is corrupt", f"sha256 {found}, its index says {entry.sha256}", restore_command(path)
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 columns = {name: file.get_tensor(name) for name in self.index.fields}

@@ -1,4 +1,4 @@
-"""Are the values of a column possible ones? Asked where a file is opened; a hash only says they are as written."""
+"""Checks of the values of a column when its file is opened: a hash cannot tell that a wrong value was written."""
 
 import torch
 from torch import Tensor
@@ -6,30 +6,35 @@ from torch import Tensor
 from moe_distill.errors import DataError
 
 
+def is_finite(values: Tensor) -> bool:
+    """Whether there is neither a NaN nor an infinity among the values."""
+    # one pass without a temporary; a NaN is both the least and the greatest value
+    return not values.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
+
+
 def check_finite(place: str, column: Tensor, first_row: int, fix: str) -> None:
-    """Refuse a column of floating-point numbers with a NaN or an infinity.
+    """Refuse a column of floating-point numbers that holds a NaN or an infinity.
 
     Args:
         place: file and field, for the error.
         column: [rows, ...].
         first_row: number of its first row over all files.
-        fix: the command that mends it.
+        fix: the command that writes the store again.
 
     Raises:
-        DataError: naming the row and the value.
+        DataError: there is one; names the row and the value.
     """
-    # one pass without a temporary; a NaN is both the least and the greatest value
-    if not column.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(column))).all()):
+    if is_finite(column):
         return
     row, value = _first(column, ~torch.isfinite(column))
     raise DataError(f"{place}, row {first_row + row} is {value}", "every stored number is finite", fix)
 
 
 def check_range(place: str, column: Tensor, first_row: int, allowed: range, fix: str) -> None:
-    """Refuse a column of integers with one outside `allowed`; see `check_finite` for the arguments.
+    """Refuse a column of integers that holds one outside `allowed`; see `check_finite` for the other arguments.
 
     Raises:
-        DataError: naming the row, the value and the bounds.
+        DataError: there is one; names the row, the value and the bounds.
     """
     if not column.numel():
         return

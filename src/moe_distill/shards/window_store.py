@@ -1,8 +1,8 @@
 """Windows on disk: the teacher's, which depend on corpus and teacher tokenizer alone, and the student's.
 
-A window is a span of a document's bytes. It is fed to a model as prefix token + tokens, so a window of n
-tokens has n positions: position 0 has consumed the prefix token only and predicts token 0. Position rows are
-numbered over all windows of a split, in order; row r belongs to token r of the store.
+A window is a span of a document's bytes. A model reads it as prefix token + tokens, so a window of n tokens has n
+positions: position 0 has read the prefix token alone and predicts token 0. Positions are numbered over all windows of
+a split in order, so position r of a split predicts token r of its store. Legend: B windows of a batch, L positions.
 """
 
 import json
@@ -27,30 +27,32 @@ SPLITS = ("train", "validation")
 TEACHER_FIELDS = {
     "token_ids": FieldSpec(table="tokens", dtype="int32"),
     "token_counts": FieldSpec(table="windows", dtype="int32"),
-    "documents": FieldSpec(table="windows", dtype="int32"),  # number of the document among those drawn of its split
+    "documents": FieldSpec(table="windows", dtype="int32"),  # number of the document among those chosen of its split
     "byte_starts": FieldSpec(table="windows", dtype="int64"),  # in the document
     "byte_ends": FieldSpec(table="windows", dtype="int64"),
     "token_bytes": FieldSpec(table="vocabulary", dtype="int32"),  # bytes of each id of the tokenizer; 0: no text
 }
 STUDENT_FIELDS = TEACHER_FIELDS | {
-    "teacher_rows": FieldSpec(table="tokens", dtype="int64"),  # aligned position row, or -1
-    "next_teacher_ids": FieldSpec(table="tokens", dtype="int32"),  # token that begins where this one does, or -1
+    "teacher_rows": FieldSpec(table="tokens", dtype="int64"),  # row of the aligned teacher position, or -1
+    "next_teacher_ids": FieldSpec(
+        table="tokens", dtype="int32"
+    ),  # teacher token that begins where this one does, or -1
     "next_tokens": FieldSpec(table="tokens", dtype="int8"),  # NextToken
 }
 
 
 class NextToken(IntEnum):
-    """The next student token against the next teacher token, where both have consumed the same bytes."""
+    """The student's next token compared with the teacher's, at a position where both have read the same bytes."""
 
-    UNALIGNED = 0
-    SAME = 1  # the same span
-    SHORTER = 2  # the student's ends first
-    LONGER = 3  # the student's ends later: the teacher's distribution says less about it
+    UNALIGNED = 0  # there is no teacher position that has read the same bytes
+    SAME = 1  # both tokens span the same bytes
+    SHORTER = 2  # the student's ends before the teacher's
+    LONGER = 3  # the student's ends after the teacher's: it overhangs, and the teacher's distribution says less of it
 
 
 @dataclass(frozen=True)
 class WindowSpan:
-    """Where the tokens of a window lie: token rows [start, stop) of the store, and its bytes."""
+    """Token rows [start, stop) of a window in its store, and the bytes of its text."""
 
     start: int
     stop: int
@@ -58,7 +60,14 @@ class WindowSpan:
 
 
 class WindowStore:
-    """The windows of one split, by number.
+    """The windows of one split, by their number.
+
+    Args:
+        folder: of the store.
+        store_format: TEACHER_WINDOWS or STUDENT_WINDOWS.
+
+    Attributes:
+        token_counts, byte_counts: int64 [windows].
 
     Raises:
         DataError: an id is not one of the tokenizer's, or the tokens of a window do not fill its bytes.
@@ -83,11 +92,12 @@ class WindowStore:
         return len(self.token_counts)
 
     def span(self, window: int) -> WindowSpan:
+        """Rows and bytes of a window."""
         stop = int(self._stops[window])
         return WindowSpan(stop - int(self.token_counts[window]), stop, int(self.byte_counts[window]))
 
     def sources(self) -> tuple[list[str], Tensor]:
-        """Names of the sources, and the number of each window's source, int64 [windows]; of student windows alone."""
+        """Names of the sources, and the number of each window's source, int64 [windows]; for student windows only."""
         names, starts = (self.reader.index.metadata[name] for name in ("source_names", "source_starts"))
         assert isinstance(names, str)
         assert isinstance(starts, list)
@@ -107,7 +117,7 @@ class WindowStore:
             raise DataError(f"{self.reader.folder} begins windows with id {prefix} of {n_ids}", fix=self.reader.fix)
 
     def _check(self, file_number: int) -> None:
-        """Does every window's span of bytes hold its tokens, no more and no less?"""
+        """Check that the tokens of every window of a file have as many bytes as its span."""
         path = self.reader.path(file_number)
         ids, counts, starts, ends = (
             self.reader.column(name, file_number) for name in ("token_ids", "token_counts", "byte_starts", "byte_ends")
@@ -130,17 +140,17 @@ class WindowStore:
             )
 
     def tokens(self, field: str, window: int) -> Tensor:
-        """A field of the `tokens` table for one window, [tokens of the window]."""
+        """A field of table `tokens` for one window, [tokens of the window]."""
         span = self.span(window)
         return self.reader.slice(field, span.start, span.stop)
 
 
 def model_inputs(windows: WindowStore, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """What a model is given of some windows, and what it is to predict.
+    """Inputs of a model for some windows, and the tokens that it is to predict.
 
     Returns:
         Input ids, int64 [B, L]: prefix token, then all tokens but the last, padded to the right with the prefix token;
-        and the tokens of each window, int64.
+        and the tokens of each window, int64 [tokens of the window].
     """
     prefix, tokens = windows.prefix_id, [windows.tokens("token_ids", number).long() for number in numbers]
     padded = pad_sequence(tokens, batch_first=True, padding_value=prefix)
@@ -148,10 +158,10 @@ def model_inputs(windows: WindowStore, numbers: Sequence[int]) -> tuple[Tensor, 
 
 
 def check_aligned(student: WindowStore, teacher: WindowStore) -> None:
-    """Refuse student positions that point at teacher positions which have read other bytes.
+    """Refuse student positions whose teacher position has read other bytes.
 
     Raises:
-        DataError: naming the row and both places in the corpus.
+        DataError: there is one; names the row and both places in the corpus.
     """
     student.reader.expect("teacher_rows", range(-1, teacher.reader.rows("tokens")))
     rows = torch.cat(list(student.reader.columns("teacher_rows")))

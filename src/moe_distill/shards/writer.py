@@ -1,4 +1,7 @@
-"""Write a store shard by shard, so that a killed writer loses one shard at most."""
+"""Write a store shard by shard, so that a killed writer loses one shard at most.
+
+Beside each finished shard a progress file says what the index will hold of it and where the caller's input continues.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,29 +23,33 @@ from moe_distill.shards.format import (
     Metadata,
     shard_name,
 )
+from moe_distill.shards.value_checks import is_finite
 from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
 from moe_distill.utils.files import sha256_file, write_atomically
 
 
 class _ShardProgress(BaseModel):
-    """Of each finished shard: what the index will say, and where the caller's input continues."""
+    """The content of a shard's progress file (docs/formats.md)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     entry: FileEntry
-    cursor: int  # where the caller's input continues after this shard
+    cursor: int  # the caller's next input after this shard
     tallies: dict[str, float]  # sums the caller keeps beside the rows
 
 
 class ShardWriter:
-    """Append rows to the tables of a store; resume after the last finished shard, also of a finished store.
+    """Append rows to the tables of a store, or continue a store whose writer was killed, after its last whole shard.
+
+    A caller that wants to continue appends its inputs from number `next_input` on. A finished store is continued too:
+    `next_input` is then past the last input, and `finish` writes the same index.
 
     Args:
         folder: where the shards are written.
-        receipts: folder of what a killed writer's successor needs to know; None: the store is written in one go.
         fields: every column; a call of `append` gives a tensor for each.
         main_table: the table whose rows decide when a shard is full.
         rows_per_shard: rows of the main table at which a shard is closed.
+        progress_folder: where the progress files are; None: the store is written without them, and not continued.
     """
 
     def __init__(
@@ -51,35 +58,38 @@ class ShardWriter:
         fields: Mapping[str, FieldSpec],
         main_table: str,
         rows_per_shard: int,
-        receipts: Path | None = None,
+        progress_folder: Path | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink()
-        self._folder, self._fields, self._progress_folder = folder, dict(fields), receipts
+        self._folder, self._fields, self._progress_folder = folder, dict(fields), progress_folder
         self._main_table, self._rows_per_shard = main_table, rows_per_shard
-        self._progress = [] if receipts is None else _valid_progress(folder, receipts)
-        self._pending_cursor = 0
+        self._progress = [] if progress_folder is None else _finished_shards(folder, progress_folder)
+        self._pending_next_input = 0
         self._pending: dict[str, list[Tensor]] = {name: [] for name in fields}
         self._pending_tallies: Counter[str] = Counter()
 
     @property
-    def cursor(self) -> int:
-        """The cursor of the last finished shard; 0 where there is none."""
+    def next_input(self) -> int:
+        """Number of the caller's first input that no finished shard holds; 0 where there is no shard."""
         return self._progress[-1].cursor if self._progress else 0
 
     def rows(self, table: str) -> int:
         """Rows of `table` in finished shards and pending."""
-        return sum(receipt.entry.rows[table] for receipt in self._progress) + self._pending_rows(table)
+        return sum(shard.entry.rows[table] for shard in self._progress) + self._pending_rows(table)
 
     def tally(self, name: str) -> float:
-        """Sum of a tally over all rows appended, those of an earlier, killed process included."""
-        return sum(receipt.tallies.get(name, 0.0) for receipt in self._progress) + self._pending_tallies[name]
+        """Sum of a tally over all rows appended, those of a killed process before this one included."""
+        return sum(shard.tallies.get(name, 0.0) for shard in self._progress) + self._pending_tallies[name]
 
     def append(self, columns: Mapping[str, Tensor], cursor: int, tallies: Mapping[str, float] | None = None) -> None:
-        """Add rows; `cursor` says where the caller's input continues after them.
+        """Add rows, and close a shard where they fill it.
 
-        `tallies` are sums kept with the shard, so that a resumed writer knows those of its forerunner.
+        Args:
+            columns: a tensor [rows, ...] for each field.
+            cursor: number of the caller's input that follows these rows.
+            tallies: numbers to add to sums that are kept with the shard, and so survive a kill.
 
         Raises:
             ValueError: a column is missing, or its dtype, row shape or row count differs from its table's.
@@ -88,7 +98,7 @@ class ShardWriter:
         for name, column in columns.items():
             self._pending[name].append(column.detach().cpu().contiguous())
         self._pending_tallies.update(tallies or {})
-        self._pending_cursor = cursor
+        self._pending_next_input = cursor
         if self._pending_rows(self._main_table) >= self._rows_per_shard:
             self._flush()
 
@@ -101,7 +111,7 @@ class ShardWriter:
             format_version=FORMAT_VERSION,
             fingerprint=fingerprint,
             fields=self._fields,
-            files=[receipt.entry for receipt in self._progress],
+            files=[shard.entry for shard in self._progress],
             metadata=metadata,
         )
         write_checksummed_json(self._folder / INDEX_NAME, index.to_json())
@@ -122,7 +132,7 @@ class ShardWriter:
                 raise ValueError(f"{name}: {found}, expected {spec.dtype} {spec.shape}")
             if rows.setdefault(spec.table, len(column)) != len(column):
                 raise ValueError(f"{name}: {len(column)} rows, table {spec.table} has {rows[spec.table]}")
-            if column.is_floating_point() and not bool(torch.isfinite(column).all()):
+            if not is_finite(column):
                 raise ValueError(f"{name}: a non-finite value is never written")
 
     def _flush(self) -> None:
@@ -131,10 +141,10 @@ class ShardWriter:
         path = self._folder / shard_name(len(self._progress))
         write_atomically(path, save(columns))
         entry = FileEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), rows=rows)
-        receipt = _ShardProgress(entry=entry, cursor=self._pending_cursor, tallies=dict(self._pending_tallies))
+        progress = _ShardProgress(entry=entry, cursor=self._pending_next_input, tallies=dict(self._pending_tallies))
         if self._progress_folder is not None:
-            write_checksummed_json(_progress_path(self._progress_folder, path.name), receipt.model_dump(mode="json"))
-        self._progress.append(receipt)
+            write_checksummed_json(_progress_path(self._progress_folder, path.name), progress.model_dump(mode="json"))
+        self._progress.append(progress)
         self._pending_tallies = Counter()
         self._pending = {name: [] for name in self._fields}
 
@@ -143,16 +153,16 @@ def _progress_path(folder: Path, shard: str) -> Path:
     return folder / f"{shard}.json"
 
 
-def _valid_progress(folder: Path, receipt_folder: Path) -> list[_ShardProgress]:
-    """Receipts of the leading shards that are whole on the disk; a broken one ends the list."""
-    receipts: list[_ShardProgress] = []
-    while (path := _progress_path(receipt_folder, name := shard_name(len(receipts)))).is_file():
+def _finished_shards(folder: Path, progress_folder: Path) -> list[_ShardProgress]:
+    """Progress of the leading shards that are whole on the disk; the list ends before the first broken one."""
+    shards: list[_ShardProgress] = []
+    while (path := _progress_path(progress_folder, name := shard_name(len(shards)))).is_file():
         shard = folder / name
         try:
-            receipt = _ShardProgress.model_validate(verified_content(path, read_json_object(path)))
+            progress = _ShardProgress.model_validate(verified_content(path, read_json_object(path)))
         except (DataError, ValidationError):
             break
-        if not shard.is_file() or sha256_file(shard) != receipt.entry.sha256:
+        if not shard.is_file() or sha256_file(shard) != progress.entry.sha256:
             break
-        receipts.append(receipt)
-    return receipts
+        shards.append(progress)
+    return shards

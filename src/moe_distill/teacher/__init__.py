@@ -1,1 +1,1 @@
-"""The teacher runs once: forward passes become records of its distribution and its states."""
+"""Run the teacher once over its windows, and store its distribution and some of its states for each position."""

@@ -1,7 +1,9 @@
-"""Where the parts of a transformers decoder lie that capture and replay need.
+"""Find the modules and weights of a transformers decoder that capture and replay need.
 
-All families replayed (Qwen3-MoE, Mixtral, OLMoE) share one architecture: pre-norm decoder layers whose MoE block
+All supported families (Qwen3-MoE, Mixtral, OLMoE) share one architecture: pre-norm decoder layers whose MoE block
 reads `post_attention_layernorm` of the residual stream and adds to it.
+
+Shapes: R rows of the output matrix, T hidden size, E experts, I expert size.
 """
 
 from dataclasses import dataclass
@@ -17,31 +19,55 @@ class MoeParts:
     """The last decoder layer's MoE block."""
 
     norm: nn.Module  # reads the residual stream that enters the block
-    norm_weight: Tensor  # [d]
+    norm_weight: Tensor  # [T]
     gate: nn.Module  # returns router logits first
-    gate_weight: Tensor  # [experts, d]
-    gate_up: Tensor  # [experts, 2 * expert size, d]: gate rows, then up rows
-    down: Tensor  # [experts, d, expert size]
+    gate_weight: Tensor  # [E, T]
+    gate_up: Tensor  # [E, 2 * I, T]: gate rows, then up rows
+    down: Tensor  # [E, T, I]
     experts_per_token: int
-    normalizes_topk: bool
-    activation: str
+    normalizes_topk: bool  # whether the weights of the chosen experts are divided by their sum
+    activation: str  # name of the function in transformers, such as `silu`
 
 
 @dataclass(frozen=True)
 class Architecture:
+    """The parts of a decoder."""
+
     layers: list[nn.Module]
     body: nn.Module  # token ids -> final hidden states
-    final_norm: Tensor  # [d]
+    final_norm: Tensor  # [T]
     norm_epsilon: float
-    output: Tensor  # [rows, d]
-    moe: MoeParts | None  # None: the last layer is dense
+    output: Tensor  # [R, T]
+    moe: MoeParts | None  # None: the last layer has no MoE block
+
+    @property
+    def hidden_size(self) -> int:
+        return self.output.shape[1]
+
+    @property
+    def num_experts(self) -> int:
+        """0: the last layer is dense."""
+        return 0 if self.moe is None else self.moe.gate_weight.shape[0]
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """What replay needs, by the names of models/teacher_head: final norm, output matrix, and a MoE block."""
+        tensors = {"final_norm": self.final_norm, "output": self.output}
+        if self.moe is not None:
+            tensors |= {
+                "moe_norm": self.moe.norm_weight,
+                "gate": self.moe.gate_weight,
+                "gate_up": self.moe.gate_up,
+                "down": self.moe.down,
+            }
+        return tensors
 
 
 def find_modules(model: PreTrainedModel) -> Architecture:
     """Find the parts of a causal language model.
 
     Raises:
-        DataError: the model is not built as the families above are.
+        DataError: the model has another architecture than the families above.
     """
     try:
         body = model.get_decoder()

@@ -1,9 +1,13 @@
-"""Run the teacher over its windows, in order, and write what it says (shards/targets.py)."""
+"""Run the teacher over its windows in order, and write its targets (shards/teacher_store.py).
+
+Shapes: B windows of a batch, L positions of a window, N positions of a batch without padding, R rows of the output
+matrix, T hidden size, S captured layers, E experts.
+"""
 
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -13,7 +17,7 @@ from transformers import PreTrainedModel
 from moe_distill.config.profile import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.log import progress_bar
-from moe_distill.shards.format import FieldSpec, Index
+from moe_distill.shards.format import DTYPES, FieldSpec, Index
 from moe_distill.shards.provenance import capture_fingerprint, windows_fingerprint
 from moe_distill.shards.teacher_store import (
     SCALE_MAXIMUM,
@@ -22,6 +26,7 @@ from moe_distill.shards.teacher_store import (
     TEACHER_TARGETS,
     target_fields,
 )
+from moe_distill.shards.value_checks import is_finite
 from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.architecture import Architecture, find_modules
@@ -38,56 +43,62 @@ class Captured:
 
     index: Index
     nonfinite_batches: int  # computed again in fp32
-    text_token_probability: float  # mean probability mass on ids that stand for text
-    seconds: float
+    text_token_probability: float  # mean over positions of the probability of all ids that stand for text
+    seconds: float  # of all batches, those of killed runs before this one included
 
 
 @dataclass(frozen=True)
 class _Batch:
     """Consecutive windows, padded to the right."""
 
-    numbers: range
+    numbers: range  # of the windows
     input_ids_BL: Tensor  # prefix token, then all tokens but the last
-    tokens: list[Tensor]  # of each window
+    tokens: list[Tensor]  # of each window, [tokens]
 
     @property
     def lengths(self) -> list[int]:
+        """Tokens of each window."""
         return [len(ids) for ids in self.tokens]
 
     def rows(self, values: Tensor) -> Tensor:
-        """[B, L, ...] -> [positions, ...] without padding, in window order."""
+        """[B, L, ...] -> [N, ...]: without padding, in the order of the windows."""
         return torch.cat([values[number, :length] for number, length in enumerate(self.lengths)])
 
 
 def capture(
     model: PreTrainedModel,
     windows: WindowStore,
-    text_ids_V: Tensor,
+    text_ids_R: Tensor,
     params: Capture,
     seed: int,
     teacher_fingerprint: str,
     key: str,
     output: Path,
-    receipts: Path,
+    progress_folder: Path,
 ) -> Captured:
     """Write the targets of every position of `windows` to `output`; continue where a killed run ended.
 
     Args:
-        text_ids_V: ids that stand for text (`text_token_mask`).
-        key: fingerprint of windows, teacher and capture parameters.
-        receipts: folder of what a run must know to continue another one.
+        text_ids_R: bool; ids that stand for text (`text_token_mask`).
+        params: section `teacher` of the profile.
+        seed: of the tail samples and of the choice of runs with states.
+        teacher_fingerprint: of the teacher's files, for the store's metadata.
+        key: fingerprint of windows, teacher and capture parameters, for the store's index.
+        output: folder of the store.
+        progress_folder: progress files of the shards (see `ShardWriter`).
 
     Raises:
         ConfigError: a captured layer does not exist, or k leaves no tail.
-        DataError: the teacher gives non-finite values in fp32 too.
+        DataError: a state is not finite in fp32 either, or a logit is not.
     """
     architecture = find_modules(model)
     _check(params, architecture)
     device = next(model.parameters()).device
-    writer = ShardWriter(output, capture_fields(params, architecture), "positions", params.shard_positions, receipts)
-    output_VD = architecture.output.detach().float()
-    text_ids_V = text_ids_V.to(device)
-    starts = range(writer.cursor, len(windows), params.batch_windows)
+    specs = capture_fields(params, architecture.hidden_size, architecture.num_experts)
+    writer = ShardWriter(output, specs, "positions", params.shard_positions, progress_folder)
+    output_RT = architecture.output.detach().float()
+    text_ids_R = text_ids_R.to(device)
+    starts = range(writer.next_input, len(windows), params.batch_windows)
     for start in progress_bar(starts, len(starts), "teacher"):
         began = time.perf_counter()
         numbers = range(start, min(start + params.batch_windows, len(windows)))
@@ -96,8 +107,9 @@ def capture(
         if not states.finite():
             what = f"the teacher gives non-finite values in windows {_span(batch.numbers)}"
             raise DataError(what, "in fp32 too", OTHER_TEACHER)
-        columns, text_token_probability = _position_columns(batch, states, output_VD, text_ids_V, params, seed)
+        columns, text_token_probability = _position_columns(batch, states, output_RT, text_ids_R, params, seed)
         columns |= _hidden_columns(batch, states, windows, params, seed)
+        columns = {name: _fitted(column, DTYPES[specs[name].dtype]) for name, column in columns.items()}
         tallies = {
             "nonfinite_batches": float(in_fp32),
             "text_token_probability": text_token_probability,
@@ -115,7 +127,7 @@ def capture(
             "teacher_fingerprint": teacher_fingerprint,
             "teacher_parameters": sum(weight.numel() for weight in model.parameters()),
             "teacher_bytes": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-            "output_rows": output_VD.shape[0],
+            "output_rows": output_RT.shape[0],
             "layers": len(architecture.layers),
             "hidden_layers": params.hidden_layers,
             "tail_sample_temperature": TAIL_SAMPLE_TEMPERATURE,
@@ -128,11 +140,10 @@ def capture(
     )
 
 
-def capture_fields(params: Capture, architecture: Architecture) -> dict[str, FieldSpec]:
-    """The columns that a capture of this teacher has."""
-    experts = 0 if architecture.moe is None else architecture.moe.gate_weight.shape[0]
-    size = architecture.output.shape[1]
-    return target_fields(params.k, params.tail_samples, len(params.hidden_layers), size, int(experts > 0), experts)
+def capture_fields(params: Capture, hidden_size: int, num_experts: int) -> dict[str, FieldSpec]:
+    """The columns that a capture has; `num_experts` 0: the teacher's last layer is dense."""
+    layers, router_layers = len(params.hidden_layers), int(num_experts > 0)
+    return target_fields(params.k, params.tail_samples, layers, hidden_size, router_layers, num_experts)
 
 
 def _check(params: Capture, architecture: Architecture) -> None:
@@ -144,42 +155,30 @@ def _check(params: Capture, architecture: Architecture) -> None:
 
 
 def _position_columns(
-    batch: _Batch, states: States, output_VD: Tensor, text_ids_V: Tensor, params: Capture, seed: int
+    batch: _Batch, states: States, output_RT: Tensor, text_ids_R: Tensor, params: Capture, seed: int
 ) -> tuple[dict[str, Tensor], float]:
-    """The columns of table `positions`, and the sum over positions of the mass on text ids.
+    """The columns of table `positions`, and the sum over positions of the probability of all text ids.
 
     Raises:
         DataError: a logit is not finite.
     """
-    final_ND = batch.rows(states.final_BLD)
-    targets_N = torch.cat(batch.tokens).to(final_ND.device)
+    final_NT = batch.rows(states.final_BLD)
+    targets_N = torch.cat(batch.tokens).to(final_NT.device)
     generator = torch.Generator().manual_seed(_stable_hash(seed, batch.numbers.start))
-    uniforms_N = torch.rand(len(final_ND), generator=generator).to(final_ND.device)
+    uniforms_N = torch.rand(len(final_NT), generator=generator).to(final_NT.device)
     records, text_token_probability = [], 0.0
-    for hidden, targets, uniforms in _chunks(params.chunk_positions, final_ND, targets_N, uniforms_N):
-        logits = hidden @ output_VD.T  # fp32: an fp16 product alone costs 0.02 in log-probability
-        if not bool(torch.isfinite(logits).all()):
+    for hidden, targets, uniforms in _chunks(params.chunk_positions, final_NT, targets_N, uniforms_N):
+        logits = hidden @ output_RT.T  # fp32: an fp16 product alone costs 0.02 in log-probability
+        if not is_finite(logits):
             raise DataError(f"the teacher gives non-finite logits in windows {_span(batch.numbers)}", fix=OTHER_TEACHER)
         records.append(sparsify(logits, targets, params.k, params.tail_samples, uniforms))
-        text_token_probability += float(logits.softmax(-1)[:, text_ids_V].sum())
-    return _columns(records), text_token_probability
-
-
-def _columns(records: list[Records]) -> dict[str, Tensor]:
-    dtypes = {
-        "topk_ids": torch.int32,
-        "topk_logprobs": torch.float16,
-        "tail_logsumexp": torch.float32,
-        "tail_ids": torch.int32,
-        "tail_logprobs": torch.float16,
-        "target_logprob": torch.float32,
-    }
-    columns = {name: torch.cat([getattr(record, name) for record in records]) for name in dtypes}
-    return {name: _fitted(columns[name], dtype) for name, dtype in dtypes.items()}
+        text_token_probability += float(logits.softmax(-1)[:, text_ids_R].sum())
+    columns = {field.name: torch.cat([getattr(record, field.name) for record in records]) for field in fields(Records)}
+    return columns, text_token_probability
 
 
 def _fitted(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values in their stored dtype; what fp16 cannot reach becomes its extreme: exp(-65504) is 0 all the same."""
+    """Values in their stored dtype; those beyond fp16 become its extreme, as exp(-65504) is 0 all the same."""
     return values.clamp(-FP16_MAXIMUM, FP16_MAXIMUM).half() if dtype is torch.float16 else values.to(dtype)
 
 
@@ -188,13 +187,14 @@ def _span(numbers: range) -> str:
 
 
 def _chunks(size: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield `size` rows of every column at a time; as many rows of logits exist at once."""
     return zip(*(column.split(size) for column in columns), strict=True)
 
 
 def _hidden_columns(
     batch: _Batch, states: States, windows: WindowStore, params: Capture, seed: int
 ) -> dict[str, Tensor]:
-    """The columns of table `hidden`: one run of positions of each sampled window."""
+    """The columns of table `hidden`: one run of positions of each chosen window."""
     places = [
         (number, run)
         for number, window in enumerate(batch.numbers)
@@ -210,25 +210,29 @@ def _hidden_columns(
     columns["hidden"], columns["hidden_scales"] = _scaled(picked(states.hidden_BLSD))
     if states.moe_input_BLD is not None and states.router_logits_BLE is not None:
         columns["moe_input"], columns["moe_input_scales"] = _scaled(picked(states.moe_input_BLD))
-        columns["router_logits"] = _fitted(picked(states.router_logits_BLE)[:, None], torch.float16)
+        columns["router_logits"] = picked(states.router_logits_BLE)[:, None]
     return columns
 
 
 def run_of(window: int, length: int, params: Capture, seed: int) -> range | None:
-    """The run of positions whose states are kept, or None: decided by the window's number and the seed alone."""
-    draw = _stable_hash(seed, window)
-    sampled = (draw >> 31) / 2**32 < params.hidden_fraction  # its upper 32 of 63 bits
-    if not sampled or length < params.hidden_run:
+    """The run of positions of a window whose states are kept; None: the window keeps none.
+
+    Window number, length and seed decide, so that a resumed capture keeps the same runs.
+    """
+    number = _stable_hash(seed, window)
+    chosen = (number >> 31) / 2**32 < params.hidden_fraction  # the upper 32 of 63 bits
+    if not chosen or length < params.hidden_run:
         return None
-    start = (draw & 0x7FFFFFFF) % (length - params.hidden_run + 1)
+    start = (number & 0x7FFFFFFF) % (length - params.hidden_run + 1)
     return range(start, start + params.hidden_run)
 
 
 def _stable_hash(seed: int, number: int) -> int:
+    """63 bits that depend on seed and number alone, in every process."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:8], "big") >> 1
 
 
 def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
-    """fp16 values with one fp32 scale a row: value = stored * scale, the largest stored is 2^15."""
+    """fp16 values, and an fp32 scale for each row: value = stored * scale, where the largest |stored| is 2^15."""
     scales = values.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny * SCALE_MAXIMUM) / SCALE_MAXIMUM
     return (values / scales[..., None]).half(), scales

@@ -1,6 +1,6 @@
-"""One forward pass of the teacher: final states for the head, residual states for replay.
+"""One forward pass of the teacher: final states for the output matrix, residual states for replay.
 
-Legend: B windows, L positions, D hidden size, E experts, S captured layers.
+Legend: B windows of a batch, L positions of a window, D hidden size, E experts, S captured layers.
 """
 
 from collections.abc import Iterator
@@ -11,33 +11,39 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe_distill.shards.value_checks import is_finite
 from moe_distill.teacher.architecture import Architecture
 
 
 @dataclass(frozen=True)
 class States:
-    """fp32 states of a batch."""
+    """States of a batch, in fp32."""
 
-    final_BLD: Tensor  # after the final norm: what the output matrix reads
-    hidden_BLSD: Tensor  # residual stream at the captured layers; 0 is the embeddings
-    moe_input_BLD: Tensor | None  # residual stream that enters the last MoE block
-    router_logits_BLE: Tensor | None
+    final_BLD: Tensor  # after the final norm: the input of the output matrix
+    hidden_BLSD: Tensor  # residual stream after the captured layers; layer 0 stands for the embeddings
+    moe_input_BLD: Tensor | None  # residual stream that enters the last MoE block; None: the last layer has none
+    router_logits_BLE: Tensor | None  # of that block
 
     def finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
         tensors = (self.final_BLD, self.hidden_BLSD, self.moe_input_BLD, self.router_logits_BLE)
-        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
+        return all(is_finite(tensor) for tensor in tensors if tensor is not None)
 
 
 @torch.inference_mode()
 def forward(
     model: PreTrainedModel, architecture: Architecture, input_ids_BL: Tensor, hidden_layers: list[int]
 ) -> tuple[States, bool]:
-    """Run the teacher; a batch with a non-finite value is run again in fp32.
+    """Run the teacher; where a state is not finite, run the batch again in fp32.
 
-    Padding stands to the right, where causal attention keeps it from every real position, so no mask is needed.
+    No mask is given: padding stands to the right, and causal attention keeps other positions from reading it.
+
+    Args:
+        input_ids_BL: prefix token, then all tokens but the last, padded to the right.
+        hidden_layers: layers whose residual states are returned; 0 stands for the embeddings.
 
     Returns:
-        The states, and whether fp32 had to be used.
+        The states, which may not be finite in fp32 either, and whether fp32 had to be used.
     """
     states = _run(architecture, input_ids_BL, hidden_layers)
     if states.finite() or model.dtype is torch.float32:
@@ -50,7 +56,7 @@ def forward(
 
 
 def _convert_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Parameters alone: buffers (the rotary frequencies) are fp32 as loaded, and half precision would change them."""
+    """Convert the parameters, but no buffers: rotary frequencies are loaded in fp32, and fp16 would change them."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -72,7 +78,7 @@ def _run(architecture: Architecture, input_ids_BL: Tensor, hidden_layers: list[i
 
 @contextmanager
 def _recorder(architecture: Architecture, hidden_layers: list[int]) -> Iterator[dict[str, Tensor]]:
-    """Record the wanted residual states, the MoE block's input and its router logits while the block runs."""
+    """Record residual states, and input and router logits of the MoE block, of forward passes inside the block."""
     seen: dict[str, Tensor] = {}
 
     def before_first(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

@@ -1,41 +1,46 @@
-"""The `teacher` stage's work: capture both splits, hand on the head."""
+"""The work of the `teacher` stage: capture the targets of both splits, and export the head."""
 
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from moe_distill.config.profile import Capture, require_router_positions
 from moe_distill.log import log
 from moe_distill.models.pretrained import load_causal_lm, load_tokenizer, text_token_mask
-from moe_distill.shards.format import read_index
+from moe_distill.replay.head import HeadDescription, write_head
+from moe_distill.shards.format import read_index, row_bytes
 from moe_distill.shards.provenance import check_tokenizer, windows_fingerprint
 from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.capture import Captured, capture
-from moe_distill.teacher.export_head import export_head
-from moe_distill.teacher.shards_disk_use import head_bytes, shard_bytes, stated_positions
+from moe_distill.teacher.shards_disk_use import count_positions_with_states, head_bytes, shard_bytes
 from moe_distill.utils.device import make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import fingerprint, folder_fingerprint
 
 LOGIT_FIELDS = ("topk_ids", "topk_logprobs", "tail_logsumexp", "tail_ids", "tail_logprobs")
-FIELD_BYTES = {"int32": 4, "int64": 8, "float16": 2, "float32": 4, "int8": 1}
 
 
-def capture_key(params: Capture, windows: Path, teacher: Path) -> str:
+def capture_key(params: Capture, windows: Path, teacher_fingerprint: str) -> str:
     """Everything that determines the shards, so that unfinished ones are continued only where they fit."""
     inputs = {split: windows_fingerprint(read_index(windows / split, TEACHER_WINDOWS)) for split in SPLITS}
-    return fingerprint(
-        {"windows": inputs, "teacher": folder_fingerprint(teacher), "capture": params.model_dump(mode="json")}
-    )
+    return fingerprint({"windows": inputs, "teacher": teacher_fingerprint, "capture": params.model_dump(mode="json")})
 
 
 def run_teacher(
-    params: Capture, windows: Path, teacher: Path, output: Path, step_windows: int | None = None
+    params: Capture,
+    windows: Path,
+    teacher: Path,
+    output: Path,
+    step_windows: int | None = None,
+    teacher_fingerprint: str | None = None,
 ) -> dict[str, float]:
-    """Write `shards/{train,validation}` and `head` below `output`; returns the metrics of metrics/teacher.json.
+    """Write `shards/{train,validation}` and `head` below `output`; continue where a killed run ended.
 
     Args:
-        step_windows: windows of a step of train_router, which is then refused before the teacher runs if too few of
-            their positions would have states; None: no router will be trained.
+        step_windows: windows of a step of a training that reads states, which is refused before the teacher runs if
+            too few of their positions would have any; None: no training will read them.
+        teacher_fingerprint: of the folder `teacher`, by a caller that has read its gigabytes already.
     """
     seed_everything(params.seed)
     stores = {split: WindowStore(windows / split, TEACHER_WINDOWS) for split in SPLITS}
@@ -45,42 +50,57 @@ def run_teacher(
     log(f"teacher: {runtime.describe()}")
     model = load_causal_lm(teacher, runtime.dtype, runtime.device)
     rows = model.get_output_embeddings().weight.shape[0]
-    text_ids_V = text_token_mask(load_tokenizer(teacher), rows)
+    text_ids_R = text_token_mask(load_tokenizer(teacher), rows)
     architecture = find_modules(model)
     if step_windows is not None and architecture.moe is not None:
-        # A student's window lies inside one of the teacher's: its steps see no more states than this, and mostly fewer.
-        seen = stated_positions(stores["train"], params) / len(stores["train"])
+        # An upper bound: a student's window lies inside one of the teacher's, and so has at most as many states.
+        seen = count_positions_with_states(stores["train"], params) / len(stores["train"])
         require_router_positions(seen * step_windows)
     needed = sum(shard_bytes(store, params, architecture) for store in stores.values()) + head_bytes(architecture)
     output.mkdir(parents=True, exist_ok=True)
     finished = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     require_space(output, needed - finished, "the teacher's shards", "lower `teacher.k` or `teacher.hidden_fraction`")
-    teacher_key, key = folder_fingerprint(teacher), capture_key(params, windows, teacher)
+    teacher_fingerprint = teacher_fingerprint or folder_fingerprint(teacher)
+    key = capture_key(params, windows, teacher_fingerprint)
     captured = {
         split: capture(
             model,
             store,
-            text_ids_V,
+            text_ids_R,
             params,
             params.seed,
-            teacher_key,
+            teacher_fingerprint,
             fingerprint([key, split]),
             output / "shards" / split,
-            output / "receipts" / split,
+            output / "progress" / split,
         )
         for split, store in stores.items()
     }
-    export_head(model, teacher_key, output / "head")
+    export_head(model, teacher_fingerprint, output / "head")
     return _metrics(list(captured.values()))
+
+
+def export_head(model: PreTrainedModel, teacher_fingerprint: str, folder: Path) -> None:
+    """Hand on the part of the teacher that replay needs, in the teacher's dtype."""
+    architecture = find_modules(model)
+    moe = architecture.moe
+    description = HeadDescription(
+        teacher_fingerprint=teacher_fingerprint,
+        num_experts=architecture.num_experts,
+        experts_per_token=0 if moe is None else moe.experts_per_token,
+        normalizes_topk=moe is not None and moe.normalizes_topk,
+        activation="silu" if moe is None else moe.activation,
+        norm_epsilon=architecture.norm_epsilon,
+        weights_sha256="",
+    )
+    write_head(folder, architecture.head, description)
 
 
 def _metrics(captured: list[Captured]) -> dict[str, float]:
     positions = sum(each.index.rows("positions") for each in captured)
     n_bytes = sum(entry.bytes for each in captured for entry in each.index.files)
     fields = captured[0].index.fields
-    logit_bytes = sum(
-        FIELD_BYTES[fields[name].dtype] * (fields[name].shape[0] if fields[name].shape else 1) for name in LOGIT_FIELDS
-    )
+    logit_bytes = row_bytes({name: fields[name] for name in LOGIT_FIELDS})["positions"]
     return {
         "positions": float(positions),
         "hidden_positions": float(sum(each.index.rows("hidden") for each in captured)),

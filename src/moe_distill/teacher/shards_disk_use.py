@@ -1,4 +1,4 @@
-"""What the teacher stage will write, before it writes it."""
+"""Bytes that the teacher stage will write, computed before it starts."""
 
 from moe_distill.config.profile import Capture
 from moe_distill.shards.format import store_bytes
@@ -9,12 +9,12 @@ from moe_distill.teacher.capture import capture_fields, run_of
 
 def shard_bytes(windows: WindowStore, params: Capture, architecture: Architecture) -> int:
     """Bytes of the columns of one split: the positions are counted and the runs of states drawn as in the capture."""
-    rows = {"positions": int(windows.token_counts.sum()), "hidden": stated_positions(windows, params)}
-    return store_bytes(capture_fields(params, architecture), rows)
+    rows = {"positions": int(windows.token_counts.sum()), "hidden": count_positions_with_states(windows, params)}
+    return store_bytes(capture_fields(params, architecture.hidden_size, architecture.num_experts), rows)
 
 
-def stated_positions(windows: WindowStore, params: Capture) -> int:
-    """Positions of one split whose states will be kept."""
+def count_positions_with_states(windows: WindowStore, params: Capture) -> int:
+    """How many positions of a split keep their states."""
     counts = enumerate(windows.token_counts.tolist())
     runs = sum(run_of(window, count, params, params.seed) is not None for window, count in counts)
     return runs * params.hidden_run
@@ -22,12 +22,4 @@ def stated_positions(windows: WindowStore, params: Capture) -> int:
 
 def head_bytes(architecture: Architecture) -> int:
     """Bytes of models/teacher_head, in the teacher's dtype."""
-    tensors = [architecture.final_norm, architecture.output]
-    if architecture.moe is not None:
-        tensors += [
-            architecture.moe.norm_weight,
-            architecture.moe.gate_weight,
-            architecture.moe.gate_up,
-            architecture.moe.down,
-        ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in architecture.head.values())

@@ -1,6 +1,7 @@
-"""A full row of logits becomes a small record that any temperature from 1 to 4 can be read from.
+"""Reduce full rows of logits to small records that give the distribution at any temperature from 1 to 4.
 
-Legend: N positions, V rows of the output matrix, K kept logits, M tail samples, G temperature nodes.
+A record holds the K largest log-probabilities, the log-sum of all others (the tail) at G temperatures, and M samples of
+the tail. Shapes: N positions, R rows of the output matrix.
 """
 
 from dataclasses import dataclass
@@ -13,51 +14,51 @@ from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, tail_log_density
 
 @dataclass(frozen=True)
 class Records:
-    """What is kept of N positions; log-probabilities at T = 1, in fp32."""
+    """The records of N positions; log-probabilities are in nats, at temperature 1, in fp32."""
 
     topk_ids: Tensor  # int64 [N, K]
     topk_logprobs: Tensor  # [N, K], descending
-    tail_logsumexp: Tensor  # [N, G]: log of the sum of exp(logprob / T) outside the top-k
+    tail_logsumexp: Tensor  # [N, G]: log of the sum over the tail of exp(logprob / temperature)
     tail_ids: Tensor  # int64 [N, M]
     tail_logprobs: Tensor  # [N, M]
-    target_logprob: Tensor  # [N]
+    target_logprob: Tensor  # [N]: of the token that follows in the text
 
 
-def sparsify(logits_NV: Tensor, targets_N: Tensor, k: int, tail_samples: int, uniforms_N: Tensor) -> Records:
+def sparsify(logits_NR: Tensor, targets_N: Tensor, k: int, tail_samples: int, uniforms_N: Tensor) -> Records:
     """Keep the k largest log-probabilities, the tail's log-sums and samples of the tail.
 
-    The samples are drawn by systematic resampling (one uniform offset, M equal strata of the cumulative
-    distribution), which is unbiased and varies less than independent draws. They come from `tail_log_density`:
-    the tail at a raised temperature, because it counts most at high ones, mixed with the uniform distribution.
+    The samples are drawn by systematic sampling (one uniform offset, M equal strata of the cumulative distribution),
+    which is unbiased and varies less than independent samples. Their density is `tail_log_density`: the tail at
+    temperature 2, since it has most mass at high temperatures, mixed with the uniform distribution.
 
     Args:
-        logits_NV: fp32 logits, finite.
-        targets_N: the token that follows each position.
-        k: logits kept, less than V.
-        tail_samples: samples drawn outside the top-k.
-        uniforms_N: a uniform number of [0, 1) for each position: all the randomness there is.
+        logits_NR: finite, fp32.
+        targets_N: int64; the token that follows each position.
+        k: logits to keep, less than R.
+        tail_samples: samples to draw from the tail.
+        uniforms_N: a random number of [0, 1) for each position; the samples follow from it.
     """
-    logprobs_NV = logits_NV.log_softmax(-1)
-    topk_logprobs, topk_ids = logprobs_NV.topk(k, dim=-1)
-    tail_NV = logprobs_NV.scatter(1, topk_ids, float("-inf"))
-    tail_logsumexp = torch.stack([(tail_NV / temperature).logsumexp(-1) for temperature in TAIL_TEMPERATURES], -1)
-    density_NV = tail_log_density(tail_NV, tail_logsumexp, logits_NV.shape[1] - k).exp().scatter(1, topk_ids, 0.0)
-    tail_ids = _systematic_samples(density_NV, tail_samples, uniforms_N)
+    logprobs_NR = logits_NR.log_softmax(-1)
+    topk_logprobs, topk_ids = logprobs_NR.topk(k, dim=-1)
+    tail_NR = logprobs_NR.scatter(1, topk_ids, float("-inf"))
+    tail_logsumexp = torch.stack([(tail_NR / temperature).logsumexp(-1) for temperature in TAIL_TEMPERATURES], -1)
+    density_NR = tail_log_density(tail_NR, tail_logsumexp, logits_NR.shape[1] - k).exp().scatter(1, topk_ids, 0.0)
+    tail_ids = _systematic_samples(density_NR, tail_samples, uniforms_N)
     return Records(
         topk_ids=topk_ids,
         topk_logprobs=topk_logprobs,
         tail_logsumexp=tail_logsumexp,
         tail_ids=tail_ids,
-        tail_logprobs=logprobs_NV.gather(1, tail_ids),
-        target_logprob=logprobs_NV.gather(1, targets_N[:, None]).squeeze(1),
+        tail_logprobs=logprobs_NR.gather(1, tail_ids),
+        target_logprob=logprobs_NR.gather(1, targets_N[:, None]).squeeze(1),
     )
 
 
-def _systematic_samples(density_NV: Tensor, n_samples: int, uniforms_N: Tensor) -> Tensor:
-    cumulative_NV = density_NV.cumsum(-1)
-    strata_M = torch.arange(n_samples, device=density_NV.device)
-    total_N1 = cumulative_NV[:, -1:]
+def _systematic_samples(density_NR: Tensor, n_samples: int, uniforms_N: Tensor) -> Tensor:
+    cumulative_NR = density_NR.cumsum(-1)
+    strata_M = torch.arange(n_samples, device=density_NR.device)
+    total_N1 = cumulative_NR[:, -1:]
     points_NM = (strata_M + uniforms_N[:, None]) / max(n_samples, 1) * total_N1
     below_total_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))
-    # `right` steps over ids of no mass, the top-k among them
-    return torch.searchsorted(cumulative_NV, torch.minimum(points_NM, below_total_N1), right=True)
+    # `right` never returns an id of no mass, such as those of the top-k
+    return torch.searchsorted(cumulative_NR, torch.minimum(points_NM, below_total_N1), right=True)

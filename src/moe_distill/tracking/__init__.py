@@ -1,1 +1,1 @@
-"""Curves as files, and MLflow filled in from them."""
+"""Curves as TSV files, and MLflow runs that are filled in from them."""

@@ -1,4 +1,4 @@
-"""Curves as tab-separated text: the source of truth for plots and for MLflow. No clock stands in them."""
+"""Curves as tab-separated files, which plots and MLflow are made from. They hold no times, so equal runs are equal."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +9,9 @@ CURVE_NAME, VALIDATION_CURVE_NAME = "curve.tsv", "validation.tsv"  # in a work f
 
 
 class Curve:
-    """A growing table with fixed columns, `step` first; a value that does not exist is an empty cell.
+    """A growing table with fixed columns, `step` first; a missing value is an empty cell.
 
-    Rows beyond `last_step` are dropped on opening: a resumed run writes them again.
+    Rows after `last_step` are dropped on opening: a run that resumes there writes them again.
     """
 
     def __init__(self, path: Path, columns: list[str], last_step: int) -> None:
@@ -21,6 +21,7 @@ class Curve:
         write_atomically(path, ("\n".join(["\t".join(self._columns), *kept]) + "\n").encode())
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a row; numbers get nine significant digits."""
         cells = [str(step), *(f"{values[name]:.9g}" if name in values else "" for name in self._columns[1:])]
         with self._path.open("a", encoding="utf-8") as file:
             file.write("\t".join(cells) + "\n")

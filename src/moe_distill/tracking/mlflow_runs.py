@@ -1,8 +1,9 @@
-"""From the files a run leaves behind to MLflow: one function, to be called as often as one likes.
+"""Fill in MLflow from the files of a run; `track` may be called any number of times.
 
-The files are the truth: `metrics/curves/<stage>.tsv`, `metrics/curves/<stage>_validation.tsv`, `metrics/<stage>.json`
-and `reports/`. `track` asks the store what it has and adds the rest, so a stage out of DVC's cache, a killed training
-and a store that was away for an hour are one case. Whatever goes wrong is told in one line; training goes on.
+The files are `metrics/curves/<stage>.tsv`, `metrics/curves/<stage>_validation.tsv`, `metrics/<stage>.json` and
+`reports/`. `track` asks the MLflow store what it has and adds the rest. So it needs no special case for a stage whose
+outputs came from DVC's cache, for a killed training, or for a store that was out of reach. An error of the store is
+reported in one line, and training goes on.
 """
 
 import contextlib
@@ -33,26 +34,29 @@ Curves = Mapping[str, Mapping[int, float]]  # name -> step -> value
 
 EXPERIMENT = "moe-distill"
 PARAM_LENGTH = 6000  # the most MLflow accepts, in characters
-PROBE_SECONDS, LOCK_SECONDS, RUNNING_LOCK_SECONDS = 2.0, 30.0, 2.0  # waits for others at most
-PAUSE_FACTOR = 10  # a store that fails costs a running training at most a tenth of its time
+PROBE_SECONDS, LOCK_SECONDS, RUNNING_LOCK_SECONDS = 2.0, 30.0, 2.0  # the longest waits for other processes
+PAUSE_FACTOR = 10  # a failing store costs a running training at most a tenth of its time
 KEY_TAG, PARAMS_TAG, STAGE_TAG = "moe_distill.key", "moe_distill.params", "moe_distill.stage"
 FIRST_ROW_TAG, REPORTS_TAG, PARENT_TAG = "moe_distill.first_row", "moe_distill.reports", "mlflow.parentRunId"
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # its tracebacks reach the user as one line of ours
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # instead of its tracebacks `track` logs one line
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
 }
-_failures: dict[str, float] = {}  # reason told by this process -> until when a running training does not try again
+_failures: dict[str, float] = {}  # reason that was logged -> time until which a running training does not try again
 
 
 def track(params: Params, stages: Sequence[str], running: bool = False) -> None:
-    """Bring MLflow up to what the files of `stages` in the current folder say; never stops its caller.
+    """Add to MLflow what the files of `stages` in the current folder have beyond it; raises no error.
 
     One parent run holds the experiment's parameters, the metrics of `evaluate` and `reports/`; each stage that
-    has files is a run nested in it. With `running`, a stage that has no final metrics yet stays RUNNING.
+    has files is a run nested in it.
+
+    Args:
+        running: the caller is a training that goes on: a stage without final metrics stays RUNNING.
     """
     started = time.monotonic()
     if running and started < max(_failures.values(), default=0.0):
@@ -60,7 +64,7 @@ def track(params: Params, stages: Sequence[str], running: bool = False) -> None:
     for name, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        import mlflow  # noqa: F401  # takes a second, and reads the environment: before others have to wait
+        import mlflow  # noqa: F401  # takes a second: imported before the lock is held
 
         with FileLock(project_root() / ".work/mlflow.lock", timeout=RUNNING_LOCK_SECONDS if running else LOCK_SECONDS):
             _fill_in(_open_store(), params, stages, running)
@@ -74,7 +78,7 @@ def track(params: Params, stages: Sequence[str], running: bool = False) -> None:
 
 
 def experiment_key(params: Params) -> str:
-    """What makes two executions one experiment: DVC's name for it, else the parameters."""
+    """The key that executions of one experiment share: DVC's name for it, else a fingerprint of the parameters."""
     return os.environ.get("DVC_EXP_NAME") or fingerprint(params.model_dump(mode="json"))[:16]
 
 
@@ -85,14 +89,14 @@ def _open_store() -> "MlflowClient":
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-        if not path.exists():  # build the tables aside: MLflow cannot mend a database whose creation was killed
+        if not path.exists():  # create it under another name: MLflow cannot repair one half created
             unfinished = path.with_name(f"{path.name}.new")
             rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             MlflowClient(tracking_uri=f"sqlite:///{unfinished / path.name}").search_experiments()
             (unfinished / path.name).rename(path)
             rmtree(unfinished)
-        try:  # fails in two seconds where MLflow would wait 20 s for each statement, or minutes for the file
+        try:  # a locked database fails here in two seconds; MLflow would wait 20 s for each statement
             with contextlib.closing(sqlite3.connect(path, timeout=PROBE_SECONDS)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
@@ -109,7 +113,7 @@ def _fill_in(client: "MlflowClient", params: Params, stages: Sequence[str], runn
     children = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'")
     nested = {run.data.tags.get(STAGE_TAG): run for run in children}
     created = [_fill_in_stage(client, parent, nested.get(stage), stage, running) for stage in stages]
-    if "evaluate" in stages:  # what the UI's table of experiments compares
+    if "evaluate" in stages:  # the columns of the UI's table of experiments
         _log(client, parent, {}, _metrics("evaluate"))
         _log_reports(client, parent)
     tags = _tags(params).items()
@@ -141,7 +145,7 @@ def _flatten(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _fill_in_stage(client: "MlflowClient", parent: "Run", run: "Run | None", stage: str, running: bool) -> bool:
-    """Fill in the nested run of a stage that has files; whether a run had to be created for it."""
+    """Fill in the nested run of a stage that has files; returns whether the run was created."""
     training, first_row = _read_curves(Path("metrics/curves", f"{stage}.tsv"))
     validation, _ = _read_curves(Path("metrics/curves", f"{stage}_validation.tsv"))
     curves = {**training, **{f"validation_{name}": values for name, values in validation.items()}}
@@ -163,10 +167,10 @@ def _fill_in_stage(client: "MlflowClient", parent: "Run", run: "Run | None", sta
 
 
 def _same_training(run: "Run", curves: Curves, first_row: str, ended: bool) -> bool:
-    """Whether the logged curves are those of the files, not of a training with equal parameters and other code.
+    """Whether a run's curves are those of the files, and not of a training with equal parameters and other code.
 
-    A resumed training keeps its first row, and on a GPU may repeat later ones with other digits; so only where
-    a training that has ended goes no further than the log must the two agree.
+    A resumed training keeps its first row, and on a GPU may write later rows again with other digits. So the last
+    values must agree only where the training has ended and its curves go no further than the logged ones.
     """
     latest = [(curves[name], step, value) for name, (step, value) in _latest(run).items() if name in curves]
     agree = all(max(values) > step or repr(values.get(step)) == value for values, step, value in latest)
@@ -174,14 +178,14 @@ def _same_training(run: "Run", curves: Curves, first_row: str, ended: bool) -> b
 
 
 def _latest(run: "Run") -> dict[str, tuple[int, str]]:
-    """Of each metric its last step and the value there, as text since NaN equals nothing; as this call found them."""
+    """Last step of each metric of a run and the value there, as text, since a NaN does not equal itself."""
     return {metric.key: (metric.step, repr(metric.value)) for metric in run.data.to_proto().metrics}
 
 
 def _log(client: "MlflowClient", run: "Run", curves: Curves, metrics: Mapping[str, float]) -> None:
-    """Log the points after each curve's last step, and the metrics whose value is new as a step of their own.
+    """Log the points after each curve's last step, and each metric whose value has changed as its next step.
 
-    MLflow takes them in batches, each entirely or not at all; in each curve's order, so a kill doubles nothing.
+    MLflow takes a batch entirely or not at all, and the batches are in each curve's order: a kill duplicates no point.
     """
     from mlflow.entities import Metric
 
@@ -205,9 +209,9 @@ def _log_reports(client: "MlflowClient", parent: "Run") -> None:
 
 
 def _read_curves(path: Path) -> tuple[Curves, str]:
-    """The curves of a TSV file that may still be growing, and a fingerprint of its header and first row."""
+    """The curves of a TSV file, which may still be growing, and a fingerprint of its header and first row."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = [line.split("\t") for line in text.split("\n")[:-1]]  # what follows the last newline is half a line
+    lines = [line.split("\t") for line in text.split("\n")[:-1]]  # a line without a newline is incomplete
     curves: dict[str, dict[int, float]] = {}
     for cells in lines[1:]:
         for name, cell in zip(lines[0], cells, strict=True):
@@ -217,7 +221,7 @@ def _read_curves(path: Path) -> tuple[Curves, str]:
 
 
 def _metrics(stage: str) -> dict[str, float]:
-    """The numbers of `metrics/<stage>.json`, under names that MLflow takes: those of corpora may be any."""
+    """The numbers of `metrics/<stage>.json`, under names that MLflow allows: names of text sources may be anything."""
     path = Path("metrics", f"{stage}.json")
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {re.sub(r"[^\w./ -]", "_", k): _storable(float(v)) for k, v in content.items() if type(v) in (int, float)}

@@ -30,7 +30,7 @@ def read_hidden_runs(
         if not len(hidden_numbers):
             continue
         places.append(aligned[is_sampled] + place * length)
-        columns.append({name: _upcast(shards, name, file, hidden_numbers) for name in names})
+        columns.append({name: read_states(shards, name, file, hidden_numbers) for name in names})
         if "router_logits" in names:
             generator = torch.Generator().manual_seed((noise_seed * 1_000_003 + number) % 2**63)
             noise.append(torch.randn(columns[-1]["router_logits"].shape, generator=generator))
@@ -70,7 +70,7 @@ def _sampled(shards: ShardReader, rows: Tensor) -> tuple[int, Tensor, Tensor]:
     return file, found[is_sampled], is_sampled
 
 
-def _upcast(shards: ShardReader, field: str, file: int, numbers: Tensor) -> Tensor:
+def read_states(shards: ShardReader, field: str, file: int, numbers: Tensor) -> Tensor:
     """Rows of a field of table `hidden` in fp32; states by their scales, router logits [N, E] as they are."""
     values = shards.column(field, file)[numbers].float()
     if field == "router_logits":

@@ -1,29 +1,21 @@
 """What holds at an optimizer step: pure functions of the step and the parameters."""
 
-import math
-
 from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.training.curriculum import linear, phase1_steps, phase2_progress, progress_at, ramp
 from moe_distill.training.objective import Objective
 from moe_distill.training.routing import RouterSettings
+from moe_distill.utils.learning_rate import warmup_cosine
 
 NO_ROUTER = RouterSettings(temperature=1.0, n_experts=1, noise=0.0)
 LM_ONLY = Objective(0.0, dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.0), NO_ROUTER)  # of the LM baseline
 
 
 def learning_rate_fraction(step: int, train: Train) -> float:
-    """Share of the peak learning rate at a step counted from 0: linear warm-up, then a cosine to the final share.
-
-    Both phases follow one schedule. The first step's rate is above 0.
-    """
-    warmup = max(1, round(train.warmup_fraction * train.max_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    position = (step - warmup) / max(1, train.max_steps - warmup)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, position)))
-    return train.final_learning_rate_fraction + (1.0 - train.final_learning_rate_fraction) * cosine
+    """Share of the peak learning rate at a step counted from 0; both phases follow one schedule."""
+    warmup_steps = max(1, round(train.warmup_fraction * train.max_steps))
+    return warmup_cosine(step, warmup_steps, train.max_steps, train.final_learning_rate_fraction)
 
 
 def first_phase_steps(experiment: ExperimentParams, train: Train) -> int:

@@ -1,4 +1,4 @@
-"""The machine: device, precision and seeds, chosen explicitly and said aloud."""
+"""Device, precision and seeds of a stage."""
 
 import random
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and in what precision a stage computes."""
+    """Device and precision of a stage."""
 
     device: torch.device
     dtype: torch.dtype  # of the forward pass under autocast; losses and weights stay fp32
@@ -25,10 +25,11 @@ class Runtime:
 
     @property
     def scales_loss(self) -> bool:
-        """fp16 gradients underflow without a loss scale; bf16 has the range of fp32."""
+        """Whether gradients are scaled: those in fp16 underflow without it, bf16 has the range of fp32."""
         return self.dtype is torch.float16
 
     def describe(self) -> str:
+        """Device, precision and CPU threads, for a log line."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         return f"{name}, {str(self.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
 
@@ -36,16 +37,16 @@ class Runtime:
 def resolve_precision(
     precision: Literal["auto", "fp32", "fp16", "bf16"], compute_capability: tuple[int, int] | None
 ) -> torch.dtype:
-    """The dtype a precision key means on a device.
+    """The dtype that a `precision` key stands for on a device.
 
-    `auto` is bf16 from compute capability 8 on, fp16 on older GPUs, fp32 on CPU. The capability is asked, not
-    `torch.cuda.is_bf16_supported()`, which answers True on a P100, where bf16 is emulated.
+    `auto` is bf16 from compute capability 8 on, fp16 on older GPUs, fp32 on CPU. `torch.cuda.is_bf16_supported()` is
+    no help here: it is True on a P100, where bf16 is emulated.
 
     Args:
         compute_capability: (major, minor) of the GPU, None for a CPU.
 
     Raises:
-        ConfigError: bf16 asked of a GPU that only emulates it.
+        ConfigError: bf16 on a GPU that only emulates it.
     """
     if precision == "bf16" and compute_capability is not None and compute_capability < (8, 0):
         raise ConfigError(
@@ -61,9 +62,9 @@ def resolve_precision(
 
 
 def probe(device: torch.device) -> str | None:
-    """Run a real fp16 product on a device; the reason why it failed, None where it ran and is right.
+    """Compute an fp16 matrix product on a device; returns the reason why it failed, None where it is right.
 
-    `torch.cuda.is_available()` is True on a GPU for which the installed wheel has no kernels.
+    `torch.cuda.is_available()` is True also on a GPU for which the installed torch has no kernels.
     """
     try:
         ones = torch.ones(64, 64, device=device, dtype=torch.float16)
@@ -74,11 +75,11 @@ def probe(device: torch.device) -> str | None:
 
 
 def make_runtime(precision: Literal["auto", "fp32", "fp16", "bf16"]) -> Runtime:
-    """Choose the GPU where one works, else the CPU, and resolve the precision.
+    """Choose the GPU where there is one, else the CPU, and resolve the precision.
 
     Raises:
-        ResourceError: a GPU is there, yet the installed wheel has no kernels for it.
-        ConfigError: the precision does not exist on the device.
+        ResourceError: the installed torch has no kernels for the GPU.
+        ConfigError: the device cannot compute in that precision.
     """
     if not torch.cuda.is_available():
         return Runtime(torch.device("cpu"), resolve_precision(precision, None))

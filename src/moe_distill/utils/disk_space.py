@@ -1,4 +1,4 @@
-"""Disk space: asked for before a long stage begins, and told in one line where it ends all the same."""
+"""Disk space: checked before a long stage begins, and reported in one line where it runs out all the same."""
 
 import errno
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_distill.errors import ResourceError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, no quota, a limit on the size of a file
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust libraries end such a message
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # the end of such a message of a Rust library
 MIB = 2**20
 
 
@@ -17,8 +17,8 @@ def require_space(folder: Path, n_bytes: int, what: str, fix: str) -> None:
 
     Args:
         n_bytes: estimate of what will be written on top of what is there.
-        what: what is written, for the error.
-        fix: the key to change; freeing space is named anyway.
+        what: name of what is written, for the error.
+        fix: the key to change; the error also says to free space.
 
     Raises:
         ResourceError: naming both sizes.
@@ -33,7 +33,7 @@ def require_space(folder: Path, n_bytes: int, what: str, fix: str) -> None:
 
 
 def disk_full(error: Exception) -> ResourceError | None:
-    """The error to show where `error` says that a file could not be written for want of space; else None."""
+    """The error to show where `error` is about a full disk or quota; None for any other error."""
     code = error.errno if isinstance(error, OSError) else None
     if found := OS_ERROR.search(str(error)):
         code = int(found[1])

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and fingerprints of what is in them.
+"""Write files and folders so that they are complete or absent, and take fingerprints of their content.
 
-Every file is written under a temporary name, synced, then renamed: a name that exists is complete.
-A temporary name begins with a dot and ends with `.tmp`; what a killed process left under one is never read.
+Every file is written under a temporary name, synced, then renamed, so a file under its final name is complete.
+A temporary name begins with a dot and ends with `.tmp`; a file that a killed process left under one is never read.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 
 
 def project_root() -> Path:
-    """The main checkout: `DVC_ROOT` also inside `dvc exp run --temp` and `--queue`, else the current folder."""
+    """The main checkout: `DVC_ROOT`, which `dvc exp run --temp` and `--queue` set, else the current folder."""
     return Path(os.environ.get("DVC_ROOT", ".")).resolve()
 
 
 def canonical_json(value: Json) -> str:
-    """Equal values give equal text: sorted keys, no spaces to vary, a final newline.
+    """JSON text that is equal for equal values: sorted keys, fixed indentation, a final newline.
 
     Raises:
-        ValueError: a number is not finite, which JSON cannot say.
+        ValueError: a number is not finite, which JSON has no notation for.
     """
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -47,7 +47,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Ask the operating system to put a file, or a folder's list of names, on the disk."""
+    """Ask the operating system to write a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,7 +56,7 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds either what it held before or all of it."""
+    """Write `content` so that `path` holds either its old content or all of the new, whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -64,7 +64,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         sync(temporary)
         temporary.rename(path)
     finally:
-        temporary.unlink(missing_ok=True)  # half a file, where the disk is full
+        temporary.unlink(missing_ok=True)  # an incomplete file, where the disk is full
     sync(path.parent)
 
 
@@ -82,10 +82,10 @@ def _link_or_copy(source: str, target: str) -> str:
 
 
 def publish(source: Path, destination: Path) -> None:
-    """Give the finished folder or file `source` its final name by hard links, in place of what stood there."""
+    """Put the finished folder or file `source` at `destination` by hard links, in place of what is there."""
     incoming = _incoming(destination)
     if source.is_dir():
-        ignored = shutil.ignore_patterns(".*.tmp")  # of a process that was killed while it wrote
+        ignored = shutil.ignore_patterns(".*.tmp")  # left by a process that was killed while it wrote
         shutil.copytree(source, incoming, copy_function=_link_or_copy, ignore=ignored)
     else:
         _link_or_copy(str(source), str(incoming))
@@ -95,7 +95,7 @@ def publish(source: Path, destination: Path) -> None:
 
 
 def _incoming(destination: Path) -> Path:
-    """The temporary name of what will be `destination`; what killed processes left under such names is removed."""
+    """The temporary path for `destination`; removes what killed processes left under such names."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     for left in destination.parent.glob(f".{destination.name}.*.tmp"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -104,7 +104,7 @@ def _incoming(destination: Path) -> Path:
 
 @contextmanager
 def fresh_folder(destination: Path) -> Iterator[Path]:
-    """An empty folder that becomes `destination` when the block ends without an error: for short stages."""
+    """An empty folder that becomes `destination` when the block ends without an error; for short stages."""
     folder = _incoming(destination)
     folder.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: they end a stage at once, or, inside a training, after the step it is in."""
+"""SIGTERM and Ctrl-C: they end a stage at once, or a training after its current step."""
 
 import signal
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ _EXCEPTIONS: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt,
 
 
 def raise_at_once(number: int, _frame: FrameType | None) -> None:
-    """A signal handler: the exception of a signal, wherever the program is."""
+    """A signal handler that raises the signal's exception wherever the program is."""
     raise _EXCEPTIONS[number]
 
 
 class Postponed:
-    """Whether a signal has arrived that waits to be obeyed."""
+    """A signal that has arrived inside a block of `postponed_signals`, if any."""
 
     def __init__(self) -> None:
         self._number: int | None = None
@@ -29,20 +29,20 @@ class Postponed:
         return self._number is not None
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """A signal handler: obey later; whoever sends a second signal does not want to wait."""
+        """A signal handler that only remembers the signal; a second signal raises its exception at once."""
         self._number = number
         for each in _EXCEPTIONS:
             signal.signal(each, raise_at_once)
 
     def obey(self) -> None:
-        """Raise the exception of the signal that arrived, if one did."""
+        """Raise the exception of the signal that has arrived, if any."""
         if self._number is not None:
             raise _EXCEPTIONS[self._number]
 
 
 @contextmanager
 def postponed_signals() -> Iterator[Postponed]:
-    """Inside the block the first SIGTERM or Ctrl-C is only noted."""
+    """Inside the block the first SIGTERM or Ctrl-C is only remembered; the caller asks for it between two steps."""
     postponed = Postponed()
     previous = {number: signal.signal(number, postponed.note) for number in _EXCEPTIONS}
     try:

@@ -1,0 +1,66 @@
+"""The stage as DVC runs it: in a workspace, from the parameters to published shards."""
+
+import hashlib
+import json
+from collections import Counter
+from io import BufferedReader
+from pathlib import Path
+
+import pytest
+
+from moe_distill.config.params import Params
+from moe_distill.errors import ConfigError
+from moe_distill.shards.teacher_store import open_targets
+from stages.teacher import main
+from tests.chain import Chain
+from tests.params import ROOT
+
+
+@pytest.fixture
+def workspace(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
+    """A copy of the chain with the project's code, the current folder."""
+    copied = chain.copy(tmp_path / "workspace")
+    for name in ("dvc.yaml", "src", "stages"):
+        (copied.folder / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(copied.folder)
+    return copied
+
+
+def test_weights_are_hashed_once(workspace: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are gigabytes, and the stage names its work, its shards and its head by them."""
+    digest, hashed = hashlib.file_digest, Counter[Path]()
+
+    def counting(file: BufferedReader, name: str) -> object:
+        hashed[Path(file.name).resolve()] += 1
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    main(workspace.params)
+    assert hashed[workspace.folder / "models/teacher/model.safetensors"] == 1
+
+
+def with_states(params: Params, hidden_fraction: float, **weights: float) -> Params:
+    """The weights of losses that are not given are 0."""
+    values = params.model_dump()
+    values["profile"]["teacher"]["hidden_fraction"] = hidden_fraction
+    values["experiment"]["losses"] = dict.fromkeys(values["experiment"]["losses"], 0.0) | weights
+    return Params.model_validate(values)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01])
+def test_few_states_of_a_moe_teacher_do_for_kd_alone(workspace: Chain, share: float) -> None:
+    main(with_states(workspace.params, share, chunk=0.1, kd_inside=0.1))
+    for split in ("train", "validation"):
+        targets = open_targets(workspace.targets / split)
+        targets.verify()
+        assert "router_logits" in targets.index.fields
+        assert targets.rows("hidden") < targets.rows("positions") * 0.05
+    assert share or json.loads(Path("metrics/teacher.json").read_text())["hidden_positions"] == 0.0
+
+
+@pytest.mark.parametrize("term", ["feature", "router_balance"])
+def test_few_states_are_refused_where_a_term_reads_them(workspace: Chain, term: str) -> None:
+    before = workspace.targets.stat()
+    with pytest.raises(ConfigError, match=r"needs 256; raise `teacher.hidden_fraction`"):
+        main(with_states(workspace.params, 0.01, **{term: 0.1}))
+    assert workspace.targets.stat() == before
