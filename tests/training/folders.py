@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from moe_distill.config.params import Params
 from moe_distill.config.profile import Capture
+from moe_distill.shards.format import Metadata
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
 from moe_distill.shards.window_store import (
@@ -28,7 +29,7 @@ from tests.replay.teachers import VOCABULARY
 TOKENIZER = b"{}"  # what the folders are told apart by; nothing here is text
 TOKENIZER_SHA256 = hashlib.sha256(TOKENIZER).hexdigest()
 WINDOWS = {"train": 24, "validation": 8}
-CAPTURE = {
+CAPTURE: dict[str, object] = {
     "seed": 0,
     "k": 8,
     "tail_samples": 4,
@@ -42,10 +43,21 @@ CAPTURE = {
 }
 
 
-def make_params(**changes: object) -> Params:
-    """Those of the test profile with a short, fully logged phase 2; `changes` are keys of params.yaml or of `train`."""
+def make_params(capture: dict[str, object] | None = None, **changes: object) -> Params:
+    """Those of the test profile with a short, fully logged phase 2.
+
+    Args:
+        capture: what differs from `CAPTURE`.
+        changes: keys of params.yaml or of `train`.
+    """
     params = fixed_params()
-    train = {"max_steps": 20, "batch_windows": 8, "micro_batch_windows": 4, "log_every": 1, "validate_every": 5}
+    train: dict[str, object] = {
+        "max_steps": 20,
+        "batch_windows": 8,
+        "micro_batch_windows": 4,
+        "log_every": 1,
+        "validate_every": 5,
+    }
     train |= {"validation_windows": 8, "checkpoint_every": 20, "learning_rate": 1e-3, "router_learning_rate": 1e-2}
     known = {name: value for name, value in changes.items() if name in params.profile.train.model_dump()}
     experiment = (
@@ -53,7 +65,7 @@ def make_params(**changes: object) -> Params:
     )
     profile = params.profile.model_dump()
     profile["train"] |= train | known
-    profile["teacher"] = CAPTURE
+    profile["teacher"] = CAPTURE | (capture or {})
     return Params.model_validate({"experiment": experiment, "profile": profile})
 
 
@@ -72,29 +84,29 @@ class Folders:
         work = self.root / name
         return TrainingOutputs(work, work / "export", None, work / "curves", lambda: None)
 
-    def curve(self, name: str, validation: bool = False) -> list[dict[str, float]]:
+    def curve(self, name: str, validation: bool = False, stage: str = "train_router") -> list[dict[str, float]]:
         """The rows of a training's curve; a value that does not exist is left out."""
-        path = self.root / name / "curves" / f"train_router{'_validation' if validation else ''}.tsv"
+        path = self.root / name / "curves" / f"{stage}{'_validation' if validation else ''}.tsv"
         header, *lines = (line.split("\t") for line in path.read_text().splitlines())
         return [{column: float(cell) for column, cell in zip(header, cells, strict=True) if cell} for cells in lines]
 
 
-def make_folders(root: Path, teacher: PreTrainedModel) -> Folders:
+def make_folders(root: Path, teacher: PreTrainedModel, **changes: object) -> Folders:
+    """Capture a teacher with `CAPTURE` but for `changes`."""
     export_head(teacher, "teacher", root / "head")
     for split, count in WINDOWS.items():
         windows = _write_windows(root, split, count)
         text_ids = torch.ones(VOCABULARY, dtype=torch.bool)
-        params = Capture.model_validate(CAPTURE)
+        params = Capture.model_validate(CAPTURE | changes)
         capture(
             teacher, windows, text_ids, params, 0, "teacher", "key", root / "targets" / split, root / "receipts" / split
         )
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", VOCABULARY)
     ids = torch.arange(VOCABULARY, dtype=torch.int32)
-    places = {"place_counts": torch.ones_like(ids), "place_prefixes": torch.zeros_like(ids), "place_student_ids": ids}
     merges = {name: torch.zeros(0, dtype=torch.int32) for name in MERGE_IDS}
     merges["merge_are_blank"] = torch.zeros(0, dtype=torch.int8)
-    writer.append({"student_ids": ids, **places, **merges}, cursor=1)
-    tokenizers = {"teacher_tokenizer": TOKENIZER_SHA256, "student_tokenizer": TOKENIZER_SHA256}
+    writer.append({"student_ids": ids, **merges}, cursor=1)
+    tokenizers: Metadata = {"teacher_tokenizer": TOKENIZER_SHA256, "student_tokenizer": TOKENIZER_SHA256}
     writer.finish(VOCABULARY_MAP, "m", {"student_ids": VOCABULARY, **tokenizers})
     _write_student(root)
     return Folders(root)
@@ -121,7 +133,7 @@ def _write_windows(root: Path, split: str, count: int) -> WindowStore:
         aligned["next_teacher_ids"] = columns["token_ids"]
         student.append(columns | aligned, cursor=number + 1)
         start += length
-    metadata = {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256}
+    metadata: Metadata = {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256}
     index = teacher.finish(TEACHER_WINDOWS, split, metadata)
     student.finish(STUDENT_WINDOWS, split, metadata | {"teacher_windows": windows_fingerprint(index)})
     return WindowStore(root / "teacher_windows" / split, TEACHER_WINDOWS)

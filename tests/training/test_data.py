@@ -1,4 +1,4 @@
-"""Batches read from real stores."""
+"""Splits opened from real stores, and what a training text shows of two vocabularies."""
 
 import itertools
 from collections import Counter
@@ -7,47 +7,45 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_distill.errors import DataError
 from moe_distill.shards.vocabulary_store import MAP_FIELDS, VOCABULARY_MAP
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.targets.canonical import may_follow
 from moe_distill.targets.next_token_counts import count_next_tokens, load_vocabulary_map
 from moe_distill.targets.token_shares import MAX_STUDENT_TOKENS
-from moe_distill.training.data import TEXT_ONLY, BatchFields, Split, read_batch
+from moe_distill.training.data import count_experts, mean_positions_with_states, open_split
+from tests.replay.teachers import make_teacher as random_moe
 from tests.stores import STUDENT_VOCABULARY, Stores
-
-ALL_WINDOWS = [0, 1, 2, 3, 4]
-
-
-def test_a_chunk_lies_between_neighbouring_common_boundaries(stores: Stores) -> None:
-    batch = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, BatchFields(chunks=True))
-    assert batch.chunks is not None
-    expected_of, expected_logprobs = [], []
-    for rows in stores.teacher_rows:
-        of = [-1] * len(rows)
-        shared = [place for place, row in enumerate(rows) if row >= 0]
-        for start, stop in itertools.pairwise(shared):
-            teacher_tokens = range(rows[start], rows[stop])
-            if stop - start == len(teacher_tokens) == 1:
-                continue
-            of[start:stop] = [len(expected_logprobs)] * (stop - start)
-            expected_logprobs.append(sum(float(stores.target_logprob[row]) for row in teacher_tokens))
-        expected_of += of
-    assert len(expected_logprobs) > 5
-    assert batch.chunks.chunk_of_N.tolist() == expected_of
-    assert batch.chunks.teacher_logprobs_J.tolist() == pytest.approx(expected_logprobs, abs=1e-5)
-    assert batch.counts.chunks == len(expected_logprobs)
+from tests.teacher.conftest import make_teacher
+from tests.training.folders import WINDOWS, Folders, make_folders
 
 
-def test_what_is_not_wanted_is_not_read(stores: Stores) -> None:
-    batch = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, TEXT_ONLY)
-    assert batch.chunks is None
-    assert batch.runs is None
-    assert batch.rows is not None
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("data"), random_moe("olmoe", 1))
 
 
-def test_without_targets_there_is_text_alone(stores: Stores) -> None:
-    batch = read_batch(Split(stores.student, None), ALL_WINDOWS, BatchFields(runs=True, chunks=True))
-    assert (batch.rows, batch.runs, batch.chunks) == (None, None, None)
+def test_a_split_has_windows_and_the_shards_for_them(folders: Folders, tmp_path: Path) -> None:
+    split = open_split(folders.root / "windows/train", folders.root / "targets/train")
+    assert split.shards is not None
+    assert len(split.windows) == WINDOWS["train"]
+    experts = random_moe("olmoe", 1).config.num_experts
+    assert count_experts(split.shards) == experts > 1
+    dense = make_folders(tmp_path, make_teacher("dense"))
+    shards = open_split(dense.root / "windows/train", dense.root / "targets/train").shards
+    assert shards is not None
+    assert count_experts(shards) == 0
+    assert open_split(folders.root / "windows/train", None).shards is None
+
+
+def test_shards_of_other_windows_are_refused(folders: Folders) -> None:
+    with pytest.raises(DataError, match="was made from teacher windows"):
+        open_split(folders.root / "windows/train", folders.root / "targets/validation")
+
+
+def test_positions_with_states_of_a_window_are_its_aligned_ones_by_their_share(stores: Stores) -> None:
+    aligned = sum(row >= 0 for rows in stores.teacher_rows for row in rows)
+    assert mean_positions_with_states(stores.student, 0.25) == pytest.approx(0.25 * aligned / 5)
 
 
 def test_continuations_are_counted_over_all_files(stores: Stores) -> None:
@@ -65,14 +63,10 @@ def test_neighbours_meet_inside_a_window(stores: Stores, tmp_path: Path) -> None
     """A merge of every two ids: of all pairs of the text only those of the same window are known to stay apart."""
     pairs = list(itertools.product(range(STUDENT_VOCABULARY), repeat=2))
     columns = torch.tensor(pairs, dtype=torch.int32).T
-    nothing = torch.zeros(0, dtype=torch.int32)
     writer = ShardWriter(tmp_path, MAP_FIELDS, "teacher_ids", 1000)
     writer.append(
         {
             "student_ids": stores.student_ids.int(),
-            "place_counts": torch.zeros_like(stores.student_ids, dtype=torch.int32),
-            "place_prefixes": nothing,
-            "place_student_ids": nothing,
             "merge_lefts": columns[0].contiguous(),
             "merge_rights": columns[1].contiguous(),
             "merge_results": STUDENT_VOCABULARY + torch.arange(len(pairs), dtype=torch.int32),
@@ -89,24 +83,3 @@ def test_neighbours_meet_inside_a_window(stores: Stores, tmp_path: Path) -> None
     assert {pair for pair, is_allowed in zip(pairs, allowed.tolist(), strict=True) if is_allowed} == inside
     assert len(across) >= 3, "the test can tell windows apart"
     assert found.log_shares.shape == (len(stores.student_ids), MAX_STUDENT_TOKENS)
-
-
-def test_positions_inside_a_teacher_token_have_the_row_of_the_boundary_before(stores: Stores) -> None:
-    inside = read_batch(Split(stores.student, stores.targets), ALL_WINDOWS, BatchFields(inside=True)).inside
-    assert inside is not None
-    expected, first = [], 0
-    for ids, rows in zip(stores.token_ids, stores.teacher_rows, strict=True):
-        boundary = None
-        for place, (student_id, row) in enumerate(zip(ids, rows, strict=True)):
-            if row >= 0:
-                boundary = place, row
-            elif boundary is not None:
-                offset = 3 * (place - boundary[0])
-                expected.append((first + place, offset, student_id, float(stores.target_logprob[boundary[1]])))
-        first += len(rows)
-    columns = (inside.positions_I, inside.text.offsets, inside.text.student_ids, inside.rows.target_logprob)
-    assert len(expected) > 5
-    assert list(zip(*(column.tolist() for column in columns), strict=True)) == [
-        (*integers, pytest.approx(logprob, abs=1e-5)) for *integers, logprob in expected
-    ]
-    assert set(inside.text.teacher_ids.tolist()) == {0}

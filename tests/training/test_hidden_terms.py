@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,22 +11,23 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3Moe
 from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
+from moe_distill.losses.text_loss import Text
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
-from moe_distill.shards.teacher_store import teacher_rows
+from moe_distill.targets.sparse_target import sparse_target
+from moe_distill.targets.stretches import stretches
+from moe_distill.targets.teacher_rows import teacher_rows
 from moe_distill.targets.token_shares import rule_map
 from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.forward import forward
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.batch import Batch, HiddenRuns
+from moe_distill.training.batch import Batch, Counts, HiddenRuns
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import validate
 from moe_distill.training.student import layer_pairs, make_heads
-from moe_distill.utils.device import Runtime
-from tests.training.conftest import make_batch
+from tests.training.conftest import make_batch, runs_of
 
-FP32 = Runtime(torch.device("cpu"), torch.float32)
 STUDENT_ROWS, TEACHER_ROWS, WINDOWS, LENGTH = 300, 400, 2, 64
 TEACHER_LAYERS, STUDENT_LAYERS, TEACHER_SIZE, STUDENT_SIZE, EXPERTS = 28, 30, 1024, 576, 3
 
@@ -38,19 +40,21 @@ def full(experiment: ExperimentParams, train: Train) -> Objective:
 def real_teacher() -> Qwen3MoeForCausalLM:
     """Depth, width and experts of Huihui-MoE-1B; narrow heads and experts, a small vocabulary."""
     torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=TEACHER_ROWS,
-        hidden_size=TEACHER_SIZE,
-        num_hidden_layers=TEACHER_LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        num_experts=EXPERTS,
-        num_experts_per_tok=1,
-        norm_topk_prob=True,
-        moe_intermediate_size=64,
-    )
-    return Qwen3MoeForCausalLM(config).eval()
+    sizes: dict[str, Any] = {
+        "vocab_size": TEACHER_ROWS,
+        "hidden_size": TEACHER_SIZE,
+        "num_hidden_layers": TEACHER_LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 1,
+        "norm_topk_prob": True,
+        "moe_intermediate_size": 64,
+    }
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes))
+    model.eval()
+    return model
 
 
 def real_student() -> LlamaForCausalLM:
@@ -65,7 +69,9 @@ def real_student() -> LlamaForCausalLM:
         intermediate_size=192,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.eval()
+    return model
 
 
 def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective) -> None:
@@ -80,25 +86,31 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
     n = WINDOWS * LENGTH
     logits_NV = states.final_BLD.flatten(0, 1) @ architecture.output.detach().T
     records = sparsify(logits_NV, torch.zeros(n, dtype=torch.int64), 16, 8, torch.rand(n, generator=generator))
+    assert states.router_logits_BLE is not None
     runs = HiddenRuns(
-        windows_W=torch.arange(WINDOWS),
-        places_WR=torch.arange(n).view(WINDOWS, LENGTH),
-        mask_WR=torch.ones(WINDOWS, LENGTH, dtype=torch.bool),
+        places_WP=torch.arange(n).view(WINDOWS, LENGTH),
+        mask_WP=torch.ones(WINDOWS, LENGTH, dtype=torch.bool),
         filled_N=torch.arange(n),
-        states_WRSD=states.hidden_BLSD,
-        moe_input_WRD=states.moe_input_BLD,
+        states_WPST=states.hidden_BLSD,
+        moe_input_WPT=states.moe_input_BLD,
+        router_logits_NE=states.router_logits_BLE.flatten(0, 1),
+        gate_noise_NE=torch.zeros(n, EXPERTS),
+    )
+    target = sparse_target(
+        teacher_rows(vars(records), TEACHER_ROWS - 16),
+        torch.ones(n, dtype=torch.bool),
+        rule_map(torch.arange(TEACHER_ROWS) % STUDENT_ROWS),
+        2.0,
+        "temper_then_map",
+        "sampled",
     )
     batch = Batch(
+        windows=tuple(range(WINDOWS)),
         input_ids_BL=torch.randint(STUDENT_ROWS, (WINDOWS, LENGTH), generator=generator),
         places_N=torch.arange(n),
-        labels_N=torch.randint(STUDENT_ROWS, (n,), generator=generator),
-        aligned_A=torch.arange(n),
-        rows=teacher_rows(vars(records), TEACHER_ROWS - 16),
+        text=Text(torch.randint(STUDENT_ROWS, (n,), generator=generator), target, stretches(n, 50, target)),
         runs=runs,
-        inside=None,
-        chunks=None,
-        next_teacher_ids_A=torch.zeros(n, dtype=torch.int64),
-        n_bytes=4 * n,
+        counts=Counts(tokens=n, aligned=n, hidden=n, n_bytes=4 * n, places=n),
     )
     description = HeadDescription(
         teacher_fingerprint="",
@@ -115,13 +127,12 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
     head = TeacherHead(description, {name: tensor.detach() for name, tensor in tensors.items()})
     pairs = layer_pairs(captured, TEACHER_LAYERS, STUDENT_LAYERS)
     assert pairs == [8, 15, STUDENT_LAYERS]
-    vocabulary_map = rule_map(torch.arange(TEACHER_ROWS) % STUDENT_ROWS)
     heads = make_heads(pairs, STUDENT_SIZE, TEACHER_SIZE, EXPERTS, seed=0)
-    terms = validate(Student(real_student(), heads, head, vocabulary_map, None), [batch], full, FP32).terms
-    raw = {name: float(term.raw) for name, term in terms.items()}
+    terms = validate(Student(real_student(), heads, head), [batch], full).terms
+    raw = {name: term.raw for name, term in terms.items()}
     assert raw.keys() == {"lm", "kd", *HIDDEN_TERMS, *ROUTER_TERMS}
     for name, value in raw.items():
-        limit = math.log(STUDENT_ROWS) + 1 if name in ("lm", "kd", "router_kd") else 5.0
+        limit = math.log(STUDENT_ROWS) + 1 if name in ("lm", "kd") else 5.0
         assert 0.0 <= value <= limit, name
     assert raw["router_importance"] == pytest.approx(0.0, abs=1e-5), "the router begins as the teacher's gate"
     assert min(raw[name] for name in ("feature", "attention", "layerwise", "contrastive", "router_feature")) > 0.05
@@ -130,26 +141,26 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
 def test_the_order_of_the_students_heads_is_irrelevant(student: Student, full: Objective) -> None:
     """Both query heads of every layer change places: the same function, and the same value of every term."""
     batch = make_batch(0, [12, 9])
-    before = validate(student, [batch], full, FP32).terms
+    before = validate(student, [batch], full).terms
     with torch.no_grad():
         for layer in student.model.model.layers:
             attention = layer.self_attn
             attention.q_proj.weight.copy_(attention.q_proj.weight.view(2, 8, 16).flip(0).reshape(16, 16))
             attention.o_proj.weight.copy_(attention.o_proj.weight.view(16, 2, 8).flip(1).reshape(16, 16))
-    after = validate(student, [batch], full, FP32).terms
+    after = validate(student, [batch], full).terms
     for name, term in before.items():
-        assert float(after[name].raw) == pytest.approx(float(term.raw), abs=1e-5), name
+        assert after[name].raw == pytest.approx(term.raw, abs=1e-5), name
 
 
 def test_attention_is_blind_to_scale_and_rotation_of_the_teachers_states(student: Student, full: Objective) -> None:
     """Blocks of coordinates in another order, as of heads, are a rotation too."""
     batch = make_batch(0, [12, 9])
-    expected = float(validate(student, [batch], full, FP32).terms["attention"].raw)
+    expected = validate(student, [batch], full).terms["attention"].raw
     assert expected > 0.05
-    states = batch.runs.states_WRSD
+    states = runs_of(batch).states_WPST
     rotation, _ = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(1)))
     blocks = states.unflatten(-1, (4, 5)).flip(-2).flatten(-2)
     for changed in (30.0 * states, states @ rotation, blocks):
-        turned = replace(batch, runs=replace(batch.runs, states_WRSD=changed))
-        value = float(validate(student, [turned], full, FP32).terms["attention"].raw)
+        turned = replace(batch, runs=replace(runs_of(batch), states_WPST=changed))
+        value = validate(student, [turned], full).terms["attention"].raw
         assert value == pytest.approx(expected, abs=1e-5)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+from moe_distill.config.profile import TinyStudent
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.models.provide import provide_student, provide_teacher
 from moe_distill.shards.provenance import capture_fingerprint, tokenizer_fingerprint
@@ -18,6 +20,7 @@ from moe_distill.teacher.capture import run_of
 from moe_distill.teacher.run import run_teacher
 from moe_distill.training.phases import control, train_kd, train_router
 from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
+from moe_distill.utils.files import Json
 from tests.chain import Chain, capture, make_chain, tokenize, topic_texts
 from tests.shards.forge import forge_column, forge_metadata
 
@@ -45,8 +48,14 @@ def test_folders_that_belong_together_train(copied: Chain) -> None:
     assert train_kd(copied.params, copied.inputs(), copied.outputs()).steps > 0
 
 
-def another_student(chain: Chain, **changes: object) -> None:
+def student_params(chain: Chain) -> TinyStudent:
     params = chain.params.profile.models.student
+    assert isinstance(params, TinyStudent)
+    return params
+
+
+def another_student(chain: Chain, **changes: object) -> None:
+    params = student_params(chain)
     tokenizer = params.tokenizer.model_copy(update={"vocabulary_size": 310})
     folder = chain.folder / "models/student_init"
     shutil.rmtree(folder)
@@ -68,7 +77,7 @@ def test_windows_of_another_tokenizer(copied: Chain, stage: Stage) -> None:
 def test_a_student_init_whose_vocabulary_differs(copied: Chain) -> None:
     """The windows' own tokenizer stands beside matrices with fewer rows."""
     tokenizer = (copied.folder / "models/student_init/tokenizer.json").read_bytes()
-    params = copied.params.profile.models.student.tokenizer.model_copy(update={"vocabulary_size": 290})
+    params = student_params(copied).tokenizer.model_copy(update={"vocabulary_size": 290})
     another_student(copied, tokenizer=params)
     (copied.folder / "models/student_init/tokenizer.json").write_bytes(tokenizer)
     said = refusal(copied)
@@ -158,7 +167,7 @@ def test_a_changed_description_of_the_head_is_refused_by_both_hashes(copied: Cha
     assert "moe-distill/teacher-head version 1, expected moe-distill/teacher-head version 2" in refusal(copied)
 
 
-def unsealed_again(path: Path) -> dict[str, object]:
+def unsealed_again(path: Path) -> dict[str, Json]:
     """The content under a new seal."""
     content = json.loads(path.read_bytes())
     del content["sha256"]
@@ -168,7 +177,11 @@ def unsealed_again(path: Path) -> dict[str, object]:
 
 def test_a_position_that_is_not_in_the_shards(copied: Chain) -> None:
     positions = ShardReader(copied.targets / "train", TEACHER_TARGETS).rows("positions")
-    path = forge_column(copied.windows / "train", 0, "teacher_rows", lambda column: column[5].fill_(positions))
+
+    def point_beyond(rows: Tensor) -> None:
+        rows[5] = positions
+
+    path = forge_column(copied.windows / "train", 0, "teacher_rows", point_beyond)
     said = refusal(copied)
     assert f"{path}: field teacher_rows, row " in said
     assert f" is {positions}; it must be from -1 to {positions - 1}" in said

@@ -12,9 +12,8 @@ import torch
 from moe_distill.config.params import EarlyStopping, ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
-from moe_distill.losses.registry import ALL_TERMS, HIDDEN_TERMS, ROUTER_TERMS, LossTerm
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.tracking.curves import Curve
-from moe_distill.training import loop
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales
 from moe_distill.training.batch import Counts
 from moe_distill.training.batch_order import batches_from, epoch_batches
@@ -23,30 +22,28 @@ from moe_distill.training.early_stopping import EarlyStoppingState, observe, sho
 from moe_distill.training.loop import Phase, _account, _validation_parts
 from moe_distill.training.objective import Student
 from moe_distill.training.recorder import console_line, curve_columns, expert_values, step_row, warn_of_collapse
-from moe_distill.training.routing import ExpertUse
 from moe_distill.training.schedule import (
+    LM_ONLY,
     first_phase_steps,
     learning_rate_fraction,
-    lm_only,
     objective_at,
     ramps_are_complete,
 )
-from moe_distill.training.step import StepMetrics, Update, optimizer_step
+from moe_distill.training.step import ExpertValues, StepMetrics, TermValue, Update, optimizer_step
 from moe_distill.training.trainer import Counters, Trainer, make_trainer, restore, student_weights, to_checkpoint
 from moe_distill.utils.device import Runtime
-from tests.params import fixed_params
-from tests.training.conftest import make_batch
+from tests.training.conftest import make_batch, target_of
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
+COUNTS = Counts(tokens=5, aligned=3, hidden=1, n_bytes=2, places=20)
 
 
-def outcome(**terms: float) -> StepMetrics:
-    values = {name: LossTerm(torch.tensor(value), torch.tensor(value)) for name, value in terms.items()}
-    return StepMetrics(values, 10.0, Counts(5, 3, 1, 2, 1, 20), None, 0.1)
+def metrics_of(**terms: float) -> StepMetrics:
+    return StepMetrics({name: TermValue(value, value) for name, value in terms.items()}, 10.0, COUNTS, None)
 
 
 def phase(stage: str = "train_kd") -> Phase:
-    return Phase(stage, 100, ("lm",), 0, False, False, lambda _step, _scales: lm_only(16), lambda _step: False)
+    return Phase(stage, 100, ("lm",), 0, False, lambda _step, _scales: LM_ONLY, lambda _step: False)
 
 
 def test_r09_schedule_is_of_optimizer_steps_and_never_zero(train: Train) -> None:
@@ -71,14 +68,15 @@ def test_r03_phases_meet_where_the_first_ramp_opens(experiment: ExperimentParams
 
 
 @pytest.mark.parametrize(("total", "wanted"), [(103, 4), (10, 4), (4, 4), (3, 4)])
-def test_r10_validation_windows_are_spread_evenly_over_the_split(
-    train: Train, monkeypatch: pytest.MonkeyPatch, total: int, wanted: int
-) -> None:
+def test_r10_validation_windows_are_spread_evenly_over_the_split(train: Train, total: int, wanted: int) -> None:
     """The split lists one source after the other; the first windows would be of the first source alone."""
-    monkeypatch.setattr(loop, "read_parts", lambda _split, numbers, *_: numbers)
-    split = SimpleNamespace(windows=range(total))
-    setting = SimpleNamespace(train=train.model_copy(update={"validation_windows": wanted}), validation_split=split)
-    numbers = _validation_parts(setting, phase())  # type: ignore[arg-type]
+    context = SimpleNamespace(
+        train=train.model_copy(update={"validation_windows": wanted, "micro_batch_windows": 2}),
+        n_validation_windows=total,
+        validation_batches=SimpleNamespace(read=lambda request: replace(make_batch(0, [2]), windows=request.windows)),
+        runtime=FP32,
+    )
+    numbers = [number for part in _validation_parts(context) for number in part.windows]  # type: ignore[arg-type]
     assert len(set(numbers)) == len(numbers) == min(total, wanted)
     gaps = [after - before for before, after in itertools.pairwise([*numbers, total])]
     assert numbers[0] == 0
@@ -100,45 +98,42 @@ def test_r10_patience_counts_progress_of_min_delta_and_the_best_is_kept() -> Non
 
 
 def test_r17_scales_follow_the_ratio_to_lm_and_are_clamped() -> None:
-    raw = {"lm": 4.0, "kd": 1.0, "kd_inside": 1.0, "chunk": 1.0, "feature": 2.0, "attention": 1e-9}
+    raw = {"lm": 4.0, "kd": 1.0, "layerwise": 1.0, "feature": 2.0, "attention": 1e-9}
     scales = updated_scales({}, raw)
-    assert scales == {"chunk": 4.0, "feature": 2.0, "attention": LARGEST_SCALE}
+    assert scales == {"layerwise": 4.0, "feature": 2.0, "attention": LARGEST_SCALE}
     assert updated_scales(scales, {"lm": 4.0, "feature": 4.0})["feature"] == pytest.approx(0.98 * 2.0 + 0.02 * 1.0)
 
 
 def test_r17_a_scale_multiplies_the_weight(experiment: ExperimentParams, train: Train) -> None:
     assert objective_at(99, experiment, train, {"feature": 3.0}).weights["feature"] == pytest.approx(0.3)
-    with_chunks = experiment.model_copy(update={"losses": experiment.losses.model_copy(update={"chunk": 0.1})})
-    kd = objective_at(99, with_chunks, train, {"chunk": 3.0}).kd
-    assert kd is not None
-    assert kd.chunk_weight == pytest.approx(0.3)
 
 
-def test_r22_nonfinite_step_is_skipped_and_counted_and_a_run_of_them_stops(student: Student, train: Train) -> None:
+def test_r22_nonfinite_step_is_skipped_and_counted_and_a_run_of_them_stops(
+    student: Student, experiment: ExperimentParams, train: Train
+) -> None:
     trainer = make_trainer(student, train, FP32, 0)
     before = [parameter.clone() for parameter in student.model.parameters()]
     batch = make_batch(0, [12], with_runs=False)
-    batch.rows.topk_logprobs[0] = math.nan
-    objective = objective_at(0, _study_of(student), train, {})
+    target_of(batch).entry_probs_E[0] = math.nan
+    objective = objective_at(0, experiment, train, {})
     for number in range(1, 4):
-        update = optimizer_step(student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0)
+        update = optimizer_step(
+            student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0, with_kl=False
+        )
         assert not update.applied
+        assert math.isnan(update.loss)
         if number < 3:
-            _account(trainer, update, phase(), train, 0.1, [3, 7])
+            _account(trainer, update, phase(), train, [3, 7])
     assert trainer.counters.skipped_steps == 2
     assert all(torch.equal(old, new) for old, new in zip(before, student.model.parameters(), strict=True))
     with pytest.raises(DivergenceError, match=r"3 steps in a row.*training windows \[3, 7\]"):
-        _account(trainer, update, phase(), train, 0.1, [3, 7])
-
-
-def _study_of(_student: Student) -> ExperimentParams:
-    return fixed_params().experiment
+        _account(trainer, update, phase(), train, [3, 7])
 
 
 def test_r22_a_good_step_ends_the_run_of_bad_ones(student: Student, train: Train) -> None:
     trainer = make_trainer(student, train, FP32, 0)
-    _account(trainer, Update(outcome(lm=math.nan), math.nan, False, 1.0), phase(), train, 0.1, [0])
-    _account(trainer, Update(outcome(lm=1.0), 1.0, True, 1.0), phase(), train, 0.1, [1])
+    _account(trainer, Update(metrics_of(lm=math.nan), math.nan, math.nan, False, 1.0), phase(), train, [0])
+    _account(trainer, Update(metrics_of(lm=1.0), 1.0, 1.0, True, 1.0), phase(), train, [1])
     assert (trainer.counters.consecutive_nonfinite, trainer.counters.skipped_steps) == (0, 1)
 
 
@@ -163,12 +158,15 @@ def test_r21_order_of_a_resumed_run_is_that_of_the_unbroken_one() -> None:
     assert [next(resumed) for _ in range(6)] == steps[7:]
 
 
-def test_r21_checkpoint_restores_a_trainer_exactly(tmp_path: Path, student: Student, train: Train) -> None:
+def test_r21_checkpoint_restores_a_trainer_exactly(
+    tmp_path: Path, student: Student, experiment: ExperimentParams, train: Train
+) -> None:
     trainer = make_trainer(student, train, FP32, 0)
-    objective, batch = objective_at(99, _study_of(student), train, {}), make_batch(0, [12])
+    objective, batch = objective_at(99, experiment, train, {}), make_batch(0, [12])
 
     def step() -> float:
-        return optimizer_step(student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0).outcome.total
+        update = optimizer_step(student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0, with_kl=True)
+        return update.metrics.total
 
     step()
     trainer.step = 1
@@ -226,7 +224,7 @@ def test_r08_a_run_of_25_000_steps_stays_under_5_000_lines() -> None:
     lines = []
     for step in range(1, 25_001):
         if step % 100 == 0:
-            lines.append(console_line("train_router", step, 25_000, outcome(lm=2.0, kd=1.0), 5e-5, counters))
+            lines.append(console_line("train_router", step, 25_000, metrics_of(lm=2.0, kd=1.0), 5e-5, counters))
         if step % 500 == 0:
             lines.append("validation")
     assert len("\n".join(lines).splitlines()) < 5_000
@@ -235,25 +233,20 @@ def test_r08_a_run_of_25_000_steps_stays_under_5_000_lines() -> None:
 
 
 def test_r11_expert_use_is_logged_and_a_collapse_names_the_expert(capsys: pytest.CaptureFixture[str]) -> None:
-    even = StepMetrics({}, 0.0, Counts(1, 1, 1, 1, 1, 1), ExpertUse(torch.tensor([0.5, 0.5]), 0.25), 0.0)
+    even = replace(metrics_of(), experts=ExpertValues([0.5, 0.5], entropy=math.log(2), divergence=0.25))
     assert expert_values(even) == {
         "expert_share_0": 0.5,
         "expert_share_1": 0.5,
-        "expert_entropy": pytest.approx(math.log(2)),
+        "expert_entropy": math.log(2),
         "gate_divergence": 0.25,
     }
     warn_of_collapse("train_router", even)
     assert capsys.readouterr().out == ""
-    warn_of_collapse("train_router", replace(even, experts=ExpertUse(torch.tensor([0.01, 0.99]), 0.0)))
+    warn_of_collapse("train_router", replace(even, experts=ExpertValues([0.01, 0.99], 0.0, 0.0)))
     assert "expert 1 takes 99%" in capsys.readouterr().out
 
 
 def test_every_value_of_a_row_has_a_column() -> None:
-    full = StepMetrics(
-        {name: LossTerm(torch.tensor(1.0), torch.tensor(0.5)) for name in ALL_TERMS},
-        1.0,
-        Counts(1, 1, 1, 1, 1, 1),
-        ExpertUse(torch.full((3,), 1 / 3), 0.0),
-        0.0,
-    )
-    assert set(step_row(Update(full, 2.0, True, 1.0), 1e-3, Counters())) == set(curve_columns(ALL_TERMS, 3))
+    names = TEXT_TERMS + HIDDEN_TERMS + ROUTER_TERMS
+    full = replace(metrics_of(**dict.fromkeys(names, 1.0)), experts=ExpertValues([1 / 3] * 3, 1.0, 0.0))
+    assert set(step_row(Update(full, 2.0, 2.0, True, 1.0), 1e-3, Counters())) == set(curve_columns(names, 3))

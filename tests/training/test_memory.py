@@ -1,6 +1,7 @@
-"""What the replay of a step holds at once, in counted bytes, at the real pair's sizes (no tensor has content)."""
+"""What replay and the text's loss hold at once, in counted bytes, at the real pair's sizes (no tensor has content)."""
 
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +9,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from moe_distill.losses.registry import total_of
+from moe_distill.losses.text_loss import BLOCK_VALUES, Text, text_loss
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
-from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, TeacherRows
 from moe_distill.targets.sparse_target import SparseTarget
-from moe_distill.targets.token_shares import MAX_STUDENT_TOKENS, VocabularyMap
-from moe_distill.training.batch import Batch, HiddenRuns
-from moe_distill.training.routed_kd import routed_kd, routed_text
+from moe_distill.targets.stretches import Stretch
+from moe_distill.training.batch import HiddenRuns
 from moe_distill.training.routing import RouterSettings, route, routed_state_terms
 from moe_distill.training.student import Heads
 
@@ -23,17 +24,20 @@ EXPERTS, TEACHER_SIZE, EXPERT_SIZE, TEACHER_VOCABULARY = 3, 1024, 3072, 151_936
 STUDENT_SIZE, STUDENT_ROWS = 576, 49_152
 CHUNK_TOKENS = 512  # profiles/p100.yaml
 LIMIT = 1.5 * 2**30
+LOGIT_BLOCKS = 4 * 4 * BLOCK_VALUES["cpu"]  # bytes of what a softmax makes of some rows at once
 
 
 class CountedMemory(TorchDispatchMode):
     """Bytes of all storages made inside, while they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.largest = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, function, _types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(
+        self, function: Any, _types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
         result = function(*arguments, **(keywords or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -91,70 +95,71 @@ def real_head() -> TeacherHead:
     return TeacherHead(description, {name: torch.empty(shape, dtype=torch.float16) for name, shape in shapes.items()})
 
 
-def real_batch() -> tuple[Batch, HiddenRuns]:
+def real_runs() -> HiddenRuns:
     """Four windows of 384 positions, every one aligned and with teacher states."""
     n = WINDOWS * LENGTH
     places = torch.empty(n, dtype=torch.int64)
-    runs = HiddenRuns(
-        windows_W=places[:WINDOWS],
-        places_WR=places.view(WINDOWS, LENGTH),
-        mask_WR=torch.empty(WINDOWS, LENGTH, dtype=torch.bool),
+    return HiddenRuns(
+        places_WP=places.view(WINDOWS, LENGTH),
+        mask_WP=torch.empty(WINDOWS, LENGTH, dtype=torch.bool),
         filled_N=places,
-        states_WRSD=torch.empty(WINDOWS, LENGTH, 2, TEACHER_SIZE),
-        moe_input_WRD=torch.empty(WINDOWS, LENGTH, TEACHER_SIZE),
+        states_WPST=torch.empty(WINDOWS, LENGTH, 2, TEACHER_SIZE),
+        moe_input_WPT=torch.empty(WINDOWS, LENGTH, TEACHER_SIZE),
+        router_logits_NE=torch.empty(n, EXPERTS),
+        gate_noise_NE=torch.empty(n, EXPERTS),
     )
-    rows = TeacherRows(
-        topk_ids=torch.empty(n, K, dtype=torch.int64),
-        topk_logprobs=torch.empty(n, K),
-        tail_logsumexp=torch.empty(n, len(TAIL_TEMPERATURES)),
-        tail_ids=torch.empty(n, TAIL_SAMPLES, dtype=torch.int64),
-        tail_logprobs=torch.empty(n, TAIL_SAMPLES),
-        tail_log_density=torch.empty(n, TAIL_SAMPLES),
-        target_logprob=torch.empty(n),
-    )
-    inputs = places.view(WINDOWS, LENGTH)
-    return Batch(inputs, places, places, places, rows, places, runs, inside=None, chunks=None, n_bytes=4 * n), runs
 
 
-def widest_target(rows: TeacherRows, *_others: object, **_more: object) -> SparseTarget:
-    """As many entries as there can be: how many there are depends on contents, and here are none."""
-    logprobs = rows.topk_logprobs.repeat(1, MAX_STUDENT_TOKENS)
-    ids, nothing = torch.empty(logprobs.shape, dtype=torch.int64), logprobs[:, :0]
-    return SparseTarget(ids, logprobs, 1.0 - logprobs.exp().sum(-1), ids[:, :0], nothing)
-
-
-@pytest.mark.parametrize("with_router_kd", [False, True])
-def test_replay_of_a_real_step_fits_in_one_and_a_half_gib_beyond_the_student(
-    with_router_kd: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("moe_distill.training.routed_kd.sparse_target", widest_target)
+def test_replay_of_a_real_step_fits_in_one_and_a_half_gib_beyond_the_student() -> None:
     with torch.device("meta"):
-        student_WRD = torch.empty(WINDOWS, LENGTH, STUDENT_SIZE, requires_grad=True)
-        weight_VD = torch.empty(STUDENT_ROWS, STUDENT_SIZE, requires_grad=True)
-        shape = (TEACHER_VOCABULARY, MAX_STUDENT_TOKENS)
-        vocabulary_map = VocabularyMap(
-            torch.empty(shape, dtype=torch.int64),
-            torch.empty(shape),
-            torch.empty(TEACHER_VOCABULARY),
-            torch.empty(STUDENT_ROWS),
-        )
+        student_WPD = torch.empty(WINDOWS, LENGTH, STUDENT_SIZE, requires_grad=True)
         with CountedMemory() as memory:
-            head, (batch, runs) = real_head(), real_batch()
+            head, runs = real_head(), real_runs()
             heads = Heads([15, 30], STUDENT_SIZE, TEACHER_SIZE, EXPERTS).to("meta")
-            resident, memory.largest = memory.live, 0
-            routing = route(heads, head, student_WRD, runs, RouterSettings(1.0, EXPERTS, 0.0, 0))
+            resident = memory.live
+            routing = route(heads, head, student_WPD, runs, RouterSettings(1.0, EXPERTS, 0.0))
             weights = {"router_feature": 1.0, "router_attention": 1.0}
-            terms = routed_state_terms(heads, routing, student_WRD, runs, weights, WINDOWS * LENGTH)
-            total = torch.stack([term.weighted for term in terms.values()]).sum()
-            if with_router_kd:
-                text = routed_text(batch, runs, student_WRD, routing.routed_WRT)
-                total = (
-                    total + routed_kd(text, weight_VD, head, vocabulary_map, 1.0, "map_then_temper", CHUNK_TOKENS).sum()
-                )
-            total.backward()
-    assert student_WRD.grad is not None
+            terms = routed_state_terms(heads, routing, student_WPD, runs, weights, WINDOWS * LENGTH)
+            total_of(terms).backward()
+    assert student_WPD.grad is not None
     output_matrix = TEACHER_VOCABULARY * TEACHER_SIZE * 2
     assert resident > output_matrix + EXPERTS * 3 * TEACHER_SIZE * EXPERT_SIZE * 2, "the head is counted"
     assert memory.peak <= LIMIT
-    whole_logits = WINDOWS * LENGTH * STUDENT_ROWS * 4
-    assert memory.largest < whole_logits / 2, "no [positions, vocabulary], no copy of the output matrix"
+    assert memory.largest == output_matrix, "and no copy of it in fp32"
+
+
+def test_logits_are_held_a_stretch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward pass of the text's loss, sampled targets at T = 1 as in the real run."""
+    monkeypatch.setitem(BLOCK_VALUES, "meta", BLOCK_VALUES["cpu"])
+    n, entries, samples = WINDOWS * LENGTH, K, TAIL_SAMPLES
+    with torch.device("meta"), CountedMemory() as memory:
+        hidden_ND = torch.empty(n, STUDENT_SIZE, requires_grad=True)
+        weight_VD = torch.empty(STUDENT_ROWS, STUDENT_SIZE, requires_grad=True)
+        target = SparseTarget(
+            temperature=1.0,
+            is_sampled=True,
+            has_target_N=torch.empty(n, dtype=torch.bool),
+            residual_N=torch.empty(n),
+            listed_mass_N=torch.empty(n),
+            entry_positions_E=torch.empty(n * entries, dtype=torch.int32),
+            entry_ids_E=torch.empty(n * entries, dtype=torch.int32),
+            entry_probs_E=torch.empty(n * entries),
+            sample_positions_Y=torch.empty(n * samples, dtype=torch.int32),
+            sample_ids_Y=torch.empty(n * samples, dtype=torch.int32),
+            sample_probs_Y=torch.empty(n * samples),
+        )
+        cut = tuple(
+            Stretch(
+                start,
+                start + CHUNK_TOKENS,
+                (entries * start, entries * (start + CHUNK_TOKENS)),
+                (samples * start, samples * (start + CHUNK_TOKENS)),
+            )
+            for start in range(0, n, CHUNK_TOKENS)
+        )
+        text = Text(torch.empty(n, dtype=torch.int64), target, cut)
+        resident = memory.live
+        text_loss(hidden_ND, weight_VD, text, 0.9, torch.float32, with_kl=True).loss.backward()
+    matrix, stretch = STUDENT_ROWS * STUDENT_SIZE * 4, CHUNK_TOKENS * STUDENT_ROWS * 4
+    assert memory.largest == max(matrix, stretch)
+    assert memory.peak - resident < 1.2 * (matrix + stretch) + LOGIT_BLOCKS, "one gradient, one stretch of logits"

@@ -1,7 +1,9 @@
 """Non-finite losses and gradients: skipped, counted, and after a run of them the end, the last good checkpoint kept."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,17 +11,18 @@ import torch
 from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
 from moe_distill.training import loop
+from moe_distill.training.batch import Batch
 from moe_distill.training.checkpoint import newest_checkpoint
 from moe_distill.training.loop import Result, result_metrics
 from moe_distill.training.objective import Student
 from moe_distill.training.phases import control
-from moe_distill.training.schedule import lm_only
-from moe_distill.training.step import MINIMUM_LOSS_SCALE, optimizer_step
+from moe_distill.training.schedule import LM_ONLY
+from moe_distill.training.step import MINIMUM_LOSS_SCALE, Update, optimizer_step
 from moe_distill.training.trainer import make_trainer
 from moe_distill.utils.device import Runtime
 from tests.chain import Chain
 from tests.training.conftest import make_batch
-from tests.training.test_loop_parts import outcome
+from tests.training.test_loop_parts import metrics_of
 
 FP16 = Runtime(torch.device("cpu"), torch.float16)
 GOOD_STEPS = 6
@@ -29,24 +32,20 @@ def test_a_run_of_nonfinite_steps_names_the_batch_and_keeps_the_last_good_checkp
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the seventh step on the gradient of one weight is NaN."""
-    copied, seen = chain.copy(tmp_path / "chain"), []
-    read_parts, step = loop.read_parts, loop.optimizer_step
+    copied = chain.copy(tmp_path / "chain")
+    seen: list[list[int]] = []
 
-    def recorded(split: object, numbers: list[int], *rest: object) -> object:
-        seen.append(numbers)
-        return read_parts(split, numbers, *rest)  # type: ignore[arg-type]
-
-    def poisoned(student: Student, *rest: object) -> object:
+    def poisoned(student: Student, parts: Sequence[Batch], *rest: Any, **more: Any) -> Update:
+        seen.append([window for part in parts for window in part.windows])
         weight = next(student.model.parameters())
         hook = weight.register_hook(lambda gradient: gradient * math.nan)
-        if len(seen) - 1 <= GOOD_STEPS:  # the first reading is the validation's
+        if len(seen) <= GOOD_STEPS:
             hook.remove()
         try:
-            return step(student, *rest)  # type: ignore[arg-type]
+            return optimizer_step(student, parts, *rest, **more)
         finally:
             hook.remove()
 
-    monkeypatch.setattr(loop, "read_parts", recorded)
     monkeypatch.setattr(loop, "optimizer_step", poisoned)
     limit = copied.params.profile.train.max_consecutive_nonfinite
     with pytest.raises(DivergenceError) as caught:
@@ -72,7 +71,7 @@ def test_the_loss_scale_never_falls_below_its_floor(student: Student, train: Tra
     scales = []
     for _ in range(24):
         update = optimizer_step(
-            student, [batch], lm_only(16), trainer.optimizer, trainer.scaler, FP16, train.gradient_clip
+            student, [batch], LM_ONLY, trainer.optimizer, trainer.scaler, FP16, train.gradient_clip, with_kl=False
         )
         assert not update.applied
         scales.append(trainer.scaler.get_scale())
@@ -84,13 +83,20 @@ def test_without_a_scaler_there_is_no_floor(student: Student, train: Train) -> N
     fp32 = Runtime(torch.device("cpu"), torch.float32)
     trainer = make_trainer(student, train, fp32, 0)
     update = optimizer_step(
-        student, [make_batch(0, [12], with_runs=False)], lm_only(16), trainer.optimizer, trainer.scaler, fp32, 1.0
+        student,
+        [make_batch(0, [12], with_runs=False)],
+        LM_ONLY,
+        trainer.optimizer,
+        trainer.scaler,
+        fp32,
+        1.0,
+        with_kl=False,
     )
     assert update.applied
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_phase_that_ends_without_a_finite_figure_has_diverged(value: float) -> None:
-    result = Result(outcome(lm=value), steps=3, stopped_early=False, skipped_steps=0, tokens_per_second=1.0)
+    result = Result(metrics_of(lm=value), steps=3, stopped_early=False, skipped_steps=0, tokens_per_second=1.0)
     with pytest.raises(DivergenceError, match=rf"validation_\w+ is {value}"):
         result_metrics(result)

@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,25 +14,30 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from moe_distill.config.params import EarlyStopping, ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
-from moe_distill.tracking.curves import CURVE_NAME
+from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.training import loop
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
-from moe_distill.training.data import TEXT_ONLY, Split
+from moe_distill.training.data import Split
+from moe_distill.training.loader import BatchReader
 from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Student
+from moe_distill.training.phases import train_kd, train_router
 from moe_distill.training.recorder import Recorder as CurveRecorder
 from moe_distill.training.recorder import RecorderSettings
-from moe_distill.training.schedule import lm_only, objective_at
-from moe_distill.training.step import StepMetrics, optimizer_step, validate
+from moe_distill.training.schedule import LM_ONLY, objective_at
+from moe_distill.training.step import StepMetrics, Update, optimizer_step, validate
 from moe_distill.training.trainer import Trainer, make_trainer, restore, to_checkpoint
 from moe_distill.utils.device import Runtime
 from moe_distill.utils.signals import Terminated
+from tests.teacher.conftest import make_teacher
 from tests.training.conftest import STUDENT_VOCABULARY, make_batch
+from tests.training.folders import Folders, make_folders, make_params
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
 FP16 = Runtime(torch.device("cpu"), torch.float16)
@@ -41,7 +48,7 @@ class KilledError(Exception):
     """Stands for kill -9: nothing after it is done."""
 
 
-class Recorder:
+class Recorder(CurveRecorder):
     """Keeps what is recorded; `then` is called after a step, before its validation and checkpoint."""
 
     def __init__(self, then: Callable[[int], None] = lambda _step: None) -> None:
@@ -51,8 +58,8 @@ class Recorder:
     def open(self, step: int) -> None:
         self.opened_at = step
 
-    def record_step(self, step: int, update: object, _learning_rate: float, _counters: object) -> None:
-        self.totals[step] = update.outcome.total
+    def record_step(self, step: int, update: Update, _learning_rate: float, _counters: object) -> None:
+        self.totals[step] = update.metrics.total
         self._then(step)
 
     def record_validation(self, *_arguments: object) -> None:
@@ -90,26 +97,28 @@ def setting(tmp_path: Path, train: Train) -> TrainingContext:
         "learning_rate": 2e-2,
         "validation_windows": 24,
     }
+    splits = [make_split(tmp_path / "train", 0), make_split(tmp_path / "validation", 1)]
+    train_batches, validation_batches = (BatchReader(split, None, False, train.chunk_tokens) for split in splits)
     return TrainingContext(
-        make_split(tmp_path / "train", 0),
-        make_split(tmp_path / "validation", 1),
-        train.model_copy(update=changes),
-        EarlyStopping(patience=5, min_delta=0.0, warmup_steps=0),
+        train_batches,
+        validation_batches,
+        window_lengths=splits[0].windows.token_counts,
+        n_validation_windows=24,
+        train=train.model_copy(update=changes),
+        stopping=EarlyStopping(patience=5, min_delta=0.0, warmup_steps=0),
         seed=0,
         runtime=FP32,
     )
 
 
 def train_lm(
-    student: Student, setting: TrainingContext, work: Path, recorder: Recorder | CurveRecorder
+    student: Student, setting: TrainingContext, work: Path, recorder: CurveRecorder
 ) -> tuple[Result, dict[str, torch.Tensor]]:
     """A phase that begins at the student's weights, or where `work` says; how it ended, and the weights."""
     trainer = make_trainer(
         replace(student, model=copy.deepcopy(student.model), heads=None), setting.train, setting.runtime, 0
     )
-    phase = Phase(
-        "control", LAST_STEP, ("lm",), 0, False, False, lambda *_: lm_only(16), lambda step: step >= WATCHED_FROM
-    )
+    phase = Phase("control", LAST_STEP, ("lm",), 0, False, lambda *_: LM_ONLY, lambda step: step >= WATCHED_FROM)
     result = run_phase(trainer, phase, setting, work, recorder)
     return result, dict(trainer.student.model.named_parameters())
 
@@ -125,7 +134,7 @@ def test_the_last_validation_is_made_once_where_no_better_weights_are_kept(
 
     monkeypatch.setattr(loop, "validate", counted)
     trainer = make_trainer(replace(student, heads=None), setting.train, setting.runtime, 0)
-    phase = Phase("train_kd", 4, ("lm",), 0, TEXT_ONLY, False, lambda *_: lm_only(16), lambda _step: False)
+    phase = Phase("train_kd", 4, ("lm",), 0, False, lambda *_: LM_ONLY, lambda _step: False)
     result = run_phase(trainer, phase, setting, tmp_path, Recorder())
     assert len(made) == 2, "at steps 2 and 4"
     assert result.final is made[-1]
@@ -184,6 +193,33 @@ def test_r21_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
     assert all(torch.equal(weights[name], unbroken[name]) for name in weights)
 
 
+def with_workers(setting: TrainingContext, workers: int) -> TrainingContext:
+    return replace(setting, train=setting.train.model_copy(update={"loader_workers": workers}))
+
+
+@pytest.mark.parametrize("ends", ["of itself", "by an error in a step", "by a signal"])
+def test_no_worker_outlives_its_training(tmp_path: Path, student: Student, setting: TrainingContext, ends: str) -> None:
+    seen: list[int] = []
+
+    def then(step: int) -> None:
+        seen.append(len(multiprocessing.active_children()))
+        if step == 6 and ends == "by an error in a step":
+            raise KilledError
+        if step == 6 and ends == "by a signal":
+            for number in (signal.SIGTERM, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+
+    began = time.monotonic()
+    try:
+        result, _ = train_lm(student, with_workers(setting, 2), tmp_path / "work", Recorder(then))
+        assert result.stopped_early
+    except (KilledError, Terminated):
+        assert ends != "of itself"
+    assert seen[-1] == 2
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - began < 60, "none had to be waited for"
+
+
 def test_r21_a_second_signal_ends_the_training_at_once(
     tmp_path: Path, student: Student, setting: TrainingContext
 ) -> None:
@@ -213,10 +249,12 @@ def test_r21_losses_after_a_resume_in_fp16_with_a_scaler_that_backed_off(
 
     def step(trainer: Trainer) -> float:
         parts = [make_batch(trainer.step, [12]), make_batch(trainer.step + 1000, [9])]
-        update = optimizer_step(trainer.student, parts, objective, trainer.optimizer, trainer.scaler, FP16, 1.0)
+        update = optimizer_step(
+            trainer.student, parts, objective, trainer.optimizer, trainer.scaler, FP16, 1.0, with_kl=True
+        )
         trainer.step += 1
         trainer.counters.skipped_steps += not update.applied
-        return update.outcome.total
+        return update.metrics.total
 
     trainer = fresh()
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
@@ -267,3 +305,51 @@ def test_r21_the_curve_shows_the_scale_that_the_scaler_has_and_a_resumed_run_the
         train_into(tmp_path / "broken", killed)
     train_into(tmp_path / "broken", -1)
     assert (tmp_path / "broken" / CURVE_NAME).read_bytes() == (tmp_path / "whole" / CURVE_NAME).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("resume"), make_teacher("qwen3_moe_top1"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(folders: Folders) -> dict[str, Any]:
+    """Curves and weights of both phases."""
+    return {stage.__name__: trained(folders, stage, f"unbroken {stage.__name__}") for stage in (train_kd, train_router)}
+
+
+def trained(folders: Folders, stage: Any, name: str, killed: int = 0, **changes: Any) -> tuple[list[bytes], Any]:
+    """Curves and weights of a phase, which is killed once if so wanted, in the validation after a step."""
+    half = {"phase1_share": 0.5, "curriculum_share": 0.8}
+    params = make_params(max_steps=20, checkpoint_every=3, validate_every=1, curriculum=half, **changes)
+    outputs = folders.outputs(name)
+
+    def on_validation() -> None:
+        lines = (outputs.work / CURVE_NAME).read_text().splitlines()
+        if lines[-1].startswith(f"{killed}\t"):
+            raise KilledError
+
+    if killed:
+        with pytest.raises(KilledError):
+            stage(params, folders.inputs, replace(outputs, on_validation=on_validation))
+        checkpoint = newest_checkpoint(outputs.work)
+        assert checkpoint is not None
+        assert checkpoint.step == (killed - 1) // 3 * 3
+    stage(params, folders.inputs, outputs)
+    curves = [(outputs.work / each).read_bytes() for each in (CURVE_NAME, VALIDATION_CURVE_NAME)]
+    return curves, load_file(outputs.student / "model.safetensors")
+
+
+@pytest.mark.parametrize("memory_mb", [0, 64])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("stage", "killed"), [(train_kd, 5), (train_router, 13)])
+def test_r21_a_resumed_distillation_is_the_unbroken_one(
+    folders: Folders, unbroken: dict[str, Any], stage: Any, killed: int, workers: int, memory_mb: int
+) -> None:
+    """To the bit, however batches are read."""
+    name = f"{stage.__name__} {workers} {memory_mb}"
+    curves, weights = trained(folders, stage, name, killed, loader_workers=workers, target_memory_mb=memory_mb)
+    expected_curves, expected = unbroken[stage.__name__]
+    assert curves == expected_curves
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe_distill.losses.hidden import cosine_distance
+from moe_distill.losses.registry import ROUTER_TERMS
 from moe_distill.replay.block import (
     TeacherHead,
     block_input,
@@ -17,15 +18,18 @@ from moe_distill.replay.block import (
 from moe_distill.training.batch import HiddenRuns
 from moe_distill.training.objective import Student
 from moe_distill.training.routing import RouterSettings, gate_terms, route, student_aware_logits
-from tests.training.conftest import make_batch
-
-TERMS = ("router_feature", "router_attention", "router_kd", "router_balance", "router_importance")
+from tests.training.conftest import heads_of, make_batch, runs_of
 
 
-def make_runs(lengths: list[int]) -> tuple[HiddenRuns, torch.Tensor]:
-    """Runs, the second shorter, and student states for them."""
-    runs = make_batch(0, lengths).runs
-    return runs, torch.randn(*runs.places_WR.shape, 16, generator=torch.Generator().manual_seed(1))
+def runs_and_states(lengths: list[int]) -> tuple[HiddenRuns, torch.Tensor]:
+    """Runs, and student states for them."""
+    runs = runs_of(make_batch(0, lengths))
+    return runs, torch.randn(*runs.places_WP.shape, 16, generator=torch.Generator().manual_seed(1))
+
+
+def moe_inputs(runs: HiddenRuns) -> torch.Tensor:
+    assert runs.moe_input_WPT is not None
+    return runs.moe_input_WPT[runs.mask_WP]
 
 
 def described(head: TeacherHead, **changes: object) -> TeacherHead:
@@ -38,19 +42,19 @@ def test_r15_router_starts_as_the_teachers_own_gate(
     student: Student, teacher_head: TeacherHead, experts_per_token: int, normalizes: bool
 ) -> None:
     head = described(teacher_head, experts_per_token=experts_per_token, normalizes_topk=normalizes)
-    runs, states = make_runs([12, 9])
-    routing = route(student.heads, head, states, runs, RouterSettings(1.0, experts_per_token, 0.0, 0))
-    moe_input = runs.moe_input_WRD[runs.mask_WR]
+    runs, states = runs_and_states([12, 9])
+    moe_input = moe_inputs(runs)
     read = block_input(head, moe_input)
-    own = gate_logits(head, read)
-    assert torch.equal(student_aware_logits(student.heads, routing.gate), own)
-    expected = routed_hidden(moe_input, expert_outputs(head, read), teacher_mixture(head, own))
-    torch.testing.assert_close(routing.routed_WRT[runs.mask_WR], expected)
-    assert not routing.routed_WRT[~runs.mask_WR].any()
-    terms, use = gate_terms(
-        student.heads, head, [routing.gate], RouterSettings(2.0, 1, 0.0, 0), dict.fromkeys(TERMS, 1.0)
-    )
-    assert use.divergence == pytest.approx(0.0, abs=1e-7)
+    stored = gate_logits(head, read).half().float()  # as shards hold them
+    runs = replace(runs, router_logits_NE=stored)
+    routing = route(heads_of(student), head, states, runs, RouterSettings(1.0, experts_per_token, 0.0))
+    assert torch.equal(student_aware_logits(heads_of(student), routing.gate), stored)
+    expected = routed_hidden(moe_input, expert_outputs(head, read), teacher_mixture(head, stored))
+    torch.testing.assert_close(routing.routed_WPT[runs.mask_WP], expected)
+    assert not routing.routed_WPT[~runs.mask_WP].any()
+    settings, weights = RouterSettings(2.0, 1, 0.0), dict.fromkeys(ROUTER_TERMS, 1.0)
+    terms, use = gate_terms(heads_of(student), head, [routing.gate], settings, weights)
+    assert use.divergence.item() == pytest.approx(0.0, abs=1e-7)
     assert terms["router_importance"].raw.item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -59,44 +63,44 @@ def test_r15_gate_of_one_normalised_expert_learns_from_the_students_loss(
 ) -> None:
     """As Huihui-MoE-1B: 3 experts, 1 per token, its weight always 1; more experts mixed as a matter of course."""
     assert (teacher_head.description.experts_per_token, teacher_head.description.normalizes_topk) == (1, True)
-    runs, states = make_runs([12, 9])
+    runs, states = runs_and_states([12, 9])
     for n_experts in (1, 2, 3):
-        routing = route(student.heads, teacher_head, states, runs, RouterSettings(1.0, n_experts, 0.0, 0))
-        projected = student.heads.routed_projection(states)
-        student.heads.zero_grad()
-        cosine_distance(projected, routing.routed_WRT, runs.mask_WR).mean().backward()
-        assert student.heads.gate_weight.grad.abs().max() > 1e-4
+        routing = route(heads_of(student), teacher_head, states, runs, RouterSettings(1.0, n_experts, 0.0))
+        projected = heads_of(student).routed_projection(states)
+        heads_of(student).zero_grad()
+        cosine_distance(projected, routing.routed_WPT, runs.mask_WP).mean().backward()
+        gradient = heads_of(student).gate_weight.grad
+        assert gradient is not None
+        assert gradient.abs().max() > 1e-4
 
 
-def test_r28_noise_is_seeded_by_step_and_window(student: Student, teacher_head: TeacherHead) -> None:
-    runs, states = make_runs([12, 12])
-
-    def noise(runs: HiddenRuns, seed: int) -> torch.Tensor:
-        settings = RouterSettings(1.0, 3, 0.5, seed)
-        return route(student.heads, teacher_head, states[: len(runs.places_WR)], runs, settings).gate.noise_NE
-
-    drawn = noise(runs, 1)
-    assert torch.equal(drawn, noise(runs, 1))
-    assert not torch.equal(drawn, noise(runs, 2))
-    assert drawn.std() == pytest.approx(0.5, rel=0.3)
-    first = replace(runs, windows_W=runs.windows_W[:1], mask_WR=runs.mask_WR[:1], filled_N=runs.filled_N[:8])
-    first = replace(first, places_WR=runs.places_WR[:1], moe_input_WRD=runs.moe_input_WRD[:1])
-    assert torch.equal(noise(first, 1), drawn[:8])
-    assert not torch.equal(drawn[:8], drawn[8:])
+def test_r28_noise_on_the_gate_is_what_was_drawn_for_the_step(student: Student, teacher_head: TeacherHead) -> None:
+    """Scaled by the schedule; without it the mixture is another."""
+    runs, states = runs_and_states([12, 9])
+    assert runs.gate_noise_NE is not None
+    noisy, quiet = (
+        route(heads_of(student), teacher_head, states, runs, RouterSettings(1.0, 3, noise)) for noise in (0.5, 0.0)
+    )
+    assert torch.equal(noisy.gate.noise_NE, 0.5 * runs.gate_noise_NE)
+    assert not quiet.gate.noise_NE.any()
+    assert (noisy.routed_WPT - quiet.routed_WPT).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("term", ["router_balance", "router_importance"])
 def test_terms_of_the_gates_means_train_the_correction_alone(
     student: Student, teacher_head: TeacherHead, term: str
 ) -> None:
-    runs, states = make_runs([12, 12])
+    runs, states = runs_and_states([12, 12])
     with torch.no_grad():
-        student.heads.gate_bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
-    settings = RouterSettings(1.0, 1, 0.0, 0)
-    gate = route(student.heads, teacher_head, states.requires_grad_(), runs, settings).gate.detached()
-    terms, _ = gate_terms(student.heads, teacher_head, [gate], settings, dict.fromkeys(TERMS, 0.0) | {term: 2.0})
+        heads_of(student).gate_bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
+    settings = RouterSettings(1.0, 1, 0.0)
+    gate = route(heads_of(student), teacher_head, states.requires_grad_(), runs, settings).gate.detached()
+    weights = dict.fromkeys(ROUTER_TERMS, 0.0) | {term: 2.0}
+    terms, _ = gate_terms(heads_of(student), teacher_head, [gate], settings, weights)
     assert terms.keys() == {term}
     assert terms[term].weighted.item() == pytest.approx(2.0 * terms[term].raw.item())
     terms[term].weighted.backward()
-    assert student.heads.gate_weight.grad.abs().max() > 1e-4
+    gradient = heads_of(student).gate_weight.grad
+    assert gradient is not None
+    assert gradient.abs().max() > 1e-4
     assert states.grad is None

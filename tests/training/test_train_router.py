@@ -1,7 +1,11 @@
 """Phase 2 as a stage runs it, from folders of a small random teacher."""
 
 import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.shards.reader import ShardReader
-from moe_distill.training import phases
+from moe_distill.training import loader, phases
+from moe_distill.training.loop import Result
 from moe_distill.training.phases import train_kd, train_router
 from moe_distill.training.schedule import first_phase_steps
 from moe_distill.training.student import Heads, make_heads
@@ -19,7 +24,8 @@ from tests.replay.teachers import make_teacher as random_moe
 from tests.teacher.conftest import make_teacher
 from tests.training.folders import Folders, make_folders, make_params
 
-ALL_ON = dict.fromkeys(("kd_inside", "chunk", *HIDDEN_TERMS, *ROUTER_TERMS), 0.05)
+ALL_ON = dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.05)
+NONE_ON = dict.fromkeys(ALL_ON, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +92,65 @@ def test_fewer_positions_than_a_router_needs_are_refused_from_the_first_phase_on
     train_router(accepted, folders.inputs, folders.outputs("enough"))
 
 
-def collapsed(*arguments: object, **keywords: object) -> Heads:
+@pytest.fixture(scope="module", params=["qwen3_moe_top1", "dense"])
+def without_states(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Captured with `hidden_fraction: 0`."""
+    teacher = make_teacher(request.param)
+    return make_folders(tmp_path_factory.mktemp("stateless"), teacher, hidden_fraction=0.0)
+
+
+@pytest.mark.parametrize("head", ["none", "missing", "damaged"])
+def test_without_terms_of_states_neither_states_nor_the_teachers_head_are_needed(
+    without_states: Folders, tmp_path: Path, head: str
+) -> None:
+    params = make_params(capture={"hidden_fraction": 0.0}, losses=NONE_ON)
+    folder = tmp_path / "head"
+    if head == "damaged":
+        shutil.copytree(without_states.root / "head", folder)
+        for path in folder.iterdir():
+            path.write_bytes(b"damaged")
+    inputs = replace(without_states.inputs, teacher_head=None if head == "none" else folder)
+    for stage in (train_kd, train_router):
+        name = f"{stage.__name__} {head}"
+        result = stage(params, inputs, without_states.outputs(name))
+        assert result.final.terms.keys() == {"lm", "kd"}
+        assert result.final.experts is None
+        assert result.skipped_steps == 0
+        for row in without_states.curve(name, stage=stage.__name__):
+            assert {each for each in row if each.endswith(("_raw", "_weighted"))} == {
+                f"{term}_{kind}" for term in TEXT_TERMS for kind in ("raw", "weighted")
+            }
+            assert not [each for each in row if each.startswith(("expert", "gate"))]
+            assert row["total"] == pytest.approx(row["lm_weighted"] + row["kd_weighted"])
+
+
+@pytest.mark.parametrize("stage", [train_kd, train_router])
+@pytest.mark.parametrize("term", ["feature", "router_balance"])
+def test_terms_of_states_are_refused_where_the_shards_have_none(
+    without_states: Folders, stage: Callable[..., Result], term: str
+) -> None:
+    params = make_params(capture={"hidden_fraction": 0.0}, losses=NONE_ON | {term: 0.1})
+    outputs = without_states.outputs("refused")
+    with pytest.raises(ConfigError, match=r"has no hidden states of the teacher, and `losses` asks for them"):
+        stage(params, without_states.inputs, outputs)
+    assert not outputs.work.exists()
+
+
+def test_a_study_without_terms_of_states_does_not_read_those_there_are(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_arguments: object) -> None:
+        raise AssertionError("states were read")
+
+    monkeypatch.setattr(loader, "read_hidden_runs", refused)
+    monkeypatch.setattr(phases, "load_teacher_head", refused)
+    result = train_router(make_params(losses=NONE_ON), folders.inputs, folders.outputs("text alone"))
+    assert result.final.terms.keys() == {"lm", "kd"}
+    with pytest.raises(AssertionError):
+        train_router(make_params(losses=ALL_ON), folders.inputs, folders.outputs("not text alone"))
+
+
+def collapsed(*arguments: Any, **keywords: Any) -> Heads:
     """Heads whose gate gives everything to expert 2."""
     heads = make_heads(*arguments, **keywords)
     torch.nn.init.constant_(heads.gate_bias[2], 8.0)

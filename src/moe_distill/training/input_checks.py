@@ -17,7 +17,7 @@ def check_inputs(splits: list[Split], capture: Capture, student: Path, vocabular
         splits: training and validation split.
         capture: the profile's section `teacher`.
         student: the model to begin with.
-        head: models/teacher_head; None where there are no shards.
+        head: models/teacher_head; None where nothing is asked of it.
 
     Raises:
         DataError: naming both fingerprints and the command that mends it.

@@ -4,7 +4,9 @@ What a batch holds depends on its request alone, so any number of worker process
 order; an order that is a function of seed and step needs no state to be resumed.
 """
 
-import signal
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -95,7 +97,7 @@ def load_batches(reader: BatchReader, wanted: Iterable[BatchRequest], settings: 
         sampler=wanted,
         num_workers=settings.workers,
         pin_memory=settings.pin_memory,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_belong_to_the_parent,
         generator=torch.Generator(),  # else it would draw a number from the global one
     )
     for batch in loader:
@@ -104,7 +106,17 @@ def load_batches(reader: BatchReader, wanted: Iterable[BatchRequest], settings: 
         yield batch
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that trains decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _belong_to_the_parent(_worker: int) -> None:
+    """Signals to a group of processes (Ctrl-C, `timeout`) are for the one that trains: it decides when to stop.
+
+    A worker ends with it, whatever ended it: locks of the parent are open in a worker too.
+    """
+    os.setpgid(0, 0)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

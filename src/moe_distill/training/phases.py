@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from moe_distill.config.params import Params
 from moe_distill.config.profile import require_router_positions
+from moe_distill.errors import ConfigError
 from moe_distill.log import log
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.models.pretrained import load_causal_lm, save_causal_lm
@@ -43,7 +44,7 @@ class TrainingInputs:
     windows: Path  # data/windows/student
     targets: Path | None  # data/teacher_shards; None: LM alone
     student: Path  # the model to begin with
-    teacher_head: Path | None  # models/teacher_head; the first phase only asks of which teacher it is
+    teacher_head: Path | None  # models/teacher_head; not opened where phase 2 asks for no states
     optimizer: Path | None  # moments that the first phase ended with
 
 
@@ -142,8 +143,10 @@ def _train(
     train_split = open_split(inputs.windows / "train", _below(inputs.targets, "train"))
     validation_split = open_split(inputs.windows / "validation", _below(inputs.targets, "validation"))
     splits, vocabulary_map = [train_split, validation_split], inputs.windows / "vocabulary_map"
-    check_inputs(splits, params.profile.teacher, inputs.student, vocabulary_map, inputs.teacher_head)
-    if inputs.targets is not None and needs_states(experiment):
+    asks_for_states = inputs.targets is not None and needs_states(experiment)
+    head = inputs.teacher_head if asks_for_states else None
+    check_inputs(splits, params.profile.teacher, inputs.student, vocabulary_map, head)
+    if asks_for_states:
         _check_states(train_split, train.batch_windows)
     student = _student(params, phase, with_states, inputs, train_split, runtime)
     trainer = make_trainer(student, train, runtime, first_step)
@@ -219,8 +222,18 @@ def _student(
 
 
 def _check_states(split: Split, batch_windows: int) -> None:
-    """Refuse in the first phase what the second could not use: too few positions with states for the router."""
-    if split.shards is not None and count_experts(split.shards):
+    """Refuse in the first phase what the second could not use: no states, or too few positions for the router.
+
+    Raises:
+        ConfigError: naming the keys to change.
+    """
+    assert split.shards is not None
+    if not split.shards.rows("hidden"):
+        raise ConfigError(
+            f"{split.shards.folder} has no hidden states of the teacher, and `losses` asks for them",
+            fix="raise `teacher.hidden_fraction`, or set every weight of `losses` to 0",
+        )
+    if count_experts(split.shards):
         share = split.shards.rows("hidden") / split.shards.rows("positions")
         require_router_positions(mean_positions_with_states(split.windows, share) * batch_windows)
 

@@ -97,13 +97,14 @@ def optimizer_step(
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
-    loss = torch.stack([output.loss for output in outputs]).sum()
+    losses = [output.loss for output in outputs] + [term.weighted.detach() for term in of_gate.values()]
+    loss = torch.stack(losses).sum()
     metrics, (of_norm, of_loss, of_scale) = _on_host(outputs, of_gate, experts, counts, [norm, loss, loss_scale])
     applied = math.isfinite(of_norm) and math.isfinite(of_loss) and math.isfinite(metrics.total)
     if applied:
         optimizer.step()  # not the scaler's `step`, which would ask the device once more
     scaler.update()
-    if not applied and of_scale * scaler.get_backoff_factor() < MINIMUM_LOSS_SCALE:
+    if scaler.is_enabled() and not applied and of_scale * scaler.get_backoff_factor() < MINIMUM_LOSS_SCALE:
         scaler.update(MINIMUM_LOSS_SCALE)
     return Update(metrics, of_loss, of_norm, applied, of_scale)
 
