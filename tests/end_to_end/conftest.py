@@ -94,3 +94,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 def first_run(checkout: Checkout) -> str:
     """What the first `dvc repro` printed."""
     return checkout.run("dvc", "repro")
+
+
+@pytest.fixture
+def own_checkout(checkout: Checkout, first_run: str, tmp_path: Path) -> Checkout:
+    """The finished checkout, copied, for a test that changes it."""
+    assert first_run
+    shutil.copytree(checkout.folder, tmp_path / "checkout", symlinks=True)
+    return Checkout(tmp_path / "checkout")

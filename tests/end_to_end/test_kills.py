@@ -32,13 +32,20 @@ SLOW_KILLS = 50
 
 
 @pytest.fixture(scope="module")
-def stages(checkout: Checkout, first_run: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+def runnable(checkout: Checkout, first_run: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
     """The finished checkout, copied, without what DVC keeps."""
     assert first_run
     folder = tmp_path_factory.mktemp("kills") / "checkout"
     shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns(".git", ".dvc", ".work"))
     with stages_of(folder) as made:
         yield made
+
+
+@pytest.fixture
+def stages(runnable: Stages) -> Stages:
+    """Without the work of another test, whose result would be taken."""
+    shutil.rmtree(runnable.folder / ".work", ignore_errors=True)
+    return runnable
 
 
 def outputs(stages: Stages, stage: str) -> list[str]:
@@ -100,7 +107,6 @@ def test_r21_killed_inside_an_operation(stages: Stages, stage: str) -> None:
 def test_r21_killed_exactly_between_the_phases(stages: Stages) -> None:
     """Phase 1 has published its result, its process has not ended: DVC runs the stage again, which computes nothing."""
     expected = outputs(stages, "train_kd")
-    shutil.rmtree(stages.folder / ".work/train_kd", ignore_errors=True)
     like_dvc(stages, "train_kd")
     (stages.folder / "metrics/train_kd.json").unlink()
     run = stages.start("train_kd")
@@ -120,7 +126,6 @@ def test_r21_a_signal_ends_a_training_after_its_step_with_a_checkpoint(
     stages: Stages, number: signal.Signals, code: int
 ) -> None:
     expected = outputs(stages, "train_kd")
-    shutil.rmtree(stages.folder / ".work/train_kd", ignore_errors=True)
     like_dvc(stages, "train_kd")
     run = stages.start("train_kd")
     assert run.signal_when(lambda: 2 <= len(run.steps()) <= 4, number)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -17,13 +16,10 @@ from tests.end_to_end.conftest import Checkout, clean_environment, ran
 
 
 @pytest.fixture
-def checkout_of_its_own(checkout: Checkout, first_run: str, tmp_path: Path) -> Checkout:
-    """The finished checkout, copied; `train_kd` will run again, and for a while."""
-    assert first_run
-    shutil.copytree(checkout.folder, tmp_path / "checkout", symlinks=True)
-    made = Checkout(tmp_path / "checkout")
-    made.edit("profiles/test.yaml", "max_steps: 60", "max_steps: 1200")
-    return made
+def long_training(own_checkout: Checkout) -> Checkout:
+    """`train_kd` will run again, and for a while."""
+    own_checkout.edit("profiles/test.yaml", "max_steps: 60", "max_steps: 1200")
+    return own_checkout
 
 
 @contextmanager
@@ -50,9 +46,9 @@ def wait_for(log: Path, pattern: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_r21_a_stage_outlives_its_dvc_and_no_second_one_starts(
-    checkout_of_its_own: Checkout, tmp_path: Path, number: signal.Signals
+    long_training: Checkout, tmp_path: Path, number: signal.Signals
 ) -> None:
-    checkout, log = checkout_of_its_own, tmp_path / "log"
+    checkout, log = long_training, tmp_path / "log"
     with dvc_repro(checkout, log) as dvc:
         wait_for(log, r"train_kd  step 3/")
         dvc.send_signal(number)
@@ -77,10 +73,8 @@ def test_r21_a_stage_outlives_its_dvc_and_no_second_one_starts(
 
 
 @pytest.mark.slow
-def test_r21_an_orphaned_stage_ends_its_work_and_the_next_run_takes_it(
-    checkout_of_its_own: Checkout, tmp_path: Path
-) -> None:
-    checkout, log = checkout_of_its_own, tmp_path / "log"
+def test_r21_an_orphaned_stage_ends_its_work_and_the_next_run_takes_it(long_training: Checkout, tmp_path: Path) -> None:
+    checkout, log = long_training, tmp_path / "log"
     checkout.edit("profiles/test.yaml", "max_steps: 1200", "max_steps: 120")
     with dvc_repro(checkout, log) as dvc:
         wait_for(log, r"train_kd  step 3/")

@@ -1,4 +1,4 @@
-"""The real pipeline on a small profile, as a user runs it. The tests of this file run in order on one checkout."""
+"""The real pipeline on a small profile, as a user runs it. Tests that change the checkout have a copy."""
 
 import csv
 import json
@@ -111,16 +111,16 @@ def test_second_run_runs_nothing_but_check(checkout: Checkout) -> None:
     assert ran(checkout.run("dvc", "repro")) == {"check"}
 
 
-def test_wrong_keys_stop_the_run_before_any_work(checkout: Checkout) -> None:
+def test_wrong_keys_stop_the_run_before_any_work(own_checkout: Checkout) -> None:
     for file, old, new, key in (
         ("params.yaml", "temperature: 1.0", "temperature: hot", "temperature"),
         ("params.yaml", "kd_weight:", "kd_wieght:", "kd_wieght"),
         ("profiles/test.yaml", "max_steps:", "max_stepps:", "train.max_stepps"),
     ):
-        checkout.edit(file, old, new)
-        output = checkout.run("dvc", "repro", code=None)
-        line = checkout.stage("check", code=2)
-        checkout.edit(file, new, old)
+        own_checkout.edit(file, old, new)
+        output = own_checkout.run("dvc", "repro", code=None)
+        line = own_checkout.stage("check", code=2)
+        own_checkout.edit(file, new, old)
         assert ran(output) == {"check"}
         assert len(line.splitlines()) == 1
         assert key in line
@@ -143,38 +143,32 @@ def test_runs_stand_in_mlflow_with_their_phases(checkout: Checkout) -> None:
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-def test_r23_another_temperature_trains_and_evaluates_only(checkout: Checkout) -> None:
-    before = folder_fingerprint(checkout.folder / "models/student")
-    output = checkout.run("dvc", "exp", "run", "-S", "temperature=3.0")
+def test_r23_another_temperature_trains_and_evaluates_only(own_checkout: Checkout) -> None:
+    before = folder_fingerprint(own_checkout.folder / "models/student")
+    output = own_checkout.run("dvc", "exp", "run", "-S", "temperature=3.0")
     assert ran(output) == {"check", "train_kd", "train_router", "evaluate"}
-    assert folder_fingerprint(checkout.folder / "models/student") != before
-    output = checkout.run("dvc", "exp", "run", "-S", "temperature=1.0")
+    assert folder_fingerprint(own_checkout.folder / "models/student") != before
+    output = own_checkout.run("dvc", "exp", "run", "-S", "temperature=1.0")
     assert ran(output) <= {"check"}  # the rest comes from the run cache
-    assert folder_fingerprint(checkout.folder / "models/student") == before
+    assert folder_fingerprint(own_checkout.folder / "models/student") == before
 
 
-def test_another_student_tokenizer_leaves_the_teacher_alone(checkout: Checkout) -> None:
-    checkout.edit("profiles/test.yaml", "vocabulary_size: 500", "vocabulary_size: 520")
-    output = checkout.run("dvc", "repro", "--dry")
-    checkout.edit("profiles/test.yaml", "vocabulary_size: 520", "vocabulary_size: 500")
+def test_another_student_tokenizer_leaves_the_teacher_alone(own_checkout: Checkout) -> None:
+    own_checkout.edit("profiles/test.yaml", "vocabulary_size: 500", "vocabulary_size: 520")
+    output = own_checkout.run("dvc", "repro", "--dry")
     assert "models@student" in ran(output)
     assert "models@teacher" not in ran(output)
 
 
-def test_r16_r21_training_needs_no_teacher_and_resumes_bit_exactly(checkout: Checkout) -> None:
+def test_r16_r21_training_needs_no_teacher_and_resumes_bit_exactly(own_checkout: Checkout) -> None:
     """With models/teacher gone and a kill in the middle of phase 2, the weights are those of the unbroken run."""
-    checkout.run("dvc", "repro")
-    expected = folder_fingerprint(checkout.folder / "models/student")
-    teacher = checkout.folder / "models/teacher"
-    shutil.move(teacher, checkout.folder / "elsewhere")
-    try:
-        checkout.run("python", "-c", KILLED_AT_CHECKPOINT, code=-9, PYTHONPATH="src:.")
-        output = checkout.stage("train_router")
-    finally:
-        shutil.move(checkout.folder / "elsewhere", teacher)
+    expected = folder_fingerprint(own_checkout.folder / "models/student")
+    shutil.rmtree(own_checkout.folder / "models/teacher")
+    own_checkout.run("python", "-c", KILLED_AT_CHECKPOINT, code=-9, PYTHONPATH="src:.")
+    output = own_checkout.stage("train_router")
     assert "resumed at step 20" in output
-    assert folder_fingerprint(checkout.folder / "models/student") == expected
-    assert all((work / "done.json").exists() for work in (checkout.folder / ".work/train_router").glob("*/"))
+    assert folder_fingerprint(own_checkout.folder / "models/student") == expected
+    assert all((work / "done.json").exists() for work in (own_checkout.folder / ".work/train_router").glob("*/"))
 
 
 KILLED_AT_CHECKPOINT = """
@@ -220,27 +214,24 @@ def test_report_is_written(checkout: Checkout) -> None:
     assert "| teacher |" in (Path(checkout.folder) / "reports/report.md").read_text()
 
 
-def test_command_line_tools_work_on_a_finished_run(checkout: Checkout) -> None:
-    checkout.run("dvc", "repro")
-    assert "ok    data/teacher_shards/train\n" in checkout.run("moe-distill", "verify")
-    assert "float32" in checkout.run("moe-distill", "doctor")
-    client = MlflowClient(f"sqlite:///{checkout.folder / 'mlflow.db'}")
+def test_command_line_tools_work_on_a_finished_run(own_checkout: Checkout) -> None:
+    assert "ok    data/teacher_shards/train\n" in own_checkout.run("moe-distill", "verify")
+    assert "float32" in own_checkout.run("moe-distill", "doctor")
+    client = MlflowClient(f"sqlite:///{own_checkout.folder / 'mlflow.db'}")
     count = len(runs_of(client))
-    checkout.run("moe-distill", "track", DVC_EXP_NAME="from-the-files")
+    own_checkout.run("moe-distill", "track", DVC_EXP_NAME="from-the-files")
     runs = runs_of(client)
     assert len(runs) == count + 5  # a parent and its four nested runs, made from the files alone
     parent = next(run for run in runs if run.info.run_name == "from-the-files")
-    assert parent.data.metrics["student_bits_per_byte"] == metrics(checkout, "evaluate")["student_bits_per_byte"]
+    assert parent.data.metrics["student_bits_per_byte"] == metrics(own_checkout, "evaluate")["student_bits_per_byte"]
 
 
-def test_corrupt_shard_is_found_and_named(checkout: Checkout) -> None:
-    shard = checkout.folder / "data/teacher_shards/train/shard_00003.safetensors"
+def test_corrupt_shard_is_found_and_named(own_checkout: Checkout) -> None:
+    shard = own_checkout.folder / "data/teacher_shards/train/shard_00003.safetensors"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 4
     shard.unlink()  # a hard link into DVC's cache: never written to in place
     shard.write_bytes(content)
-    output = checkout.run("moe-distill", "verify", code=3)
+    output = own_checkout.run("moe-distill", "verify", code=3)
     assert "shard_00003.safetensors is corrupt" in output
     assert "Traceback" not in output
-    shard.unlink()
-    checkout.run("dvc", "checkout", "-f", "data/teacher_shards")

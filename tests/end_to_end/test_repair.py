@@ -36,14 +36,12 @@ def flip_in_place(path: Path) -> str:
 
 
 @pytest.fixture
-def copied(checkout: Checkout, first_run: str, tmp_path: Path) -> Checkout:
-    """The finished checkout, copied; its teacher shards are one inode in workspace, DVC's cache and `.work`.
+def copied(own_checkout: Checkout) -> Checkout:
+    """The finished checkout; its teacher shards are one inode in workspace, DVC's cache and `.work`.
 
     DVC, and a stage, link where they can. What DVC has recorded stays in `.work` while somebody waits for it.
     """
-    assert first_run
-    shutil.copytree(checkout.folder, tmp_path / "checkout", symlinks=True)
-    made = Checkout(tmp_path / "checkout")
+    made = own_checkout
     made.run("dvc", "repro", "-f", "-s", "teacher")
     work = next((made.folder / ".work/teacher").glob("*/shards"))
     work.parent.with_suffix(f".waits.{os.getpid()}").touch()
@@ -88,11 +86,9 @@ def test_r21_a_flipped_bit_is_found_evicted_and_repaired(copied: Checkout, tmp_p
     assert "FAIL" not in copied.run("moe-distill", "verify")
 
 
-@pytest.mark.usefixtures("first_run")
-def test_r21_a_flipped_bit_where_only_dvc_lock_has_a_hash(checkout: Checkout, tmp_path: Path) -> None:
+def test_r21_a_flipped_bit_where_only_dvc_lock_has_a_hash(own_checkout: Checkout, tmp_path: Path) -> None:
     """Corpus, model folders, moments and curves, as one command after another says."""
-    shutil.copytree(checkout.folder, tmp_path / "checkout", symlinks=True)
-    copied = Checkout(tmp_path / "checkout")
+    copied = own_checkout
     copied.run("dvc", "remote", "add", "-f", "-d", "local", str(tmp_path / "remote"))
     copied.run("dvc", "push")
     shutil.rmtree(copied.folder / "data/corpus")

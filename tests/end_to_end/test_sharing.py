@@ -26,15 +26,14 @@ sys.addaudithook(watch)
 """
 
 
-def test_r16_a_clone_trains_and_evaluates_on_what_it_pulls(checkout: Checkout, first_run: str, tmp_path: Path) -> None:
-    assert first_run
-    checkout.run("dvc", "remote", "add", "-f", "-d", "shared", str(tmp_path / "remote"))
-    checkout.run("dvc", "push")
-    checkout.run("git", "clone", "-q", str(checkout.folder), str(tmp_path / "clone"))
+def test_r16_a_clone_trains_and_evaluates_on_what_it_pulls(own_checkout: Checkout, tmp_path: Path) -> None:
+    own_checkout.run("dvc", "remote", "add", "-f", "-d", "shared", str(tmp_path / "remote"))
+    own_checkout.run("dvc", "push")
+    own_checkout.run("git", "clone", "-q", str(own_checkout.folder), str(tmp_path / "clone"))
     clone = Checkout(tmp_path / "clone")
-    shutil.copy(checkout.folder / ".dvc/config", clone.folder / ".dvc/config")
-    shutil.copy(checkout.folder / "dvc.lock", clone.folder / "dvc.lock")
-    shutil.copytree(checkout.folder / "metrics", clone.folder / "metrics", dirs_exist_ok=True)
+    shutil.copy(own_checkout.folder / ".dvc/config", clone.folder / ".dvc/config")
+    shutil.copy(own_checkout.folder / "dvc.lock", clone.folder / "dvc.lock")
+    shutil.copytree(own_checkout.folder / "metrics", clone.folder / "metrics", dirs_exist_ok=True)
     shutil.rmtree(clone.folder / "metrics/curves")
     clone.run("dvc", "pull", "data/windows/student", "data/windows/teacher", "data/teacher_shards")
     clone.run("dvc", "pull", "models/teacher_head", "models/student_init")
@@ -48,7 +47,7 @@ def test_r16_a_clone_trains_and_evaluates_on_what_it_pulls(checkout: Checkout, f
     assert any("models/teacher_head/" in path for path in opened)  # the watch works
     assert [path for path in opened if not re.search(r"models/teacher_head(/|$)", path)] == []
     assert not (clone.folder / "models/teacher").exists()
-    figures = [json.loads((each.folder / "metrics/evaluate.json").read_text()) for each in (checkout, clone)]
+    figures = [json.loads((each.folder / "metrics/evaluate.json").read_text()) for each in (own_checkout, clone)]
     assert figures[0]["student_bits_per_byte"] == figures[1]["student_bits_per_byte"]
 
 

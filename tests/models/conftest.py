@@ -1,14 +1,13 @@
 """A corpus of help() topics, and models of a few thousand weights."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from moe_distill.config.profile import TinyStudent, TinyTeacher, TinyTokenizer
 from moe_distill.corpus.documents import SCHEMA
@@ -54,15 +53,6 @@ def write_documents(path: Path, texts: Iterable[str]) -> Path:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from more, and on a busy machine threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="package")
