@@ -94,7 +94,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
                 "next_tokens": (rows[number] >= 0).to(torch.int8),
                 "token_bytes": nothing if number else torch.full((STUDENT_VOCABULARY,), 3, dtype=torch.int32),
             },
-            cursor=number + 1,
+            next_input=number + 1,
         )
         n = TEACHER_TOKENS[number]
         teacher.append(
@@ -105,7 +105,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
                 "token_bytes": nothing if number else torch.arange(TEACHER_VOCABULARY, dtype=torch.int32),
                 "token_counts": torch.tensor([n], dtype=torch.int32),
             },
-            cursor=number + 1,
+            next_input=number + 1,
         )
         logits_NV = 3 * torch.randn(n, TEACHER_VOCABULARY, generator=generator)
         record = vars(sparsify(logits_NV, torch.arange(n), K, 4, torch.full((n,), 0.5)))
@@ -116,7 +116,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
         }
         dtypes = {"int32": torch.int32, "float16": torch.float16, "float32": torch.float32}
         columns |= {name: record[name].to(dtypes[fields[name].dtype]) for name in record}
-        targets.append(columns, cursor=number + 1)
+        targets.append(columns, next_input=number + 1)
         logits.append(logits_NV)
         logprobs.append(record["target_logprob"])
     student.finish(

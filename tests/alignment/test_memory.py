@@ -30,9 +30,9 @@ def test_peak_memory_of_a_corpus_eight_times_larger_hardly_grows(
     for count in (50, 50, 400):  # the first warms caches up
         outputs = tmp_path / f"{len(peaks)} teacher", tmp_path / f"{len(peaks)} student"
         tracemalloc.start()
-        tally = tokenize_split(documents(count), teacher, student, limits, *outputs, "t", "s", ("t", "s"))
+        split_counts = tokenize_split(documents(count), teacher, student, limits, *outputs, "t", "s", ("t", "s"))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        tokens.append(tally.student_tokens)
+        tokens.append(split_counts.student_tokens)
     assert tokens[2] > 7.9 * tokens[1]
     assert peaks[2] < 1.6 * peaks[1]  # not 1: safetensors keeps about 10 kB a file, whatever the file's size

@@ -72,7 +72,7 @@ def check(split: Split, texts: list[str], teacher: Encoder, student: Encoder, li
             assert all(before[1] == after[0] for before, after in pairwise(spans))
             assert not spans or (spans[0][0], spans[-1][1]) == (0, len(expected))
         assert not covered
-    assert len(split.tally.lost) == len(rejected[0]) + len(rejected[1] - rejected[0])
+    assert len(split.counts.skipped) == len(rejected[0]) + len(rejected[1] - rejected[0])
     check_alignment(split, teacher, student)
 
 
@@ -106,11 +106,11 @@ def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
             assert window.fields["next_tokens"][number] == expected
             one_to_one += expected == NextToken.SAME
             longer += expected == NextToken.LONGER
-    tally = split.tally
-    assert (tally.aligned, tally.one_to_one, tally.longer) == (aligned, one_to_one, longer)
-    assert (tally.windows, tally.student_windows) == (len(split.teacher), len(split.student))
-    assert tally.teacher_tokens == sum(len(window.ids) for window in split.teacher)
-    assert tally.student_tokens == sum(len(window.ids) for window in split.student)
+    split_counts = split.counts
+    assert (split_counts.aligned, split_counts.one_to_one, split_counts.overhanging) == (aligned, one_to_one, longer)
+    assert (split_counts.windows, split_counts.student_windows) == (len(split.teacher), len(split.student))
+    assert split_counts.teacher_tokens == sum(len(window.ids) for window in split.teacher)
+    assert split_counts.student_tokens == sum(len(window.ids) for window in split.student)
 
 
 def _is_lost(owner: Encoder, text: str) -> bool:
@@ -158,7 +158,7 @@ def test_r12_teacher_windows_do_not_depend_on_the_student(tmp_path: Path) -> Non
 def test_a_window_too_long_for_the_student_is_cut_at_common_boundaries(tmp_path: Path) -> None:
     split = make_split([TEXT], TEACHER, STUDENT, tmp_path, 64, 24)
     check(split, [TEXT], TEACHER, STUDENT, (64, 24))
-    assert split.tally.forced_cuts == 0
+    assert split.counts.forced_cuts == 0
     assert len(split.student) > len(split.teacher)
     boundaries = {end for window in split.teacher for end in token_ends(window, TEACHER)}
     assert all(window.stop in boundaries for window in split.student)
@@ -181,7 +181,7 @@ def test_a_long_teacher_token_forces_cuts_and_they_are_counted(tmp_path: Path) -
     split = make_split([text], teacher, student, tmp_path, 16, 11)
     check(split, [text], teacher, student, (16, 11))
     assert [window.stop for window in split.student] == [9, 18, 27, 37, 46, 55, 64]
-    assert split.tally.forced_cuts == 6
+    assert split.counts.forced_cuts == 6
     assert [window.fields["teacher_rows"][0] for window in split.student] == [0, -1, -1, -1, -1, -1, -1]
 
 
@@ -215,11 +215,11 @@ def test_a_document_without_a_place_to_cut_is_skipped_and_reported(tmp_path: Pat
         assert {window.document for window in lost.teacher} == of_teacher
         assert {window.document for window in lost.student} == {0, 2}
         which = f"test document {document(texts[1]).document_id[:12]}"
-        assert lost.tally.lost == [
+        assert lost.counts.skipped == [
             f"{which}: reaching cannot end a token between characters within 29 tokens of byte 6"
         ]
         kept = split if teacher is reaching else short
-        assert kept.tally.lost == []
+        assert kept.counts.skipped == []
         check(kept, texts, teacher, student, (90, 30) if teacher is reaching else (30, 90))
 
 
@@ -227,7 +227,7 @@ def test_a_run_of_korean_that_qwen3_cannot_cut_is_skipped(tmp_path: Path, qwen3:
     texts = ["before", "one " + "흠" * 400, "흠" * 20]
     split = make_split(texts, qwen3, smollm2, tmp_path, 360, 384)
     assert {window.document for window in split.student} == {0, 2}
-    assert [line.rpartition(": ")[2] for line in split.tally.lost] == [
+    assert [line.rpartition(": ")[2] for line in split.counts.skipped] == [
         "qwen3 cannot end a token between characters within 359 tokens of byte 3"
     ]
 
@@ -241,7 +241,9 @@ def test_a_document_that_the_student_cannot_spell_is_skipped_whole_and_reported(
     assert {window.document for window in split.teacher} == {0, 1, 2}
     assert {window.document for window in split.student} == {0, 2}
     offset = bad.encode().index(b"\x04")
-    assert split.tally.lost == [f"test document {document(bad).document_id[:12]}: smollm2 cannot spell byte {offset}"]
+    assert split.counts.skipped == [
+        f"test document {document(bad).document_id[:12]}: smollm2 cannot spell byte {offset}"
+    ]
     check_alignment(split, TEACHER, smollm2)
 
 
@@ -249,7 +251,7 @@ def test_a_document_that_the_teacher_cannot_spell_is_skipped_by_both(tmp_path: P
     teacher = STUDENTS["lossy"]
     split = make_split(["the fox", "the \x04", "the dog"], teacher, STUDENT, tmp_path)
     assert {window.document for window in split.teacher} == {window.document for window in split.student} == {0, 2}
-    assert [line.rpartition(": ")[2] for line in split.tally.lost] == ["lossy cannot spell byte 4"]
+    assert [line.rpartition(": ")[2] for line in split.counts.skipped] == ["lossy cannot spell byte 4"]
 
 
 def test_documents_without_any_window_are_refused(tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_max_windows_keeps_the_first_windows(tmp_path: Path, max_windows: int) -
     assert part.teacher == whole.teacher[:max_windows]
     last = part.teacher[-1]
     assert part.student == [w for w in whole.student if (w.document, w.stop) <= (last.document, last.stop)]
-    assert part.tally.windows == min(max_windows, len(whole.teacher))
+    assert part.counts.windows == min(max_windows, len(whole.teacher))
 
 
 def test_max_windows_stops_between_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

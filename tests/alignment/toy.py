@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from moe_distill.alignment.encode import ORDINARY_TEXT, Encoder, make_encoder
 from moe_distill.alignment.tokenize import tokenize_split
-from moe_distill.alignment.window_limits import Tally, WindowLimits
+from moe_distill.alignment.window_limits import SplitCounts, WindowLimits
 from moe_distill.corpus.documents import Document
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 
@@ -97,7 +97,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Split:
-    tally: Tally
+    counts: SplitCounts
     teacher: list[Window]
     student: list[Window]
 
@@ -115,10 +115,10 @@ def make_split(
     """Cut documents into windows, and read the windows back."""
     limits = WindowLimits(teacher_max_length, student_max_length, shard_tokens, max_windows)
     documents = [[document(text)] for text in texts]
-    tally = tokenize_split(
+    split_counts = tokenize_split(
         documents, teacher, student, limits, folder / "teacher", folder / "student", "t", "s", ("T", "S")
     )
-    return Split(tally, read(folder / "teacher", TEACHER_WINDOWS), read(folder / "student", STUDENT_WINDOWS))
+    return Split(split_counts, read(folder / "teacher", TEACHER_WINDOWS), read(folder / "student", STUDENT_WINDOWS))
 
 
 def read(folder: Path, store_format: str) -> list[Window]:

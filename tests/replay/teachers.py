@@ -88,13 +88,13 @@ def say(model: PreTrainedModel) -> Said:
     ids = torch.randint(VOCABULARY, (4, 64), generator=torch.Generator().manual_seed(1))
     architecture = find_modules(model)
     states, _ = forward(model, architecture, ids, [len(architecture.layers)])
-    assert states.moe_input_BLD is not None
+    assert states.moe_input_BLT is not None
     assert states.router_logits_BLE is not None
-    final_ND = states.final_BLD.flatten(0, 1)
+    final_ND = states.final_BLT.flatten(0, 1)
     return Said(
-        states.moe_input_BLD.flatten(0, 1),
+        states.moe_input_BLT.flatten(0, 1),
         states.router_logits_BLE.flatten(0, 1),
-        states.hidden_BLSD.flatten(0, 1)[:, 0],
+        states.hidden_BLST.flatten(0, 1)[:, 0],
         (final_ND @ architecture.output.detach().float().T).log_softmax(-1),
     )
 

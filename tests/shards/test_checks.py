@@ -136,7 +136,7 @@ def test_a_merge_of_a_token_that_is_made_later_is_refused(tmp_path: Path, field:
         "merge_results": torch.tensor([4, 5]).int(),
         "merge_are_blank": torch.zeros(2, dtype=torch.int8),
     }
-    writer.append(columns, cursor=0)
+    writer.append(columns, next_input=0)
     writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
     assert read_merges(tmp_path)[0].results.tolist() == [4, 5]
     path = forge_column(tmp_path, 0, field, lambda column: column[0].fill_(value))

@@ -63,7 +63,7 @@ def test_a_finished_store_holds_safetensors_and_json_alone(tmp_path: Path) -> No
 def test_wrong_columns_are_refused_by_name(tmp_path: Path, field: str, wrong: Tensor, message: str) -> None:
     writer = new_writer(tmp_path)
     with pytest.raises(ValueError, match=message):
-        writer.append(part(0) | {field: wrong}, cursor=1)
+        writer.append(part(0) | {field: wrong}, next_input=1)
     assert writer.rows("tokens") == 0
     assert contents(tmp_path) == {}
 
@@ -76,15 +76,15 @@ def test_missing_and_unknown_columns_are_refused(tmp_path: Path, change: str) ->
     else:
         columns["other"] = columns["ids"]
     with pytest.raises(ValueError, match=r"columns .* given, .* expected"):
-        new_writer(tmp_path).append(columns, cursor=1)
+        new_writer(tmp_path).append(columns, next_input=1)
 
 
 def test_rows_and_tallies_count_finished_and_pending(tmp_path: Path) -> None:
     writer = new_writer(tmp_path)
-    writer.append(part(0), cursor=1, tallies={"seconds": 0.5})
+    writer.append(part(0), next_input=1, tallies={"seconds": 0.5})
     assert (writer.rows("tokens"), writer.rows("windows"), writer.next_input) == (3, 1, 0)
-    writer.append(part(1), cursor=2, tallies={"seconds": 0.25})
-    writer.append(part(2), cursor=3, tallies={"seconds": 2.0, "other": 1.0})
+    writer.append(part(1), next_input=2, tallies={"seconds": 0.25})
+    writer.append(part(2), next_input=3, tallies={"seconds": 2.0, "other": 1.0})
     assert (writer.rows("tokens"), writer.rows("windows"), writer.next_input) == (10, 3, 2)
     assert (writer.tally("seconds"), writer.tally("other"), writer.tally("none")) == (2.75, 1.0, 0.0)
 
@@ -94,14 +94,14 @@ def test_r21_a_killed_writer_is_continued_to_the_same_bytes(tmp_path: Path, kill
     write_store(tmp_path / "unbroken")
     first = new_writer(tmp_path / "broken")
     for number in range(killed_after):
-        first.append(part(number), cursor=number + 1, tallies={"parts": 1.0})
+        first.append(part(number), next_input=number + 1, tallies={"parts": 1.0})
     del first  # no finish
 
     second = new_writer(tmp_path / "broken")
     assert second.next_input == [0, 0, 2, 2, 4, 4][killed_after]
     assert second.tally("parts") == second.next_input
     for number in range(second.next_input, 5):
-        second.append(part(number), cursor=number + 1, tallies={"parts": 1.0})
+        second.append(part(number), next_input=number + 1, tallies={"parts": 1.0})
     assert second.tally("parts") == 5
     second.finish(FORMAT, "key", {"name": "toy", "sizes": [1, 2]})
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
@@ -110,7 +110,7 @@ def test_r21_a_killed_writer_is_continued_to_the_same_bytes(tmp_path: Path, kill
 def unfinished(folder: Path) -> None:
     writer = new_writer(folder)
     for number in range(4):
-        writer.append(part(number), cursor=number + 1)
+        writer.append(part(number), next_input=number + 1)
 
 
 @pytest.mark.parametrize("fault", ["flipped", "truncated", "missing", "progress file", "number"])
@@ -133,13 +133,13 @@ def test_r21_a_broken_shard_of_a_killed_writer_is_written_again(
     else:
         progress = progress_folder_of(tmp_path) / f"{shard.name}.json"
         written = progress.read_text(encoding="utf-8")
-        recorded = f'"cursor": {2 * broken + 2}'
+        recorded = f'"next_input": {2 * broken + 2}'
         assert recorded in written
-        progress.write_text(written.replace(recorded, '"cursor": 3'), encoding="utf-8")
+        progress.write_text(written.replace(recorded, '"next_input": 3'), encoding="utf-8")
     writer = new_writer(tmp_path)
     assert writer.next_input == next_input
     for number in range(next_input, 5):
-        writer.append(part(number), cursor=number + 1)
+        writer.append(part(number), next_input=number + 1)
     writer.finish(FORMAT, "key", {"name": "toy", "sizes": [1, 2]})
     write_store(tmp_path / "whole")
     assert ShardReader(tmp_path, FORMAT).index == ShardReader(tmp_path / "whole", FORMAT).index
@@ -173,7 +173,7 @@ def test_without_progress_files_a_store_is_written_from_the_start(tmp_path: Path
         writer = ShardWriter(tmp_path / "store", FIELDS, "tokens", 4)
         assert writer.next_input == 0
         for number in range(4):
-            writer.append(part(number), cursor=number + 1)
+            writer.append(part(number), next_input=number + 1)
     writer.finish(FORMAT, "key", {})
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
@@ -195,7 +195,7 @@ def test_appended_tensors_may_be_views_and_need_no_gradient(tmp_path: Path) -> N
     columns["values"] = columns["values"].T.contiguous().T  # not contiguous
     columns["scales"] = columns["scales"].requires_grad_()
     writer = new_writer(tmp_path)
-    writer.append(columns, cursor=1)
+    writer.append(columns, next_input=1)
     writer.finish(FORMAT, "key", {})
     assert torch.equal(ShardReader(tmp_path, FORMAT).column("values", 0), part(0)["values"])
 

@@ -92,25 +92,25 @@ def target_of_all(
 
 def entries_of(target: SparseTarget, position: int) -> dict[int, float]:
     """Student id -> probability of one position's entries."""
-    is_of_it = target.entry_positions_E == position
-    ids = target.entry_ids_E[is_of_it].tolist()
+    is_of_it = target.entry_positions_Z == position
+    ids = target.entry_ids_Z[is_of_it].tolist()
     assert ids == sorted(set(ids)), "an id stands twice, or before a smaller one"
-    return dict(zip(ids, target.entry_probs_E[is_of_it].tolist(), strict=True))
+    return dict(zip(ids, target.entry_probs_Z[is_of_it].tolist(), strict=True))
 
 
 def part_of(target: SparseTarget, start: int, stop: int) -> SparseTarget:
     """Positions [start, stop) alone."""
     is_entry, is_sample = (
-        (start <= positions) & (positions < stop) for positions in (target.entry_positions_E, target.sample_positions_Y)
+        (start <= positions) & (positions < stop) for positions in (target.entry_positions_Z, target.sample_positions_Y)
     )
     return replace(
         target,
         has_target_N=target.has_target_N[start:stop],
         residual_N=target.residual_N[start:stop],
         listed_mass_N=target.listed_mass_N[start:stop],
-        entry_positions_E=target.entry_positions_E[is_entry] - start,
-        entry_ids_E=target.entry_ids_E[is_entry],
-        entry_probs_E=target.entry_probs_E[is_entry],
+        entry_positions_Z=target.entry_positions_Z[is_entry] - start,
+        entry_ids_Z=target.entry_ids_Z[is_entry],
+        entry_probs_Z=target.entry_probs_Z[is_entry],
         sample_positions_Y=target.sample_positions_Y[is_sample] - start,
         sample_ids_Y=target.sample_ids_Y[is_sample],
         sample_probs_Y=target.sample_probs_Y[is_sample],
@@ -164,10 +164,10 @@ def plain_text_loss(
     nll_N = F.cross_entropy(logits_NV, labels_N, reduction="none")
     if target is None:
         return PlainTextLoss(nll_N.sum(), nll_N.sum(), nll_N.sum(), torch.zeros(()))
-    entry_places = target.entry_positions_E.long(), target.entry_ids_E.long()
+    entry_places = target.entry_positions_Z.long(), target.entry_ids_Z.long()
     sample_places = target.sample_positions_Y.long(), target.sample_ids_Y.long()
     zeros_NV = torch.zeros_like(logits_NV)
-    entries_NV = zeros_NV.index_put(entry_places, target.entry_probs_E.double())
+    entries_NV = zeros_NV.index_put(entry_places, target.entry_probs_Z.double())
     samples_NV = zeros_NV.index_put(sample_places, target.sample_probs_Y.double(), accumulate=True)
     is_entry_NV = zeros_NV.bool().index_put(entry_places, torch.tensor(True))
     logprobs_NV = (logits_NV / target.temperature).log_softmax(-1)

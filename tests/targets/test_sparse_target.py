@@ -31,7 +31,7 @@ ORDERS: tuple[KdOrder, ...] = get_args(KdOrder)
 
 
 def entry_mass(target: SparseTarget) -> torch.Tensor:
-    return torch.zeros(len(target)).index_add(0, target.entry_positions_E, target.entry_probs_E)
+    return torch.zeros(len(target)).index_add(0, target.entry_positions_Z, target.entry_probs_Z)
 
 
 def sample_mass(target: SparseTarget) -> torch.Tensor:
@@ -91,7 +91,7 @@ def test_unmapped_ids_get_no_mass_and_exact_ones_keep_theirs(order: KdOrder) -> 
 def test_r12_a_map_of_nothing_leaves_all_in_the_residual() -> None:
     rows = teacher_rows(random_logits(3, TEACHER_VOCABULARY, seed=4), 8, 4)
     target = target_of_all(rows, random_map(unmapped=1.0), 2.0, tail="sampled")
-    assert (len(target.entry_probs_E), len(target.sample_probs_Y)) == (0, 0)
+    assert (len(target.entry_probs_Z), len(target.sample_probs_Y)) == (0, 0)
     torch.testing.assert_close(target.residual_N, torch.ones(3))
     assert target.listed_mass_N.tolist() == [0.0] * 3
 
@@ -100,9 +100,9 @@ def test_both_orders_agree_at_temperature_one_and_differ_above() -> None:
     rows, to_student = teacher_rows(random_logits(6, TEACHER_VOCABULARY, seed=5), 32, 4), random_map()
     for temperature, agree in ((1.0, True), (2.0, False)):
         first, second = (target_of_all(rows, to_student, temperature, order, "sampled") for order in ORDERS)
-        assert torch.equal(first.entry_positions_E, second.entry_positions_E)
-        assert torch.equal(first.entry_ids_E, second.entry_ids_E)
-        assert torch.allclose(first.entry_probs_E, second.entry_probs_E, atol=1e-6) is agree
+        assert torch.equal(first.entry_positions_Z, second.entry_positions_Z)
+        assert torch.equal(first.entry_ids_Z, second.entry_ids_Z)
+        assert torch.allclose(first.entry_probs_Z, second.entry_probs_Z, atol=1e-6) is agree
         assert torch.allclose(first.sample_probs_Y, second.sample_probs_Y, atol=1e-6) is agree
 
 
@@ -110,8 +110,8 @@ def test_both_orders_agree_where_the_map_is_one_to_one() -> None:
     rows = teacher_rows(random_logits(6, TEACHER_VOCABULARY, seed=6), 32)
     to_student = identity_map(TEACHER_VOCABULARY)
     first, second = (target_of_all(rows, to_student, 3.0, order) for order in ORDERS)
-    assert torch.equal(first.entry_ids_E, second.entry_ids_E)
-    torch.testing.assert_close(first.entry_probs_E, second.entry_probs_E, atol=1e-6, rtol=0)
+    assert torch.equal(first.entry_ids_Z, second.entry_ids_Z)
+    torch.testing.assert_close(first.entry_probs_Z, second.entry_probs_Z, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -177,9 +177,9 @@ def test_positions_without_a_cached_row_have_nothing(order: KdOrder) -> None:
     places = has_target.nonzero().squeeze(1)
     assert len(found) == 9
     assert torch.equal(found.has_target_N, has_target)
-    assert torch.equal(found.entry_positions_E.long(), places[alone.entry_positions_E])
+    assert torch.equal(found.entry_positions_Z.long(), places[alone.entry_positions_Z])
     assert torch.equal(found.sample_positions_Y.long(), places[alone.sample_positions_Y])
-    for name in ("entry_ids_E", "entry_probs_E", "sample_ids_Y", "sample_probs_Y"):
+    for name in ("entry_ids_Z", "entry_probs_Z", "sample_ids_Y", "sample_probs_Y"):
         assert torch.equal(getattr(found, name), getattr(alone, name)), name
     for name in ("residual_N", "listed_mass_N"):
         assert torch.equal(getattr(found, name)[has_target], getattr(alone, name)), name
@@ -193,9 +193,9 @@ def test_lists_are_small_and_ascending() -> None:
     lists = [value for value in vars(found).values() if isinstance(value, torch.Tensor)]
     assert {each.dtype for each in lists} == {torch.bool, torch.int32, torch.float32}
     assert sum(each.untyped_storage().nbytes() for each in lists) == found.nbytes
-    entries, samples = len(found.entry_ids_E), len(found.sample_ids_Y)
+    entries, samples = len(found.entry_ids_Z), len(found.sample_ids_Y)
     assert found.nbytes == 4 * (1 + 4 + 4) + 12 * (entries + samples)
-    for positions in (found.entry_positions_E, found.sample_positions_Y):
+    for positions in (found.entry_positions_Z, found.sample_positions_Y):
         assert (positions.diff() >= 0).all()
 
 
@@ -215,7 +215,7 @@ def test_joined_targets_are_the_target_of_all_their_positions(order: KdOrder, co
 @pytest.mark.parametrize("order", ORDERS)
 def test_no_rows(order: KdOrder) -> None:
     target = target_of_all(teacher_rows(torch.zeros(0, TEACHER_VOCABULARY), 8, 4), random_map(), 2.0, order, "sampled")
-    assert (len(target), len(target.entry_ids_E), len(target.residual_N), len(target.sample_probs_Y)) == (0, 0, 0, 0)
+    assert (len(target), len(target.entry_ids_Z), len(target.residual_N), len(target.sample_probs_Y)) == (0, 0, 0, 0)
     nothing = torch.zeros(0, STUDENT_VOCABULARY)
     assert kd_values(nothing, target).shape == (0,)
     assert kd_gradient(nothing, target).shape == (0, STUDENT_VOCABULARY)
@@ -224,4 +224,4 @@ def test_no_rows(order: KdOrder) -> None:
 def test_positions_without_any_row() -> None:
     rows = teacher_rows(torch.zeros(0, TEACHER_VOCABULARY), 8, 4)
     found = sparse_target(rows, torch.zeros(3, dtype=torch.bool), random_map(), 2.0, "temper_then_map", "sampled")
-    assert (len(found), len(found.entry_ids_E), found.residual_N.tolist()) == (3, 0, [0.0] * 3)
+    assert (len(found), len(found.entry_ids_Z), found.residual_N.tolist()) == (3, 0, [0.0] * 3)

@@ -23,7 +23,7 @@ def test_every_stretch_knows_the_entries_and_samples_of_its_positions(chunk_toke
     assert len(found) == -(-12 // chunk_tokens)
     for each in found:
         for positions, bounds in (
-            (target.entry_positions_E.tolist(), each.entries),
+            (target.entry_positions_Z.tolist(), each.entries),
             (target.sample_positions_Y.tolist(), each.samples),
         ):
             numbers = [number for number, position in enumerate(positions) if each.start <= position < each.stop]

@@ -58,4 +58,4 @@ def test_states_are_the_wanted_layers_and_no_others_are_held(family: str, wanted
     states, _ = forward(model, architecture, ids, wanted)
     for place, number in enumerate(wanted):
         if number < 3:
-            torch.testing.assert_close(states.hidden_BLSD[:, :, place], every[number])
+            torch.testing.assert_close(states.hidden_BLST[:, :, place], every[number])

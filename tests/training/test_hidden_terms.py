@@ -84,15 +84,15 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
     )
     assert architecture.moe is not None
     n = WINDOWS * LENGTH
-    logits_NV = states.final_BLD.flatten(0, 1) @ architecture.output.detach().T
+    logits_NV = states.final_BLT.flatten(0, 1) @ architecture.output.detach().T
     records = sparsify(logits_NV, torch.zeros(n, dtype=torch.int64), 16, 8, torch.rand(n, generator=generator))
     assert states.router_logits_BLE is not None
     runs = HiddenRuns(
         places_WP=torch.arange(n).view(WINDOWS, LENGTH),
         mask_WP=torch.ones(WINDOWS, LENGTH, dtype=torch.bool),
         filled_N=torch.arange(n),
-        states_WPST=states.hidden_BLSD,
-        moe_input_WPT=states.moe_input_BLD,
+        states_WPST=states.hidden_BLST,
+        moe_input_WPT=states.moe_input_BLT,
         router_logits_NE=states.router_logits_BLE.flatten(0, 1),
         gate_noise_NE=torch.zeros(n, EXPERTS),
     )

@@ -118,10 +118,10 @@ def test_a_batch_holds_the_targets_of_its_windows_one_after_the_other(stores: St
     whole, first = target_of(of_stores(stores).read(BatchRequest((2, 0)))), 0
     for number in (2, 0):
         target, n = targets.of(number), len(stores.token_ids[number])
-        own = (whole.entry_positions_E >= first) & (whole.entry_positions_E < first + n)
-        assert torch.equal(whole.entry_positions_E[own] - first, target.entry_positions_E)
-        assert torch.equal(whole.entry_ids_E[own], target.entry_ids_E)
-        assert torch.equal(whole.entry_probs_E[own], target.entry_probs_E)
+        own = (whole.entry_positions_Z >= first) & (whole.entry_positions_Z < first + n)
+        assert torch.equal(whole.entry_positions_Z[own] - first, target.entry_positions_Z)
+        assert torch.equal(whole.entry_ids_Z[own], target.entry_ids_Z)
+        assert torch.equal(whole.entry_probs_Z[own], target.entry_probs_Z)
         first += n
     assert len(whole) == first
 
@@ -164,7 +164,7 @@ def test_the_target_of_a_position_knows_the_token_before_it(stores: Stores) -> N
 
 
 def entries_at(target: SparseTarget, position: int) -> list[int]:
-    ids: list[int] = target.entry_ids_E[target.entry_positions_E == position].tolist()
+    ids: list[int] = target.entry_ids_Z[target.entry_positions_Z == position].tolist()
     return ids
 
 

@@ -114,7 +114,7 @@ def test_r22_nonfinite_step_is_skipped_and_counted_and_a_run_of_them_stops(
     trainer = make_trainer(student, train, FP32, 0)
     before = [parameter.clone() for parameter in student.model.parameters()]
     batch = make_batch(0, [12], with_runs=False)
-    target_of(batch).entry_probs_E[0] = math.nan
+    target_of(batch).entry_probs_Z[0] = math.nan
     objective = objective_at(0, experiment, train, {})
     for number in range(1, 4):
         update = optimizer_step(

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_distill.losses.registry import total_of
-from moe_distill.losses.text_loss import BLOCK_VALUES, Text, text_loss
+from moe_distill.losses.softmax import BLOCK_VALUES
+from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
 from moe_distill.targets.sparse_target import SparseTarget
@@ -141,9 +142,9 @@ def test_logits_are_held_a_stretch_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
             has_target_N=torch.empty(n, dtype=torch.bool),
             residual_N=torch.empty(n),
             listed_mass_N=torch.empty(n),
-            entry_positions_E=torch.empty(n * entries, dtype=torch.int32),
-            entry_ids_E=torch.empty(n * entries, dtype=torch.int32),
-            entry_probs_E=torch.empty(n * entries),
+            entry_positions_Z=torch.empty(n * entries, dtype=torch.int32),
+            entry_ids_Z=torch.empty(n * entries, dtype=torch.int32),
+            entry_probs_Z=torch.empty(n * entries),
             sample_positions_Y=torch.empty(n * samples, dtype=torch.int32),
             sample_ids_Y=torch.empty(n * samples, dtype=torch.int32),
             sample_probs_Y=torch.empty(n * samples),

@@ -8,7 +8,7 @@ from moe_distill.alignment.limited_fraction import PURPOSE, limited_fraction
 from moe_distill.alignment.map_cache import write_vocabulary_map
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.vocabulary_map import exact_vocabulary_share
-from moe_distill.alignment.window_limits import Tally, WindowLimits
+from moe_distill.alignment.window_limits import SplitCounts, WindowLimits
 from moe_distill.alignment.windows_disk_use import windows_bytes
 from moe_distill.config.profile import Windows
 from moe_distill.corpus.documents import Document, hash_fraction, read_documents
@@ -19,7 +19,7 @@ from moe_distill.shards.window_store import SPLITS
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import fingerprint, sha256_file, write_json
 
-SHOWN_LOSSES = 5
+SHOWN_SKIPS = 5
 SKIPPED_NAME = "skipped.json"  # every skipped document of each split: which, why, and at which byte
 
 
@@ -37,16 +37,21 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
     output.mkdir(parents=True, exist_ok=True)
     needed = sum(estimated_bytes(split, params, corpus, encoders) for split in SPLITS)
     require_space(output, needed, "the windows", "lower `windows.train_fraction` or `windows.max_train_windows`")
-    tallies = {split: _write_split(split, params, corpus, teacher, student, encoders, output) for split in SPLITS}
+    split_counts_of = {
+        split: _write_split(split, params, corpus, teacher, student, encoders, output) for split in SPLITS
+    }
     write_vocabulary_map(encoders, teacher, student, output / "student/vocabulary_map")
-    write_json(output / "student" / SKIPPED_NAME, {split: tally.lost for split, tally in tallies.items()})
-    for split, tally in tallies.items():
-        for line in tally.lost[:SHOWN_LOSSES]:
+    write_json(
+        output / "student" / SKIPPED_NAME,
+        {split: split_counts.skipped for split, split_counts in split_counts_of.items()},
+    )
+    for split, split_counts in split_counts_of.items():
+        for line in split_counts.skipped[:SHOWN_SKIPS]:
             log(f"tokenize: skipped {corpus / split}.parquet: {line}")
-        if len(tally.lost) > SHOWN_LOSSES:
-            more = len(tally.lost) - SHOWN_LOSSES
+        if len(split_counts.skipped) > SHOWN_SKIPS:
+            more = len(split_counts.skipped) - SHOWN_SKIPS
             log(f"tokenize: skipped {more} more documents of {corpus / split}.parquet: all in student/{SKIPPED_NAME}")
-    return _metrics(tallies["train"], tallies["validation"]) | {
+    return _metrics(split_counts_of["train"], split_counts_of["validation"]) | {
         "exact_vocabulary_share": exact_vocabulary_share(*encoders)
     }
 
@@ -78,7 +83,7 @@ def _write_split(
     student: Path,
     encoders: tuple[Encoder, Encoder],
     output: Path,
-) -> Tally:
+) -> SplitCounts:
     path = corpus / f"{split}.parquet"
     fraction = params.train_fraction if split == "train" else 1.0
     max_windows = params.max_train_windows if split == "train" else params.max_validation_windows
@@ -110,18 +115,18 @@ def _write_split(
     return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key, tokenizers)
 
 
-def _metrics(train: Tally, validation: Tally) -> dict[str, float]:
+def _metrics(train: SplitCounts, validation: SplitCounts) -> dict[str, float]:
     both = (train, validation)
-    student_tokens = sum(tally.student_tokens for tally in both)
-    aligned = sum(tally.aligned for tally in both)
+    student_tokens = sum(split_counts.student_tokens for split_counts in both)
+    aligned = sum(split_counts.aligned for split_counts in both)
     return {
-        "windows": float(sum(tally.windows for tally in both)),
-        "student_windows": float(sum(tally.student_windows for tally in both)),
+        "windows": float(sum(split_counts.windows for split_counts in both)),
+        "student_windows": float(sum(split_counts.student_windows for split_counts in both)),
         "train_tokens_student": float(train.student_tokens),
         "train_tokens_teacher": float(train.teacher_tokens),
         "aligned_position_coverage": aligned / student_tokens,
-        "one_to_one_coverage": sum(tally.one_to_one for tally in both) / student_tokens,
-        "overhanging_row_share": sum(tally.longer for tally in both) / max(aligned, 1),
-        "skipped_documents": float(sum(len(tally.lost) for tally in both)),
-        "forced_cuts": float(sum(tally.forced_cuts for tally in both)),
+        "one_to_one_coverage": sum(split_counts.one_to_one for split_counts in both) / student_tokens,
+        "overhanging_row_share": sum(split_counts.overhanging for split_counts in both) / max(aligned, 1),
+        "skipped_documents": float(sum(len(split_counts.skipped) for split_counts in both)),
+        "forced_cuts": float(sum(split_counts.forced_cuts for split_counts in both)),
     }

@@ -8,7 +8,7 @@ import numpy as np
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.teacher_windows import teacher_windows
 from moe_distill.alignment.tokenize import batches
-from moe_distill.alignment.window_limits import Tally, WindowLimits
+from moe_distill.alignment.window_limits import SplitCounts, WindowLimits
 from moe_distill.corpus.documents import hash_fraction, read_documents
 
 PURPOSE = "distil"  # of the hash fraction that chooses documents for distillation
@@ -36,14 +36,14 @@ def limited_fraction(path: Path, fraction: float, max_windows: int, teacher: Enc
             for group in read_documents(path)
         )
         for _, batch in batches(within):
-            windows = teacher_windows(batch, 0, teacher, limits, Tally())
+            windows = teacher_windows(batch, 0, teacher, limits, SplitCounts())
             fractions.append(np.array([hash_fraction(document.document_id, PURPOSE) for document in batch]))
             counts.append(np.bincount(windows.documents, minlength=len(batch)))
             found += len(windows.documents)
         low, high = high, min(2 * high, fraction)
     if found < max_windows:
         return fraction
-    fractions_D, counts_D = np.concatenate(fractions), np.concatenate(counts)
-    order = np.argsort(fractions_D)
-    last = order[np.searchsorted(counts_D[order].cumsum(), max_windows)]
-    return math.nextafter(float(fractions_D[last]), 1.0)
+    document_fractions, document_windows = np.concatenate(fractions), np.concatenate(counts)
+    order = np.argsort(document_fractions)
+    last = order[np.searchsorted(document_windows[order].cumsum(), max_windows)]
+    return math.nextafter(float(document_fractions[last]), 1.0)

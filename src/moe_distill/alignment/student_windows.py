@@ -7,7 +7,7 @@ from moe_distill.alignment.boundaries import aligned_rows, next_token_relation
 from moe_distill.alignment.encode import Encoded, Encoder, encode, without
 from moe_distill.alignment.teacher_windows import TeacherBatch
 from moe_distill.alignment.window_cuts import lay_out, split_evenly
-from moe_distill.alignment.window_limits import SPELL, Tally, WindowLimits, no_cut, skipped_line
+from moe_distill.alignment.window_limits import SPELL, SplitCounts, WindowLimits, no_cut, skipped_line
 from moe_distill.corpus.documents import Document
 from moe_distill.shards.window_store import NextToken
 
@@ -19,7 +19,7 @@ def student_columns(
     student: Encoder,
     limits: WindowLimits,
     rows_before: int,
-    tally: Tally,
+    split_counts: SplitCounts,
 ) -> dict[str, torch.Tensor]:
     """The columns of the student's windows (STUDENT_FIELDS but `token_bytes`), each inside one teacher window.
 
@@ -27,7 +27,7 @@ def student_columns(
         windows: the teacher's windows of the documents `batch`.
         first_document: number of the first of these documents.
         rows_before: teacher tokens of the split before this batch, to number `teacher_rows`.
-        tally: counts of the split, which this batch is added to.
+        split_counts: counts of the split, which this batch is added to.
     """
     max_tokens = limits.student_max_length - 1
     spans = zip(windows.window_starts.tolist(), windows.window_ends.tolist(), strict=True)
@@ -36,7 +36,7 @@ def student_columns(
     skipped = [(window, SPELL, offset) for window, offset in encoded.misspelled]
     skipped += [(window, no_cut(max_tokens), offset) for window, offset in layout.uncut]
     if skipped:
-        kept = _without_documents(layout.encoded, skipped, windows, batch, first_document, student, tally)
+        kept = _without_documents(layout.encoded, skipped, windows, batch, first_document, student, split_counts)
         layout = lay_out(student, kept, windows.text, windows.window_starts, max_tokens)
     encoded, starts, ends, whole = layout.encoded, layout.starts, layout.ends, layout.between_characters
     rows = aligned_rows(starts, windows.starts)
@@ -47,12 +47,12 @@ def student_columns(
     counts = np.diff(stops, prepend=0)
     first = stops - counts
 
-    tally.student_windows += len(stops)
-    tally.student_tokens += len(encoded.ids)
-    tally.aligned += int((rows >= 0).sum())
-    tally.one_to_one += int((relation == NextToken.SAME).sum())
-    tally.longer += int((relation == NextToken.LONGER).sum())
-    tally.forced_cuts += forced
+    split_counts.student_windows += len(stops)
+    split_counts.student_tokens += len(encoded.ids)
+    split_counts.aligned += int((rows >= 0).sum())
+    split_counts.one_to_one += int((relation == NextToken.SAME).sum())
+    split_counts.overhanging += int((relation == NextToken.LONGER).sum())
+    split_counts.forced_cuts += forced
     return {
         "token_ids": torch.from_numpy(encoded.ids).int(),
         "token_counts": torch.from_numpy(counts).int(),
@@ -72,7 +72,7 @@ def _without_documents(
     batch: list[Document],
     first_document: int,
     student: Encoder,
-    tally: Tally,
+    split_counts: SplitCounts,
 ) -> Encoded:
     """Remove the tokens of all windows of a document where one window cannot be used, and note the document as skipped.
 
@@ -84,6 +84,6 @@ def _without_documents(
         document = int(windows.documents[window])
         if document not in skipped_documents:
             where = int(windows.window_starts[window] - windows.document_starts[window]) + offset
-            tally.lost.append(skipped_line(student.name, batch[document - first_document], what, where))
+            split_counts.skipped.append(skipped_line(student.name, batch[document - first_document], what, where))
         skipped_documents.add(document)
     return without(encoded, np.flatnonzero(np.isin(windows.documents, sorted(skipped_documents))).tolist())

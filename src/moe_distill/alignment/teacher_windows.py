@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from moe_distill.alignment.boundaries import Offsets
 from moe_distill.alignment.encode import Encoder, encode
 from moe_distill.alignment.window_cuts import cut, lay_out
-from moe_distill.alignment.window_limits import SPELL, Tally, WindowLimits, no_cut, skipped_line
+from moe_distill.alignment.window_limits import SPELL, SplitCounts, WindowLimits, no_cut, skipped_line
 from moe_distill.corpus.documents import Document
 
 
@@ -29,20 +29,22 @@ class TeacherBatch:
 
 
 def teacher_windows(
-    batch: list[Document], first_document: int, teacher: Encoder, limits: WindowLimits, tally: Tally
+    batch: list[Document], first_document: int, teacher: Encoder, limits: WindowLimits, split_counts: SplitCounts
 ) -> TeacherBatch:
     """Tokenize documents and cut them into windows of at most `limits.teacher_max_length` tokens.
 
     Args:
         first_document: number of the first document of `batch`.
-        tally: counts of the split; documents that are skipped are added to it.
+        split_counts: counts of the split; documents that are skipped are added to it.
     """
     texts, max_tokens = [document.text.encode() for document in batch], limits.teacher_max_length - 1
     text, text_starts = b"".join(texts), _starts([len(text) for text in texts])
     encoded = encode(teacher, texts)
-    tally.lost.extend(skipped_line(teacher.name, batch[number], SPELL, offset) for number, offset in encoded.misspelled)
+    split_counts.skipped.extend(
+        skipped_line(teacher.name, batch[number], SPELL, offset) for number, offset in encoded.misspelled
+    )
     layout = lay_out(teacher, encoded, text, text_starts, max_tokens)
-    tally.lost.extend(
+    split_counts.skipped.extend(
         skipped_line(teacher.name, batch[number], no_cut(max_tokens), offset) for number, offset in layout.uncut
     )
     encoded, starts, ends = layout.encoded, layout.starts, layout.ends

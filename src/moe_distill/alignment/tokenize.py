@@ -9,7 +9,7 @@ import torch
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.student_windows import student_columns
 from moe_distill.alignment.teacher_windows import first_windows, teacher_columns, teacher_windows
-from moe_distill.alignment.window_limits import Tally, WindowLimits
+from moe_distill.alignment.window_limits import SplitCounts, WindowLimits
 from moe_distill.corpus.documents import Document
 from moe_distill.errors import DataError
 from moe_distill.shards.provenance import windows_fingerprint
@@ -29,7 +29,7 @@ def tokenize_split(
     teacher_key: str,
     student_key: str,
     tokenizers: tuple[str, str],
-) -> Tally:
+) -> SplitCounts:
     """Write the teacher's and the student's windows of one split; returns counts of the split.
 
     Args:
@@ -44,26 +44,26 @@ def tokenize_split(
     """
     teacher_writer = ShardWriter(teacher_output, TEACHER_FIELDS, "tokens", limits.shard_tokens)
     student_writer = ShardWriter(student_output, STUDENT_FIELDS, "tokens", limits.shard_tokens)
-    tally = Tally()
+    split_counts = SplitCounts()
     sources: dict[str, int] = {}  # name -> number of its first document; a source's documents are consecutive
     for first_document, batch in batches(documents):
         for number, document in enumerate(batch, start=first_document):
             sources.setdefault(document.source, number)
-        windows = teacher_windows(batch, first_document, teacher, limits, tally)
+        windows = teacher_windows(batch, first_document, teacher, limits, split_counts)
         if limits.max_windows is not None:
-            windows = first_windows(windows, limits.max_windows - tally.windows)
+            windows = first_windows(windows, limits.max_windows - split_counts.windows)
         rows_before = teacher_writer.rows("tokens")
-        teacher_writer.append(teacher_columns(windows) | _vocabulary(teacher, teacher_writer), cursor=0)
-        columns = student_columns(windows, batch, first_document, student, limits, rows_before, tally)
-        student_writer.append(columns | _vocabulary(student, student_writer), cursor=0)
-        tally.windows += len(windows.window_counts)
-        tally.teacher_tokens += len(windows.ids)
-        if limits.max_windows is not None and tally.windows >= limits.max_windows:
+        teacher_writer.append(teacher_columns(windows) | _vocabulary(teacher, teacher_writer), next_input=0)
+        columns = student_columns(windows, batch, first_document, student, limits, rows_before, split_counts)
+        student_writer.append(columns | _vocabulary(student, student_writer), next_input=0)
+        split_counts.windows += len(windows.window_counts)
+        split_counts.teacher_tokens += len(windows.ids)
+        if limits.max_windows is not None and split_counts.windows >= limits.max_windows:
             break
-    if not tally.student_windows:
+    if not split_counts.student_windows:
         why = (
-            f"of its documents {len(tally.lost)} were skipped, the first: {tally.lost[0]}"
-            if tally.lost
+            f"of its documents {len(split_counts.skipped)} were skipped, the first: {split_counts.skipped[0]}"
+            if split_counts.skipped
             else "it is empty"
         )
         raise DataError(
@@ -88,7 +88,7 @@ def tokenize_split(
             "source_starts": list(sources.values()),
         },
     )
-    return tally
+    return split_counts
 
 
 def _vocabulary(encoder: Encoder, writer: ShardWriter) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ class WindowLimits:
 
 
 @dataclass
-class Tally:
+class SplitCounts:
     """Counts of one split."""
 
     windows: int = 0  # of the teacher
@@ -25,9 +25,9 @@ class Tally:
     teacher_tokens: int = 0
     aligned: int = 0  # student positions with an aligned teacher position
     one_to_one: int = 0  # aligned positions where both next tokens span the same bytes
-    longer: int = 0  # aligned positions where the student's next token ends after the teacher's
+    overhanging: int = 0  # aligned positions where the student's next token ends after the teacher's
     forced_cuts: int = 0  # student windows that end where the teacher's tokens do not
-    lost: list[str] = field(default_factory=list)  # a line for each skipped document
+    skipped: list[str] = field(default_factory=list)  # a line for each skipped document
 
 
 SPELL = "spell"  # for `skipped_line`: the tokens do not spell the text

@@ -31,11 +31,11 @@ NO_AGREEMENT = Agreement(0, 0.0, 0.0, 0.0)
 
 def likeliest_ids(target: SparseTarget) -> Tensor:
     """The teacher's first tokens at each position, the likeliest first, int64 [N, at most TOP]; -1: no further one."""
-    positions, n_positions = target.entry_positions_E.long(), len(target)
-    probs_NS = padded(positions, target.entry_probs_E, n_positions, -1.0)
-    ids_NS = padded(positions, target.entry_ids_E.long(), n_positions, -1)
-    first = probs_NS.topk(min(TOP, probs_NS.shape[1]), dim=-1).indices
-    return ids_NS.gather(-1, first)
+    positions, n_positions = target.entry_positions_Z.long(), len(target)
+    probs_NU = padded(positions, target.entry_probs_Z, n_positions, -1.0)
+    ids_NU = padded(positions, target.entry_ids_Z.long(), n_positions, -1)
+    first = probs_NU.topk(min(TOP, probs_NU.shape[1]), dim=-1).indices
+    return ids_NU.gather(-1, first)
 
 
 def ranking_agreement(logits_AV: Tensor, teacher_ids_AX: Tensor) -> Agreement:

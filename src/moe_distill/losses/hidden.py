@@ -1,6 +1,6 @@
 """Losses between hidden states of two models: per-position values, scale-free by construction.
 
-Legend: W windows, P positions of a run (padded), D hidden size.
+Shapes: W windows, P positions of a run (padded), D hidden size.
 A mask [W, P] is True at real positions; values elsewhere are 0.
 """
 

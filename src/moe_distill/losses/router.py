@@ -1,6 +1,6 @@
 """Gates over replayed experts: mixtures, balance and importance.
 
-Legend: N positions, E experts.
+Shapes: N positions, E experts.
 """
 
 import torch

@@ -14,7 +14,7 @@ The bucket's gradient says nothing about where inside it mass belongs, and at T 
 it: with them the gradient is that of the cross-entropy against entries and samples. The bucketed KL is then what is
 displayed, and is computed only when asked for.
 
-Shapes: N positions, V student vocabulary, D student hidden size, n positions of a stretch, E entries, Y samples.
+Shapes: N positions, V student vocabulary, D student hidden size, n positions of a stretch, Z entries, Y samples.
 """
 
 from dataclasses import dataclass
@@ -151,7 +151,7 @@ class _Part:
 def _part(target: SparseTarget, stretch: Stretch, first_n: Tensor) -> _Part:
     positions = slice(stretch.start, stretch.stop)
     entries, samples = slice(*stretch.entries), slice(*stretch.samples)
-    entry_rows_Z = target.entry_positions_E[entries] - stretch.start
+    entry_rows_Z = target.entry_positions_Z[entries] - stretch.start
     sample_rows_Y = target.sample_positions_Y[samples] - stretch.start
     return _Part(
         temperature=target.temperature,
@@ -160,8 +160,8 @@ def _part(target: SparseTarget, stretch: Stretch, first_n: Tensor) -> _Part:
         residual_n=target.residual_N[positions],
         listed_mass_n=target.listed_mass_N[positions],
         entry_rows_Z=entry_rows_Z,
-        entry_places_Z=first_n.index_select(0, entry_rows_Z) + target.entry_ids_E[entries],
-        entry_probs_Z=target.entry_probs_E[entries],
+        entry_places_Z=first_n.index_select(0, entry_rows_Z) + target.entry_ids_Z[entries],
+        entry_probs_Z=target.entry_probs_Z[entries],
         sample_rows_Y=sample_rows_Y,
         sample_places_Y=first_n.index_select(0, sample_rows_Y) + target.sample_ids_Y[samples],
         sample_probs_Y=target.sample_probs_Y[samples],

@@ -1,6 +1,6 @@
 """Recompute every expert of the teacher's last MoE block, and logits after any mixture of them, from cached states.
 
-Legend: N positions, T hidden size of the teacher, E experts, I expert size, K ids. All results are fp32.
+Shapes: N positions, T hidden size of the teacher, E experts, I expert size, K ids. All results are fp32.
 """
 
 from dataclasses import dataclass

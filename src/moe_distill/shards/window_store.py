@@ -2,7 +2,7 @@
 
 A window is a span of a document's bytes. A model reads it as prefix token + tokens, so a window of n tokens has n
 positions: position 0 has read the prefix token alone and predicts token 0. Positions are numbered over all windows of
-a split in order, so position r of a split predicts token r of its store. Legend: B windows of a batch, L positions.
+a split in order, so position r of a split predicts token r of its store. Shapes: B windows of a batch, L positions.
 """
 
 import json

@@ -34,7 +34,7 @@ class _ShardProgress(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     entry: FileEntry
-    cursor: int  # the caller's next input after this shard
+    next_input: int  # the caller's next input after this shard
     tallies: dict[str, float]  # sums the caller keeps beside the rows
 
 
@@ -73,7 +73,7 @@ class ShardWriter:
     @property
     def next_input(self) -> int:
         """Number of the caller's first input that no finished shard holds; 0 where there is no shard."""
-        return self._progress[-1].cursor if self._progress else 0
+        return self._progress[-1].next_input if self._progress else 0
 
     def rows(self, table: str) -> int:
         """Rows of `table` in finished shards and pending."""
@@ -83,12 +83,14 @@ class ShardWriter:
         """Sum of a tally over all rows appended, those of a killed process before this one included."""
         return sum(shard.tallies.get(name, 0.0) for shard in self._progress) + self._pending_tallies[name]
 
-    def append(self, columns: Mapping[str, Tensor], cursor: int, tallies: Mapping[str, float] | None = None) -> None:
+    def append(
+        self, columns: Mapping[str, Tensor], next_input: int, tallies: Mapping[str, float] | None = None
+    ) -> None:
         """Add rows, and close a shard where they fill it.
 
         Args:
             columns: a tensor [rows, ...] for each field.
-            cursor: number of the caller's input that follows these rows.
+            next_input: number of the caller's input that follows these rows.
             tallies: numbers to add to sums that are kept with the shard, and so survive a kill.
 
         Raises:
@@ -98,7 +100,7 @@ class ShardWriter:
         for name, column in columns.items():
             self._pending[name].append(column.detach().cpu().contiguous())
         self._pending_tallies.update(tallies or {})
-        self._pending_next_input = cursor
+        self._pending_next_input = next_input
         if self._pending_rows(self._main_table) >= self._rows_per_shard:
             self._flush()
 
@@ -141,7 +143,7 @@ class ShardWriter:
         path = self._folder / shard_name(len(self._progress))
         write_atomically(path, save(columns))
         entry = FileEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), rows=rows)
-        progress = _ShardProgress(entry=entry, cursor=self._pending_next_input, tallies=dict(self._pending_tallies))
+        progress = _ShardProgress(entry=entry, next_input=self._pending_next_input, tallies=dict(self._pending_tallies))
         if self._progress_folder is not None:
             write_checksummed_json(_progress_path(self._progress_folder, path.name), progress.model_dump(mode="json"))
         self._progress.append(progress)

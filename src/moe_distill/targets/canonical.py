@@ -13,7 +13,7 @@ two of them stand there, a merge of the two is due before either is used up.
 A pre-tokenizer may keep texts apart that these rules would merge. Of a run of whitespace the last space goes to the
 word that follows, so merges into whitespace alone are no reason at a border; and what the training text has is allowed.
 
-Legend: N positions, E entries, V student vocabulary, X pairs, P merges.
+Shapes: N positions, Z entries, V student vocabulary, X pairs, Q merges.
 """
 
 import math
@@ -37,21 +37,21 @@ class MergeRules:
     ranks: Tensor  # int64 [V]: of the merge that makes a token; -1: none does
     lefts: Tensor  # int64 [V]: what that merge joins
     rights: Tensor  # int64 [V]
-    pairs: Tensor  # int64 [P]: what merges at a border, as `pair_keys`, ascending
-    pair_ranks: Tensor  # int64 [P]
+    pairs: Tensor  # int64 [Q]: what merges at a border, as `pair_keys`, ascending
+    pair_ranks: Tensor  # int64 [Q]
     met: Tensor  # int64: pairs of the text that the rules deny, as `pair_keys`, ascending
 
 
 def merge_rules(merges: Merges, n_ids: int) -> MergeRules:
     """Rules from at least one merge; each token is made by one at most."""
-    ranks_P, zeros_V = torch.arange(len(merges.results)), torch.zeros(n_ids, dtype=torch.int64)
+    ranks_Q, zeros_V = torch.arange(len(merges.results)), torch.zeros(n_ids, dtype=torch.int64)
     pairs, order = pair_keys(merges.lefts, merges.rights)[~merges.are_blank].sort()
     return MergeRules(
-        ranks=(zeros_V - 1).index_copy(0, merges.results, ranks_P),
+        ranks=(zeros_V - 1).index_copy(0, merges.results, ranks_Q),
         lefts=zeros_V.index_copy(0, merges.results, merges.lefts),
         rights=zeros_V.index_copy(0, merges.results, merges.rights),
         pairs=pairs,
-        pair_ranks=ranks_P[~merges.are_blank][order],
+        pair_ranks=ranks_Q[~merges.are_blank][order],
         met=torch.zeros(0, dtype=torch.int64),
     )
 
@@ -94,20 +94,20 @@ def stays_apart(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) -
 
 
 def noncanonical(rules: MergeRules, entries: Entries, previous_ids_N: Tensor, next_ids_N: Tensor | None) -> Tensor:
-    """Which entries cannot follow the student's last token, bool [E].
+    """Which entries cannot follow the student's last token, bool [Z].
 
     Args:
         entries: at T = 1.
         previous_ids_N: the student's last token.
         next_ids_N: the one that follows in the text, and so can; None: nothing is known of it.
     """
-    asked_E = entries.logprobs > math.log(LEAST_PROB)
+    asked_Z = entries.logprobs > math.log(LEAST_PROB)
     if next_ids_N is not None:
-        asked_E = asked_E & (entries.ids != next_ids_N[entries.rows])
-    gone_E = torch.zeros_like(asked_E)
-    gone_E[asked_E] = ~may_follow(rules, previous_ids_N[entries.rows[asked_E]], entries.ids[asked_E])
+        asked_Z = asked_Z & (entries.ids != next_ids_N[entries.rows])
+    gone_Z = torch.zeros_like(asked_Z)
+    gone_Z[asked_Z] = ~may_follow(rules, previous_ids_N[entries.rows[asked_Z]], entries.ids[asked_Z])
     if next_ids_N is None:
-        probs_E, zeros_N = entries.logprobs.exp(), torch.zeros(len(previous_ids_N), device=asked_E.device)
-        lost_N, whole_N = (zeros_N.index_add(0, entries.rows, each) for each in (probs_E * gone_E, probs_E))
-        gone_E = gone_E & (lost_N <= MOST_GONE * whole_N)[entries.rows]
-    return gone_E
+        probs_Z, zeros_N = entries.logprobs.exp(), torch.zeros(len(previous_ids_N), device=asked_Z.device)
+        lost_N, whole_N = (zeros_N.index_add(0, entries.rows, each) for each in (probs_Z * gone_Z, probs_Z))
+        gone_Z = gone_Z & (lost_N <= MOST_GONE * whole_N)[entries.rows]
+    return gone_Z

@@ -1,6 +1,6 @@
 """Sparse rows as flat lists: most places of a padded table would be empty, and each would be sorted and gathered.
 
-Legend: N rows, E entries of all rows, X the same before those of one id are added up, S entries of the fullest row.
+Shapes: N rows, Z entries of all rows, X the same before those of one id are added up, U entries of the fullest row.
 """
 
 from dataclasses import dataclass
@@ -34,19 +34,19 @@ def index_of(ascending: Tensor, wanted: Tensor) -> Tensor:
 class Entries:
     """Ids of each row and their log-probabilities."""
 
-    rows: Tensor  # int64 [E], ascending
-    ids: Tensor  # int64 [E], ascending within a row
-    logprobs: Tensor  # [E]
+    rows: Tensor  # int64 [Z], ascending
+    ids: Tensor  # int64 [Z], ascending within a row
+    logprobs: Tensor  # [Z]
 
-    def without(self, gone_E: Tensor) -> "Entries":
-        return Entries(self.rows[~gone_E], self.ids[~gone_E], self.logprobs[~gone_E])
+    def without(self, gone_Z: Tensor) -> "Entries":
+        return Entries(self.rows[~gone_Z], self.ids[~gone_Z], self.logprobs[~gone_Z])
 
 
 def merged(rows_X: Tensor, ids_X: Tensor, logprobs_X: Tensor) -> Entries:
     """Add up what a row has of one id; log-probabilities of -inf are dropped."""
     is_entry_X = logprobs_X > NEGATIVE_INFINITY
-    keys_E, place_X = pair_keys(rows_X[is_entry_X], ids_X[is_entry_X]).unique(return_inverse=True)
-    return Entries(*pairs_of(keys_E), grouped_logsumexp(logprobs_X[is_entry_X], place_X, len(keys_E)))
+    keys_Z, place_X = pair_keys(rows_X[is_entry_X], ids_X[is_entry_X]).unique(return_inverse=True)
+    return Entries(*pairs_of(keys_Z), grouped_logsumexp(logprobs_X[is_entry_X], place_X, len(keys_Z)))
 
 
 def grouped_logsumexp(values_X: Tensor, groups_X: Tensor, n_groups: int) -> Tensor:
@@ -71,5 +71,5 @@ def padded(rows_X: Tensor, values_X: Tensor, n_rows: int, fill: float) -> Tensor
     counts_N = torch.bincount(rows_X, minlength=n_rows)
     width = int(F.pad(counts_N, (0, 1), value=1).max())
     columns_X = torch.arange(len(rows_X), device=rows_X.device) - (counts_N.cumsum(0) - counts_N)[rows_X]
-    empty_NS = values_X.new_full((n_rows, width), fill)
-    return empty_NS.index_put((rows_X, columns_X), values_X)
+    empty_NU = values_X.new_full((n_rows, width), fill)
+    return empty_NU.index_put((rows_X, columns_X), values_X)

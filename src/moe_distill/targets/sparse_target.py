@@ -9,7 +9,7 @@ second, what merges with a sampled id is estimated (targets/tail_merging). Witho
 Where the text's own next tokens are given, the text says which student token the teacher's next token became: its
 probability goes there whole, whatever the map would say of it.
 
-Shapes: N positions, A of them with cached rows, K kept logits, M tail samples, E entries and Y samples of all
+Shapes: N positions, A of them with cached rows, K kept logits, M tail samples, Z entries and Y samples of all
 positions in one list each, X pairs of a cached id and one of its student tokens.
 """
 
@@ -50,9 +50,9 @@ class SparseTarget:
     has_target_N: Tensor  # bool
     residual_N: Tensor  # fp32: probability outside the entries; 0 where there is no target
     listed_mass_N: Tensor  # fp32: probability of the entries and samples
-    entry_positions_E: Tensor  # int32, ascending
-    entry_ids_E: Tensor  # int32, ascending and each once in a position
-    entry_probs_E: Tensor  # fp32
+    entry_positions_Z: Tensor  # int32, ascending
+    entry_ids_Z: Tensor  # int32, ascending and each once in a position
+    entry_probs_Z: Tensor  # fp32
     sample_positions_Y: Tensor  # int32, ascending
     sample_ids_Y: Tensor  # int32; may repeat in a position
     sample_probs_Y: Tensor  # fp32
@@ -82,9 +82,9 @@ def joined(targets: Sequence[SparseTarget]) -> SparseTarget:
         has_target_N=column("has_target_N"),
         residual_N=column("residual_N"),
         listed_mass_N=column("listed_mass_N"),
-        entry_positions_E=positions("entry_positions_E"),
-        entry_ids_E=column("entry_ids_E"),
-        entry_probs_E=column("entry_probs_E"),
+        entry_positions_Z=positions("entry_positions_Z"),
+        entry_ids_Z=column("entry_ids_Z"),
+        entry_probs_Z=column("entry_probs_Z"),
         sample_positions_Y=positions("sample_positions_Y"),
         sample_ids_Y=column("sample_ids_Y"),
         sample_probs_Y=column("sample_probs_Y"),
@@ -134,8 +134,8 @@ def sparse_target(
     mapped_A = grouped_logsumexp(entries.logprobs, entries.rows, len(outside_A))
     unmapped_A = (kept.unmapped / temperature).logsumexp(-1)
     normalizer_A = torch.logaddexp(torch.logaddexp(mapped_A, unmapped_A), outside_A)
-    entry_probs_E = (entries.logprobs - normalizer_A[entries.rows]).exp()
-    entry_mass_A = torch.zeros_like(normalizer_A).index_add(0, entries.rows, entry_probs_E)
+    entry_probs_Z = (entries.logprobs - normalizer_A[entries.rows]).exp()
+    entry_mass_A = torch.zeros_like(normalizer_A).index_add(0, entries.rows, entry_probs_Z)
     sample_rows_Y, sample_ids_Y, sample_probs_Y = _samples(rows, samples, temperature, normalizer_A, factors_X)
     sample_mass_A = torch.zeros_like(normalizer_A).index_add(0, sample_rows_Y, sample_probs_Y)
     none_N = torch.zeros(len(has_target_N))
@@ -145,9 +145,9 @@ def sparse_target(
         has_target_N=has_target_N,
         residual_N=none_N.index_copy(0, positions_A, (1.0 - entry_mass_A).clamp_min(0.0)),
         listed_mass_N=none_N.index_copy(0, positions_A, entry_mass_A + sample_mass_A),
-        entry_positions_E=positions_A[entries.rows].int(),
-        entry_ids_E=entries.ids.int(),
-        entry_probs_E=entry_probs_E,
+        entry_positions_Z=positions_A[entries.rows].int(),
+        entry_ids_Z=entries.ids.int(),
+        entry_probs_Z=entry_probs_Z,
         sample_positions_Y=positions_A[sample_rows_Y].int(),
         sample_ids_Y=sample_ids_Y.int(),
         sample_probs_Y=sample_probs_Y,

@@ -26,7 +26,7 @@ def stretches(n_positions: int, chunk_tokens: int, target: SparseTarget | None) 
     """
     edges = [*range(0, n_positions, chunk_tokens), n_positions]
     none = [0] * len(edges)
-    entries = none if target is None else _first_at(target.entry_positions_E, edges)
+    entries = none if target is None else _first_at(target.entry_positions_Z, edges)
     samples = none if target is None else _first_at(target.sample_positions_Y, edges)
     bounds = zip(pairwise(edges), pairwise(entries), pairwise(samples), strict=True)
     return tuple(Stretch(*positions, of_entries, of_samples) for positions, of_entries, of_samples in bounds)

@@ -11,7 +11,7 @@ proportion to t that it has in the text: b = p(t) F(s) / F(t), where F are the f
 and of what they become, the kept ids included. Weighted by p(t) that is b or more on average, b where the teacher's
 proportions are the text's: what merges in the tail gets too little rather than too much.
 
-Legend: N positions, M tail samples, X pairs of a sample and one of its student tokens.
+Shapes: N positions, M tail samples, X pairs of a sample and one of its student tokens.
 """
 
 import torch

@@ -7,7 +7,7 @@ how often the student's next token is s where the teacher's is t, both having re
 the rule as one more observation, are the shares by which t's probability is handed out. Each row of shares sums to 1,
 so mass is conserved; where text and rule agree, the share of the rule is 1.
 
-Legend: R rows of the teacher's output matrix, V student vocabulary, J student tokens of a teacher id, P pairs that
+Shapes: R rows of the teacher's output matrix, V student vocabulary, J student tokens of a teacher id, Q pairs that
 were counted, Y teacher ids in a list, X pairs of one of them and a student token of it.
 """
 
@@ -25,7 +25,7 @@ RULE_COUNT = 1.0  # observations that the rule is worth
 
 @dataclass(frozen=True)
 class NextTokenCounts:
-    """Pairs of next tokens at aligned positions of a text, each pair once, int64 [P]."""
+    """Pairs of next tokens at aligned positions of a text, each pair once, int64 [Q]."""
 
     teacher_ids: Tensor
     student_ids: Tensor
@@ -78,25 +78,25 @@ def counted_shares(rule_ids_R: Tensor, continuations: NextTokenCounts) -> Vocabu
     teacher_ids = torch.cat([mapped, continuations.teacher_ids[known]])
     student_ids = torch.cat([rule_ids_R[mapped], continuations.student_ids[known]])
     counts = torch.cat([torch.full((len(mapped),), RULE_COUNT), continuations.counts[known].float()])
-    keys_P, place = pair_keys(teacher_ids, student_ids).unique(return_inverse=True)
-    counts_P = torch.zeros(len(keys_P)).index_add(0, place, counts)
-    return _largest(*pairs_of(keys_P), counts_P, len(rule_ids_R))
+    keys_Q, place = pair_keys(teacher_ids, student_ids).unique(return_inverse=True)
+    counts_Q = torch.zeros(len(keys_Q)).index_add(0, place, counts)
+    return _largest(*pairs_of(keys_Q), counts_Q, len(rule_ids_R))
 
 
-def _largest(teacher_ids_P: Tensor, student_ids_P: Tensor, counts_P: Tensor, n_rows: int) -> VocabularyMap:
+def _largest(teacher_ids_Q: Tensor, student_ids_Q: Tensor, counts_Q: Tensor, n_rows: int) -> VocabularyMap:
     """The J largest counts of each teacher id, as shares of their sum."""
-    by_count = counts_P.argsort(descending=True, stable=True)
-    order = by_count[teacher_ids_P[by_count].argsort(stable=True)]
-    teacher, n_pairs = teacher_ids_P[order], torch.bincount(teacher_ids_P, minlength=n_rows)
+    by_count = counts_Q.argsort(descending=True, stable=True)
+    order = by_count[teacher_ids_Q[by_count].argsort(stable=True)]
+    teacher, n_pairs = teacher_ids_Q[order], torch.bincount(teacher_ids_Q, minlength=n_rows)
     rank = torch.arange(len(order)) - (n_pairs.cumsum(0) - n_pairs)[teacher]
     kept = rank < MAX_STUDENT_TOKENS
     place = (teacher[kept], rank[kept])
     student_ids = torch.zeros(n_rows, MAX_STUDENT_TOKENS, dtype=torch.int64)
     counts = torch.zeros(n_rows, MAX_STUDENT_TOKENS)
-    student_ids[place] = student_ids_P[order[kept]]
-    counts[place] = counts_P[order[kept]]
+    student_ids[place] = student_ids_Q[order[kept]]
+    counts[place] = counts_Q[order[kept]]
     log_shares = (counts / counts.sum(-1, keepdim=True).clamp_min(1e-30)).log()
-    return _with_frequencies(student_ids, log_shares, torch.zeros(n_rows).index_add(0, teacher_ids_P, counts_P))
+    return _with_frequencies(student_ids, log_shares, torch.zeros(n_rows).index_add(0, teacher_ids_Q, counts_Q))
 
 
 def _with_frequencies(student_ids_RJ: Tensor, log_shares_RJ: Tensor, counts_R: Tensor) -> VocabularyMap:

@@ -115,7 +115,7 @@ def capture(
             "text_token_probability": text_token_probability,
             "seconds": time.perf_counter() - began,
         }
-        writer.append(columns, cursor=batch.numbers.stop, tallies=tallies)
+        writer.append(columns, next_input=batch.numbers.stop, tallies=tallies)
     totals = {name: writer.tally(name) for name in ("nonfinite_batches", "text_token_probability", "seconds")}
     index = writer.finish(
         TEACHER_TARGETS,
@@ -162,7 +162,7 @@ def _position_columns(
     Raises:
         DataError: a logit is not finite.
     """
-    final_NT = batch.rows(states.final_BLD)
+    final_NT = batch.rows(states.final_BLT)
     targets_N = torch.cat(batch.tokens).to(final_NT.device)
     generator = torch.Generator().manual_seed(_stable_hash(seed, batch.numbers.start))
     uniforms_N = torch.rand(len(final_NT), generator=generator).to(final_NT.device)
@@ -207,9 +207,9 @@ def _hidden_columns(
         parts = [values[number, run.start : run.stop] for number, run in places]
         return torch.cat(parts) if parts else values[0, :0]
 
-    columns["hidden"], columns["hidden_scales"] = _scaled(picked(states.hidden_BLSD))
-    if states.moe_input_BLD is not None and states.router_logits_BLE is not None:
-        columns["moe_input"], columns["moe_input_scales"] = _scaled(picked(states.moe_input_BLD))
+    columns["hidden"], columns["hidden_scales"] = _scaled(picked(states.hidden_BLST))
+    if states.moe_input_BLT is not None and states.router_logits_BLE is not None:
+        columns["moe_input"], columns["moe_input_scales"] = _scaled(picked(states.moe_input_BLT))
         columns["router_logits"] = picked(states.router_logits_BLE)[:, None]
     return columns
 

@@ -1,6 +1,6 @@
 """One forward pass of the teacher: final states for the output matrix, residual states for replay.
 
-Legend: B windows of a batch, L positions of a window, D hidden size, E experts, S captured layers.
+Shapes: B windows of a batch, L positions of a window, T hidden size, E experts, S captured layers.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from moe_distill.teacher.architecture import Architecture
 class States:
     """States of a batch, in fp32."""
 
-    final_BLD: Tensor  # after the final norm: the input of the output matrix
-    hidden_BLSD: Tensor  # residual stream after the captured layers; layer 0 stands for the embeddings
-    moe_input_BLD: Tensor | None  # residual stream that enters the last MoE block; None: the last layer has none
+    final_BLT: Tensor  # after the final norm: the input of the output matrix
+    hidden_BLST: Tensor  # residual stream after the captured layers; layer 0 stands for the embeddings
+    moe_input_BLT: Tensor | None  # residual stream that enters the last MoE block; None: the last layer has none
     router_logits_BLE: Tensor | None  # of that block
 
     def finite(self) -> bool:
         """Whether no value is NaN or infinite."""
-        tensors = (self.final_BLD, self.hidden_BLSD, self.moe_input_BLD, self.router_logits_BLE)
+        tensors = (self.final_BLT, self.hidden_BLST, self.moe_input_BLT, self.router_logits_BLE)
         return all(is_finite(tensor) for tensor in tensors if tensor is not None)
 
 
@@ -63,15 +63,15 @@ def _convert_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 def _run(architecture: Architecture, input_ids_BL: Tensor, hidden_layers: list[int]) -> States:
     with _recorder(architecture, hidden_layers) as seen:
-        final_BLD = architecture.body(input_ids=input_ids_BL, use_cache=False).last_hidden_state
-    shape = final_BLD.shape[:2]
+        final_BLT = architecture.body(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+    shape = final_BLT.shape[:2]
     hidden = [seen[f"layer {number}"].float() for number in hidden_layers]
     router_logits = seen.get("router_logits")
     moe_input = seen.get("moe_input")
     return States(
-        final_BLD=final_BLD.float(),
-        hidden_BLSD=torch.stack(hidden, 2) if hidden else final_BLD.new_zeros(*shape, 0, final_BLD.shape[-1]),
-        moe_input_BLD=None if moe_input is None else moe_input.float(),
+        final_BLT=final_BLT.float(),
+        hidden_BLST=torch.stack(hidden, 2) if hidden else final_BLT.new_zeros(*shape, 0, final_BLT.shape[-1]),
+        moe_input_BLT=None if moe_input is None else moe_input.float(),
         router_logits_BLE=None if router_logits is None else router_logits.float().view(*shape, -1),
     )
 
