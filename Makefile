@@ -21,7 +21,7 @@ run: $(VENV)/installed
 	dvc repro
 
 test: $(VENV)/installed
-	pytest
+	pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed
 	pytest -m slow

@@ -15,7 +15,9 @@ from moe_distill.log import log
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.models.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.replay.block import load_teacher_head
+from moe_distill.replay.head import read_description
 from moe_distill.shards.format import INDEX_NAME
+from moe_distill.shards.provenance import check_same_teacher
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
@@ -26,6 +28,7 @@ from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
 from moe_distill.training.recorder import Recorder, RecorderSettings
+from moe_distill.training.replay_check import replay_fault
 from moe_distill.training.schedule import LM_ONLY, first_phase_steps, needs_states, objective_at, ramps_are_complete
 from moe_distill.training.student import layer_pairs, make_heads
 from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
@@ -108,9 +111,7 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
     experiment, train = params.experiment, params.profile.train
     assert inputs.targets is not None
     with_states = needs_states(experiment)
-    num_experts = count_experts(open_targets(inputs.targets / "train")) if with_states else 0
-    if with_states and not num_experts:
-        log("train_router: the teacher's last block is dense; the router is off")
+    num_experts = _replayable_experts(inputs.targets / "train", inputs.teacher_head) if with_states else 0
 
     def objective(step: int, scales: Mapping[str, float]) -> Objective:
         return objective_at(step, experiment, train, dict(scales))
@@ -126,6 +127,26 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
         watches=partial(ramps_are_complete, experiment=experiment, train=train),
     )
     return _train(params, phase, first_phase_steps(experiment, train), with_states, inputs, outputs)
+
+
+def _replayable_experts(targets: Path, head: Path | None) -> int:
+    """Experts that the router can mix; 0 where the teacher's last block is dense or is not what replay takes it for.
+
+    Raises:
+        DataError: the head is of another teacher than the shards.
+    """
+    shards = open_targets(targets)
+    num_experts = count_experts(shards)
+    if not num_experts:
+        log("train_router: the teacher's last block is dense; the router is off")
+    elif shards.rows("hidden"):  # none: refused later
+        assert head is not None
+        check_same_teacher(shards, head, read_description(head).teacher_fingerprint)
+        fault = replay_fault(shards, load_teacher_head(head, torch.device("cpu")))
+        if fault is not None:
+            log(f"train_router: {fault}; the router is off")
+            return 0
+    return num_experts
 
 
 def _train(
