@@ -49,7 +49,7 @@ def with_states(params: Params, hidden_fraction: float, **weights: float) -> Par
 
 @pytest.mark.parametrize("share", [0.0, 0.01])
 def test_few_states_of_a_moe_teacher_do_for_kd_alone(workspace: Chain, share: float) -> None:
-    main(with_states(workspace.params, share, chunk=0.1, kd_inside=0.1))
+    main(with_states(workspace.params, share))
     for split in ("train", "validation"):
         targets = open_targets(workspace.targets / split)
         targets.verify()
