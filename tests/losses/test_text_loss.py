@@ -160,6 +160,18 @@ def test_without_gradients_the_values_are_the_same(is_sampled: bool | None, with
         assert not found.loss.requires_grad
 
 
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_asking_for_the_kl_changes_no_bit_of_the_gradient(temperature: float, dtype: torch.dtype) -> None:
+    target = targets_of(KINDS, temperature, True)
+    found = []
+    for with_kl in (False, True):
+        hidden_ND, weight_VD, labels_N = student(len(target))
+        loss = text_loss(hidden_ND, weight_VD, text_of(target, labels_N), 0.9, dtype, with_kl).loss
+        found.append([loss, *gradients(loss, hidden_ND, weight_VD)])
+    assert all(torch.equal(without, with_it) for without, with_it in zip(*found, strict=True))
+
+
 def test_only_the_loss_has_a_gradient() -> None:
     hidden_ND, weight_VD, labels_N = student(14)
     found = text_loss(

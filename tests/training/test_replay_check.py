@@ -55,7 +55,9 @@ def test_r15_the_router_is_off_where_replay_is_another_block(
     head = load_teacher_head(folders.inputs.teacher_head or Path(), CPU)
     write_head(tmp_path / "head", changed(head, "expert").tensors, head.description)
     inputs = replace(folders.inputs, teacher_head=tmp_path / "head")
-    result = train_router(make_params(max_steps=4), inputs, folders.outputs(tmp_path.name))
+    result = train_router(
+        make_params(capture={"hidden_layers": [0, 1]}, max_steps=4), inputs, folders.outputs(tmp_path.name)
+    )
     assert result.final.experts is None
     assert not [name for name in result.final.terms if name.startswith("router")]
     assert "feature" in result.final.terms

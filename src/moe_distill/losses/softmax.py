@@ -41,10 +41,15 @@ class LogSums:
     rest: Tensor  # tempered, without what was removed; -inf where nothing is left
 
 
+def log_sums(logits_nV: Tensor, temperature: float) -> Tensor:
+    """Log of the sum of exp of each row's logits at a temperature, fp32 [n]; -inf for a row that has nothing."""
+    return torch.cat([(block.float() / temperature).logsumexp(-1) for block in _blocks(logits_nV)])
+
+
 def softmax_(logits_nV: Tensor, temperature: float, removed: Removed | None, pulls: Pulls | None) -> LogSums:
     """The log-sums of each row; the logits become their gradient, or lose their meaning without `pulls`."""
     sums, start = [], 0
-    for block in logits_nV.split(max(1, BLOCK_VALUES[logits_nV.device.type] // logits_nV.shape[1])):
+    for block in _blocks(logits_nV):
         rows = slice(start, start := start + len(block))
         of_rows = itemgetter((rows, None))
         sums.append(_softmax_block(block, temperature, map_tensors(removed, of_rows), map_tensors(pulls, of_rows)))
@@ -88,3 +93,8 @@ def _exponentials_(logits: Tensor) -> tuple[Tensor, Tensor]:
     peak = logits.amax(-1, keepdim=True).clamp_min_(LOWEST)
     total = logits.sub_(peak).exp_().sum(-1, keepdim=True)
     return peak + total.log(), total.clamp_min_(torch.finfo(torch.float32).tiny)
+
+
+def _blocks(logits_nV: Tensor) -> tuple[Tensor, ...]:
+    blocks: tuple[Tensor, ...] = logits_nV.split(max(1, BLOCK_VALUES[logits_nV.device.type] // logits_nV.shape[1]))
+    return blocks

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe_distill.losses.softmax import LOWEST, Pulls, Removed, softmax_
+from moe_distill.losses.softmax import LOWEST, Pulls, Removed, log_sums, softmax_
 from moe_distill.targets.sparse_rows import grouped_logsumexp
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.stretches import Stretch
@@ -64,7 +64,7 @@ def text_loss(
         hidden_ND: what the output matrix reads.
         weight_VD: the output matrix.
         dtype: of the product with the output matrix and of the logits; sums and softmaxes are fp32 in any case.
-        with_kl: whether `TextLoss.kl` is wanted; it costs little.
+        with_kl: whether `TextLoss.kl` is wanted; the gradient is the same to the bit.
     """
     has_kl = text.target is not None and (with_kl or not text.target.is_sampled)
     with_gradient = torch.is_grad_enabled()
@@ -126,9 +126,11 @@ def _losses(
     if text.target is None:
         return _lm(logits_nV, labels, with_gradient)
     part = _part(text.target, stretch, first_n)
-    entries, samples = (_Listed(places, logits_nV.view(-1)) for places in (part.entry_places_Z, part.sample_places_Y))
-    bucketed = _bucketed if has_kl else _sampled
-    return bucketed(logits_nV, labels, entries, samples, part, kd_weight, with_gradient)
+    entries = _Listed(part.entry_places_Z, logits_nV.view(-1))
+    if not text.target.is_sampled:
+        return _bucketed(logits_nV, labels, entries, part, kd_weight, with_gradient)
+    samples = _Listed(part.sample_places_Y, logits_nV.view(-1))
+    return _sampled(logits_nV, labels, entries, samples, part, kd_weight, has_kl, with_gradient)
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,12 @@ class _Part:
     """The target's part of a stretch; rows count from its start, places are those in the flat matrix."""
 
     temperature: float
-    is_sampled: bool
     has_target_n: Tensor
     residual_n: Tensor
     listed_mass_n: Tensor
     entry_rows_Z: Tensor
     entry_places_Z: Tensor
     entry_probs_Z: Tensor
-    sample_rows_Y: Tensor
     sample_places_Y: Tensor
     sample_probs_Y: Tensor
 
@@ -155,14 +155,12 @@ def _part(target: SparseTarget, stretch: Stretch, first_n: Tensor) -> _Part:
     sample_rows_Y = target.sample_positions_Y[samples] - stretch.start
     return _Part(
         temperature=target.temperature,
-        is_sampled=target.is_sampled,
         has_target_n=target.has_target_N[positions].float(),
         residual_n=target.residual_N[positions],
         listed_mass_n=target.listed_mass_N[positions],
         entry_rows_Z=entry_rows_Z,
         entry_places_Z=first_n.index_select(0, entry_rows_Z) + target.entry_ids_Z[entries],
         entry_probs_Z=target.entry_probs_Z[entries],
-        sample_rows_Y=sample_rows_Y,
         sample_places_Y=first_n.index_select(0, sample_rows_Y) + target.sample_ids_Y[samples],
         sample_probs_Y=target.sample_probs_Y[samples],
     )
@@ -178,6 +176,9 @@ class _Listed:
     def remove(self) -> None:
         """Take them out of the matrix."""
         self._flat_logits.index_fill_(0, self._places, float("-inf"))
+
+    def put_back(self) -> None:
+        self._flat_logits.index_copy_(0, self._places, self.logits.to(self._flat_logits.dtype))
 
     def add_gradient(self, gradient: Tensor) -> None:
         self._flat_logits.index_add_(0, self._places, gradient.to(self._flat_logits.dtype))
@@ -200,11 +201,16 @@ def _sampled(
     samples: _Listed,
     part: _Part,
     kd_weight: float,
+    has_kl: bool,
     with_gradient: bool,
 ) -> Tensor:
-    """Cross-entropy of the text, and against entries and samples."""
+    """Cross-entropy of the text, and against entries and samples; whether the KL is wanted changes no gradient."""
     temperature, kd_scale = part.temperature, kd_weight * part.temperature  # T^2, and 1 / T from inside the softmax
     lm_weight_n = 1.0 - kd_weight * part.has_target_n
+    if has_kl:
+        entries.remove()
+        rest_n = log_sums(logits_nV, temperature)
+        entries.put_back()
     pulls = Pulls(lm_weight_n, kd_scale * part.listed_mass_n) if with_gradient else None
     sums = softmax_(logits_nV, temperature, None, pulls)
     if with_gradient:
@@ -216,19 +222,17 @@ def _sampled(
     cross_entropy = part.listed_mass_n @ sums.tempered - listed / temperature
     weighted_nll = lm_weight_n @ nll_n
     loss = weighted_nll + kd_weight * temperature**2 * cross_entropy
-    return torch.stack([loss, nll_n.sum(), weighted_nll, torch.zeros_like(loss)])
+    kl = torch.zeros_like(loss)
+    if has_kl:
+        entry_logprobs_Z = entries.logits / temperature - sums.tempered.index_select(0, part.entry_rows_Z)
+        kl = _kl(part, entry_logprobs_Z, rest_n - sums.tempered)
+    return torch.stack([loss, nll_n.sum(), weighted_nll, kl])
 
 
 def _bucketed(
-    logits_nV: Tensor,
-    labels: _Listed,
-    entries: _Listed,
-    samples: _Listed,
-    part: _Part,
-    kd_weight: float,
-    with_gradient: bool,
+    logits_nV: Tensor, labels: _Listed, entries: _Listed, part: _Part, kd_weight: float, with_gradient: bool
 ) -> Tensor:
-    """The same with the value of the bucketed KL, which is the loss where there are no samples.
+    """Cross-entropy of the text, and the bucketed KL.
 
     The entries' logits are taken out first, so that what is left of a row is the bucket of all the rest.
     """
@@ -240,31 +244,27 @@ def _bucketed(
     tempered_n = at_one_n if temperature == 1.0 else grouped_logsumexp(entries.logits / temperature, rows_Z, n)
     n_entries_n = torch.zeros_like(part.residual_n).index_add(0, rows_Z, torch.ones_like(entries.logits))
     has_rest_n = (part.residual_n > NO_RESIDUAL) & (n_entries_n < logits_nV.shape[1])
-    bucket_n = part.residual_n * has_rest_n
-    is_loss = not part.is_sampled
-    drawn_n = part.listed_mass_n + bucket_n if is_loss else part.listed_mass_n
-    pulls = Pulls(lm_weight_n, kd_scale * drawn_n, kd_scale * bucket_n if is_loss else None) if with_gradient else None
+    drawn_n = part.listed_mass_n + part.residual_n * has_rest_n
+    pulls = Pulls(lm_weight_n, kd_scale * drawn_n, kd_scale * part.residual_n * has_rest_n) if with_gradient else None
     sums = softmax_(logits_nV, temperature, Removed(at_one_n, tempered_n), pulls)
 
     nll_n = sums.at_one - labels.logits
     weighted_nll = lm_weight_n @ nll_n
     entry_logprobs_Z = entries.logits / temperature - sums.tempered.index_select(0, rows_Z)
-    rest_logprobs_n = (sums.rest - sums.tempered).clamp_min(LOWEST)  # finite, for a bucket of 0
-    kl = _kl(part.entry_probs_Z, entry_logprobs_Z) + _kl(bucket_n, rest_logprobs_n)
-    kd = kl
-    if part.is_sampled:
-        sample_logprobs_Y = samples.logits / temperature - sums.tempered.index_select(0, part.sample_rows_Y)
-        kd = -(part.entry_probs_Z @ entry_logprobs_Z) - part.sample_probs_Y @ sample_logprobs_Y
+    kl = _kl(part, entry_logprobs_Z, sums.rest - sums.tempered)
     if with_gradient:
         at_one_Z = entries.logits - sums.at_one.index_select(0, rows_Z)
         of_entries_Z = lm_weight_n.index_select(0, rows_Z) * at_one_Z.exp()
         of_entries_Z += kd_scale * (drawn_n.index_select(0, rows_Z) * entry_logprobs_Z.exp() - part.entry_probs_Z)
         entries.add_gradient(of_entries_Z)
-        samples.add_gradient(-kd_scale * part.sample_probs_Y)
         labels.add_gradient(-lm_weight_n)
-    return torch.stack([weighted_nll + kd_weight * temperature**2 * kd, nll_n.sum(), weighted_nll, kl])
+    return torch.stack([weighted_nll + kd_weight * temperature**2 * kl, nll_n.sum(), weighted_nll, kl])
 
 
-def _kl(probs: Tensor, other_logprobs: Tensor) -> Tensor:
-    """Sum of p (log p - log q)."""
-    return (torch.xlogy(probs, probs) - probs * other_logprobs).sum()
+def _kl(part: _Part, entry_logprobs_Z: Tensor, rest_logprobs_n: Tensor) -> Tensor:
+    """The bucketed KL, summed; a residual that is rounding, or a student without a rest, has no bucket."""
+    probs_Z = part.entry_probs_Z
+    has_rest_n = (part.residual_n > NO_RESIDUAL) & (rest_logprobs_n > float("-inf"))
+    residual_n = part.residual_n * has_rest_n
+    of_rest_n = torch.xlogy(residual_n, residual_n) - residual_n * rest_logprobs_n.clamp_min(LOWEST)
+    return (torch.xlogy(probs_Z, probs_Z) - probs_Z * entry_logprobs_Z).sum() + of_rest_n.sum()
