@@ -32,7 +32,7 @@ MOST_GONE = 0.9  # of a row whose next token is not known; where more would go, 
 
 @dataclass(frozen=True)
 class MergeRules:
-    """The student's merges, by token and by pair, and the pairs of its text that they deny."""
+    """The student's merges, looked up by token and by pair, and the pairs of its text that they would deny."""
 
     ranks: Tensor  # int64 [V]: of the merge that makes a token; -1: none does
     lefts: Tensor  # int64 [V]: what that merge joins
@@ -43,7 +43,7 @@ class MergeRules:
 
 
 def merge_rules(merges: Merges, n_ids: int) -> MergeRules:
-    """Rules from at least one merge; each token is made by one at most."""
+    """Rules from a tokenizer's merges, of which there is at least one; each token is made by one merge at most."""
     ranks_Q, zeros_V = torch.arange(len(merges.results)), torch.zeros(n_ids, dtype=torch.int64)
     pairs, order = pair_keys(merges.lefts, merges.rights)[~merges.are_blank].sort()
     return MergeRules(
@@ -57,7 +57,11 @@ def merge_rules(merges: Merges, n_ids: int) -> MergeRules:
 
 
 def with_text(rules: MergeRules, keys: Tensor) -> MergeRules:
-    """The same rules, and pairs that a text has, as `pair_keys`, each once and ascending."""
+    """The same rules, which now also know pairs that stand in a text and are therefore allowed.
+
+    Args:
+        keys: the pairs as `pair_keys`, each once, ascending.
+    """
     return replace(rules, met=keys[~stays_apart(rules, *pairs_of(keys))])
 
 

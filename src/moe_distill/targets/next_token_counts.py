@@ -1,4 +1,4 @@
-"""What a text shows of two vocabularies: which tokens follow where, and which student tokens meet."""
+"""Counts over the training windows: pairs of next tokens of both models, and neighbouring student tokens."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -8,7 +8,7 @@ the rule as one more observation, are the shares by which t's probability is han
 so mass is conserved; where text and rule agree, the share of the rule is 1.
 
 Shapes: R rows of the teacher's output matrix, V student vocabulary, J student tokens of a teacher id, Q pairs that
-were counted, Y teacher ids in a list, X pairs of one of them and a student token of it.
+were counted, X pairs of one of them and a student token of it.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,10 @@ class NextTokenCounts:
 
 @dataclass(frozen=True)
 class StudentPairs:
-    """The pairs of a teacher id in a list of Y ids and one of its student tokens, [X]; none for an unmapped id."""
+    """A list of teacher ids spread over student tokens, [X]: one element for each student token of each teacher id.
+
+    A teacher id that maps to nothing has no element.
+    """
 
     sources: Tensor  # int64: number of the teacher id in the list, ascending
     student_ids: Tensor  # int64
@@ -51,12 +54,16 @@ class VocabularyMap:
     student_frequencies: Tensor  # fp32 [V]: the same, handed out by the shares
     merges: MergeRules | None = None  # of the student's tokenizer; None: nothing is known of them
 
-    def mapped_to_student(self, teacher_ids_Y: Tensor) -> "StudentPairs":
-        """What becomes of a list of teacher ids."""
-        log_shares_YJ = self.log_shares[teacher_ids_Y]
-        sources_X, ranks_X = (log_shares_YJ > float("-inf")).nonzero(as_tuple=True)
-        student_ids_X = self.student_ids[teacher_ids_Y[sources_X], ranks_X]
-        return StudentPairs(sources_X, student_ids_X, log_shares_YJ[sources_X, ranks_X])
+    def mapped_to_student(self, teacher_ids: Tensor) -> "StudentPairs":
+        """Spread a flat list of teacher ids over their student tokens, with the share of each.
+
+        Args:
+            teacher_ids: int64, one-dimensional.
+        """
+        log_shares = self.log_shares[teacher_ids]
+        sources_X, ranks_X = (log_shares > float("-inf")).nonzero(as_tuple=True)
+        student_ids_X = self.student_ids[teacher_ids[sources_X], ranks_X]
+        return StudentPairs(sources_X, student_ids_X, log_shares[sources_X, ranks_X])
 
     @property
     def likeliest(self) -> Tensor:
@@ -65,19 +72,28 @@ class VocabularyMap:
 
 
 def rule_map(rule_ids_R: Tensor) -> VocabularyMap:
-    """The rule alone: each teacher id goes whole to one student id, -1: to none; all are met equally often."""
+    """The map by bytes alone: each teacher id has one student id with a share of 1, or none (-1).
+
+    All mapped teacher ids count as equally frequent.
+    """
     is_mapped_R = rule_ids_R >= 0
     log_shares_R = torch.where(is_mapped_R, 0.0, float("-inf"))
     return _with_frequencies(rule_ids_R.clamp_min(0)[:, None], log_shares_R[:, None], is_mapped_R.float())
 
 
-def counted_shares(rule_ids_R: Tensor, continuations: NextTokenCounts) -> VocabularyMap:
-    """Shares by counts of the training text; a teacher id that the rule maps to nothing keeps mapping to nothing."""
+def counted_shares(rule_ids_R: Tensor, next_tokens: NextTokenCounts) -> VocabularyMap:
+    """Shares by how often each pair of next tokens stands in the training text, the rule counting as one more time.
+
+    A teacher id that the rule maps to nothing keeps mapping to nothing.
+
+    Args:
+        rule_ids_R: student id of each teacher id by its bytes alone, -1: none.
+    """
     mapped = (rule_ids_R >= 0).nonzero().squeeze(1)
-    known = rule_ids_R[continuations.teacher_ids] >= 0
-    teacher_ids = torch.cat([mapped, continuations.teacher_ids[known]])
-    student_ids = torch.cat([rule_ids_R[mapped], continuations.student_ids[known]])
-    counts = torch.cat([torch.full((len(mapped),), RULE_COUNT), continuations.counts[known].float()])
+    known = rule_ids_R[next_tokens.teacher_ids] >= 0
+    teacher_ids = torch.cat([mapped, next_tokens.teacher_ids[known]])
+    student_ids = torch.cat([rule_ids_R[mapped], next_tokens.student_ids[known]])
+    counts = torch.cat([torch.full((len(mapped),), RULE_COUNT), next_tokens.counts[known].float()])
     keys_Q, place = pair_keys(teacher_ids, student_ids).unique(return_inverse=True)
     counts_Q = torch.zeros(len(keys_Q)).index_add(0, place, counts)
     return _largest(*pairs_of(keys_Q), counts_Q, len(rule_ids_R))

@@ -33,7 +33,7 @@ from moe_distill.utils.tensors import to_device
 
 @dataclass(frozen=True)
 class Phase:
-    """What a stage trains, and when."""
+    """What distinguishes a training stage from the others."""
 
     stage: str
     last_step: int  # half-open, counted over both phases
@@ -57,7 +57,7 @@ class Result:
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a phase reads, and by which parameters it goes on."""
+    """Data, parameters and device of a phase."""
 
     train_batches: BatchReader
     validation_batches: BatchReader
