@@ -26,7 +26,8 @@ from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.window_targets import WindowTargets
-from moe_distill.training.phases import TrainingInputs, TrainingOutputs, train_kd, train_router
+from moe_distill.training.phases import train_kd, train_router
+from moe_distill.training.stage_folders import TrainingInputs, TrainingOutputs
 
 WINDOWS, TARGETS = Path("data/windows/student"), Path("data/teacher_shards")
 GATE_TERMS = ("router_balance", "router_importance")  # they train the gate, which acts only through the other terms

@@ -17,6 +17,10 @@ from transformers import PreTrainedModel
 
 from moe_distill.alignment.encode import make_encoder
 from moe_distill.alignment.token_bytes import token_bytes
+from moe_distill.batches.batch import Batch
+from moe_distill.batches.batch_order import batches_from
+from moe_distill.batches.loader import BatchReader, BatchRequest
+from moe_distill.batches.split import Split, open_split
 from moe_distill.config.params import KdOrder, load_params
 from moe_distill.config.profile import Train
 from moe_distill.losses.text_loss import text_loss
@@ -26,10 +30,6 @@ from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.teacher_rows import TeacherRows, read_rows
 from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
-from moe_distill.training.batch import Batch
-from moe_distill.training.batch_order import batches_from
-from moe_distill.training.data import Split, open_split
-from moe_distill.training.loader import BatchReader, BatchRequest
 from moe_distill.training.optimizer import make_optimizer, set_learning_rate
 from moe_distill.training.schedule import learning_rate_fraction
 from moe_distill.utils.device import seed_everything

@@ -17,6 +17,8 @@ import torch
 import typer
 from torch import Tensor
 
+from moe_distill.batches.loader import BatchReader, BatchRequest
+from moe_distill.batches.split import Split
 from moe_distill.config.params import KdOrder
 from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.models.pretrained import load_causal_lm
@@ -27,8 +29,6 @@ from moe_distill.targets.stretches import stretches
 from moe_distill.targets.teacher_rows import TeacherRows, teacher_rows
 from moe_distill.targets.token_shares import VocabularyMap
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.data import Split
-from moe_distill.training.loader import BatchReader, BatchRequest
 
 CPU = torch.device("cpu")
 

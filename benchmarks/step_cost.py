@@ -25,6 +25,10 @@ import typer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from moe_distill.batches.batch import Batch, Counts, HiddenRuns
+from moe_distill.batches.batch_order import epoch_batches
+from moe_distill.batches.loader import BatchReader, requests
+from moe_distill.batches.split import count_experts, open_split
 from moe_distill.config.params import Params, load_params
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.text_loss import Text
@@ -35,10 +39,6 @@ from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.stretches import stretches
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
-from moe_distill.training.batch import Batch, Counts, HiddenRuns
-from moe_distill.training.batch_order import epoch_batches
-from moe_distill.training.data import count_experts, open_split
-from moe_distill.training.loader import BatchReader, requests
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.schedule import LM_ONLY, objective_at
 from moe_distill.training.step import optimizer_step

@@ -5,7 +5,8 @@ from pathlib import Path
 from moe_distill.config.params import Params
 from moe_distill.pipeline.stage_runner import run
 from moe_distill.pipeline.training_stage import run_training
-from moe_distill.training.phases import TrainingInputs, control
+from moe_distill.training.phases import control
+from moe_distill.training.stage_folders import TrainingInputs
 
 STAGE = "control"
 

@@ -13,7 +13,7 @@ from moe_distill.corpus.documents import Document
 from moe_distill.corpus.parquet_writer import open_writer
 from moe_distill.models.provide import provide_student, provide_teacher
 from moe_distill.teacher.run import run_teacher
-from moe_distill.training.phases import TrainingInputs, TrainingOutputs
+from moe_distill.training.stage_folders import TrainingInputs, TrainingOutputs
 from tests.params import fixed_params
 
 CHANGES = {

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from moe_distill import cli
+from moe_distill.batches.loader import BatchReader, BatchRequest
+from moe_distill.batches.split import open_split
 from moe_distill.commands.plan import describe
 from moe_distill.config.params import Losses, Params
-from moe_distill.training.data import open_split
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
-from moe_distill.training.loader import BatchReader, BatchRequest
 from moe_distill.training.schedule import ramps_are_complete
 from tests.params import fixed_params
 from tests.replay.teachers import make_teacher

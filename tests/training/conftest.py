@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from moe_distill.batches.batch import Batch, Counts, HiddenRuns
 from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
@@ -18,7 +19,6 @@ from moe_distill.targets.stretches import stretches
 from moe_distill.targets.teacher_rows import teacher_rows
 from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.batch import Batch, Counts, HiddenRuns
 from moe_distill.training.objective import Student
 from moe_distill.training.student import Heads, make_heads
 from tests.stores import stores

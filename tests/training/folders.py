@@ -22,7 +22,7 @@ from moe_distill.shards.window_store import (
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.capture import capture
 from moe_distill.teacher.run import export_head
-from moe_distill.training.phases import TrainingInputs, TrainingOutputs
+from moe_distill.training.stage_folders import TrainingInputs, TrainingOutputs
 from tests.params import fixed_params
 from tests.replay.teachers import VOCABULARY
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from moe_distill.batches.batch import Batch, Counts, HiddenRuns
 from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
@@ -21,7 +22,6 @@ from moe_distill.targets.token_shares import rule_map
 from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.forward import forward
 from moe_distill.teacher.sparsify import sparsify
-from moe_distill.training.batch import Batch, Counts, HiddenRuns
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import validate

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from moe_distill.batches.batch import Counts
+from moe_distill.batches.batch_order import batches_from, epoch_batches
 from moe_distill.config.params import EarlyStopping, ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.tracking.curves import Curve
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales
-from moe_distill.training.batch import Counts
-from moe_distill.training.batch_order import batches_from, epoch_batches
 from moe_distill.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
 from moe_distill.training.loop import Phase, _account, _validation_parts

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from moe_distill.batches.batch import HiddenRuns
 from moe_distill.losses.registry import total_of
 from moe_distill.losses.softmax import BLOCK_VALUES
 from moe_distill.losses.text_loss import Text, text_loss
@@ -16,7 +17,6 @@ from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.stretches import Stretch
-from moe_distill.training.batch import HiddenRuns
 from moe_distill.training.routing import RouterSettings, route, routed_state_terms
 from moe_distill.training.student import Heads
 

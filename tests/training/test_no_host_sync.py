@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moe_distill.batches.batch import Batch
 from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
-from moe_distill.training.batch import Batch
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.schedule import LM_ONLY, objective_at
 from moe_distill.training.step import optimizer_step

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from moe_distill.batches.batch import Batch
 from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
 from moe_distill.training import loop
-from moe_distill.training.batch import Batch
 from moe_distill.training.checkpoint import newest_checkpoint
 from moe_distill.training.loop import Result, result_metrics
 from moe_distill.training.objective import Student

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from moe_distill.batches.batch import Batch
 from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS, Terms, total_of
 from moe_distill.training import objective as objective_module
 from moe_distill.training import routing as routing_module
-from moe_distill.training.batch import Batch
 from moe_distill.training.objective import Objective, Student, evaluate_objective
 from moe_distill.training.routing import RouterSettings, gate_terms
 from moe_distill.training.schedule import objective_at

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from moe_distill.batches.batch import HiddenRuns
 from moe_distill.losses.hidden import cosine_distance
 from moe_distill.losses.registry import ROUTER_TERMS
 from moe_distill.replay.block import (
@@ -15,7 +16,6 @@ from moe_distill.replay.block import (
     routed_hidden,
     teacher_mixture,
 )
-from moe_distill.training.batch import HiddenRuns
 from moe_distill.training.objective import Student
 from moe_distill.training.routing import RouterSettings, gate_terms, route, student_aware_logits
 from tests.training.conftest import heads_of, make_batch, runs_of

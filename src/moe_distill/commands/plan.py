@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from moe_distill.batches.split import mean_positions_with_states
 from moe_distill.config.params import Params
 from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TinyTeacher
 from moe_distill.models.model_folder import count_parameters
@@ -15,7 +16,6 @@ from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.capture import capture_fields
 from moe_distill.training.curriculum import phase1_steps
-from moe_distill.training.data import mean_positions_with_states
 from moe_distill.training.schedule import ramps_are_complete
 from moe_distill.training.trainer import phase_bytes
 

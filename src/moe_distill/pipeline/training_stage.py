@@ -10,7 +10,13 @@ from moe_distill.pipeline.resumable_work import compute_once
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.tracking.mlflow_runs import track
 from moe_distill.training.loop import Result, result_metrics
-from moe_distill.training.phases import OPTIMIZER_FOLDER, STUDENT_FOLDER, TrainingInputs, TrainingOutputs, inputs_key
+from moe_distill.training.stage_folders import (
+    OPTIMIZER_FOLDER,
+    STUDENT_FOLDER,
+    TrainingInputs,
+    TrainingOutputs,
+    inputs_key,
+)
 from moe_distill.utils.files import fingerprint, write_json
 
 CURVES = Path("metrics/curves")

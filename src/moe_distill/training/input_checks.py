@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from moe_distill.batches.split import Split
 from moe_distill.config.profile import Capture
 from moe_distill.errors import DataError
 from moe_distill.replay.head import read_description
 from moe_distill.shards.provenance import check_capture, check_same_teacher, check_tokenizer, check_vocabulary_map
 from moe_distill.shards.vocabulary_store import open_vocabulary_map
-from moe_distill.training.data import Split
 
 
 def check_inputs(splits: list[Split], capture: Capture, student: Path, vocabulary_map: Path, head: Path | None) -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from moe_distill.batches.batch import Batch
+from moe_distill.batches.batch_order import batches_from
+from moe_distill.batches.loader import BatchReader, LoaderSettings, load_batches, requests
 from moe_distill.config.params import EarlyStopping
 from moe_distill.config.profile import Train
 from moe_distill.errors import DataError, DivergenceError
 from moe_distill.log import log
 from moe_distill.training.balance import updated_scales
-from moe_distill.training.batch import Batch
-from moe_distill.training.batch_order import batches_from
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
 from moe_distill.training.early_stopping import observe, should_stop
-from moe_distill.training.loader import BatchReader, LoaderSettings, load_batches, requests
 from moe_distill.training.objective import Objective
 from moe_distill.training.optimizer import set_learning_rate
 from moe_distill.training.recorder import Recorder, expert_values, term_values

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moe_distill.batches.batch import Batch, Counts, HiddenRuns
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms, total_of
 from moe_distill.losses.text_loss import text_loss
 from moe_distill.replay.block import TeacherHead
-from moe_distill.training.batch import Batch, Counts, HiddenRuns
 from moe_distill.training.routing import GateInputs, RouterSettings, route, routed_state_terms
 from moe_distill.training.student import Heads, StudentStates, gather_runs, run_student
 

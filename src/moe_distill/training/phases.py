@@ -1,13 +1,14 @@
 """The three trainings of the pipeline, put together from folders: `train_kd`, `train_router` and `control`."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from moe_distill.batches.loader import BatchReader
+from moe_distill.batches.split import Split, count_experts, mean_positions_with_states, open_split
 from moe_distill.config.params import Params
 from moe_distill.config.profile import require_router_positions
 from moe_distill.errors import ConfigError
@@ -16,64 +17,22 @@ from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.models.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.replay.block import load_teacher_head
 from moe_distill.replay.head import read_description
-from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.provenance import check_same_teacher
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
-from moe_distill.training.data import Split, count_experts, mean_positions_with_states, open_split
 from moe_distill.training.input_checks import check_inputs, check_student_rows
-from moe_distill.training.loader import BatchReader
 from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
 from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.replay_check import replay_fault
 from moe_distill.training.schedule import LM_ONLY, first_phase_steps, needs_states, objective_at, ramps_are_complete
+from moe_distill.training.stage_folders import OPTIMIZER_NAME, TrainingInputs, TrainingOutputs
 from moe_distill.training.student import layer_pairs, make_heads
 from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
 from moe_distill.utils.device import Runtime, make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
-from moe_distill.utils.files import fingerprint, folder_fingerprint, sha256_file
-
-OPTIMIZER_NAME = "optimizer.safetensors"
-STUDENT_FOLDER, OPTIMIZER_FOLDER = "export", "optimizer"  # in a work folder
-
-
-@dataclass(frozen=True)
-class TrainingInputs:
-    """Folders that training reads."""
-
-    windows: Path  # data/windows/student
-    targets: Path | None  # data/teacher_shards; None: LM alone
-    student: Path  # the model to begin with
-    teacher_head: Path | None  # models/teacher_head; not opened where phase 2 asks for no states
-    optimizer: Path | None  # moments that the first phase ended with
-
-
-@dataclass(frozen=True)
-class TrainingOutputs:
-    """Where training writes."""
-
-    work: Path  # checkpoints and curves while the phase is unfinished
-    student: Path  # the trained model
-    optimizer: Path | None  # moments for the next phase
-    curves: Path  # folder of <stage>.tsv and <stage>_validation.tsv
-    on_validation: Callable[[], None]  # called after every validation, when the curves are up to date
-
-
-def inputs_key(inputs: TrainingInputs) -> str:
-    """Fingerprint of the content of all that a training reads."""
-    stores = [inputs.windows / "train", inputs.windows / "validation", inputs.windows / "vocabulary_map"]
-    if inputs.targets is not None:
-        stores += [inputs.targets / "train", inputs.targets / "validation"]
-    folders = [folder for folder in (inputs.student, inputs.teacher_head, inputs.optimizer) if folder is not None]
-    return fingerprint(
-        [
-            [sha256_file(store / INDEX_NAME) for store in stores],
-            [folder_fingerprint(folder) for folder in folders],
-        ]
-    )
 
 
 def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:

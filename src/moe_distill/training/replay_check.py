@@ -2,6 +2,7 @@
 
 import torch
 
+from moe_distill.batches.hidden_runs import read_states
 from moe_distill.replay.block import (
     TeacherHead,
     block_input,
@@ -13,7 +14,6 @@ from moe_distill.replay.block import (
 )
 from moe_distill.shards.reader import ShardReader
 from moe_distill.targets.teacher_rows import read_rows
-from moe_distill.training.hidden_runs import read_states
 
 POSITIONS = 64
 MAX_MEDIAN_ERROR = 0.05  # nats, and units of router logits; fp16 states move either by thousandths

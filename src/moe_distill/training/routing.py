@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from moe_distill.batches.batch import HiddenRuns
 from moe_distill.losses.hidden import cosine_distance, relation_kl
 from moe_distill.losses.registry import LossTerm, Terms
 from moe_distill.losses.router import gate_divergence, importance_kl, load_balancing_loss, mixture
 from moe_distill.replay.block import TeacherHead, block_input, expert_outputs, routed_hidden
-from moe_distill.training.batch import HiddenRuns
 from moe_distill.training.student import Heads
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from moe_distill.batches.batch import Batch, Counts
 from moe_distill.losses.registry import Terms, total_of
 from moe_distill.losses.router import expert_entropy
-from moe_distill.training.batch import Batch, Counts
 from moe_distill.training.objective import LossOutput, Objective, Student, evaluate_objective
 from moe_distill.training.routing import ExpertUse, gate_terms
 from moe_distill.utils.device import Runtime

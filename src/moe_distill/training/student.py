@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from moe_distill.batches.batch import HiddenRuns
 from moe_distill.losses.hidden import paired_layer
-from moe_distill.training.batch import HiddenRuns
 
 
 class Heads(nn.Module):

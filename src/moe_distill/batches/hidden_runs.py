@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from moe_distill.batches.batch import HiddenRuns
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import WindowStore
-from moe_distill.training.batch import HiddenRuns
 
 
 def read_hidden_runs(

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from moe_distill.batches.batch import Batch, Counts
+from moe_distill.batches.hidden_runs import read_hidden_runs
+from moe_distill.batches.split import Split
 from moe_distill.errors import MoeDistillError
 from moe_distill.losses.text_loss import Text
 from moe_distill.shards.window_store import model_inputs
 from moe_distill.targets.sparse_target import joined
 from moe_distill.targets.stretches import stretches
 from moe_distill.targets.window_targets import WindowTargets
-from moe_distill.training.batch import Batch, Counts
-from moe_distill.training.data import Split
-from moe_distill.training.hidden_runs import read_hidden_runs
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_distill.batches.split import count_experts, mean_positions_with_states, open_split
 from moe_distill.errors import DataError
 from moe_distill.shards.vocabulary_store import MAP_FIELDS, VOCABULARY_MAP
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.targets.canonical import may_follow
 from moe_distill.targets.next_token_counts import count_next_tokens, load_vocabulary_map
 from moe_distill.targets.token_shares import MAX_STUDENT_TOKENS
-from moe_distill.training.data import count_experts, mean_positions_with_states, open_split
 from tests.replay.teachers import make_teacher as random_moe
 from tests.stores import STUDENT_VOCABULARY, Stores
 from tests.teacher.conftest import make_teacher

@@ -18,6 +18,9 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
+from moe_distill.batches.batch import Batch
+from moe_distill.batches.loader import BatchReader, BatchRequest, LoaderSettings, load_batches, requests
+from moe_distill.batches.split import Split, open_split
 from moe_distill.errors import DataError
 from moe_distill.shards import reader as shard_reader
 from moe_distill.shards.reader import ShardReader
@@ -30,9 +33,6 @@ from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.training import loop
-from moe_distill.training.batch import Batch
-from moe_distill.training.data import Split, open_split
-from moe_distill.training.loader import BatchReader, BatchRequest, LoaderSettings, load_batches, requests
 from moe_distill.training.phases import train_kd, train_router
 from moe_distill.training.step import Update, optimizer_step
 from moe_distill.utils.tensors import map_tensors
@@ -193,7 +193,7 @@ PARENT = """
 import multiprocessing, os, sys, time
 from filelock import FileLock
 from torch.utils.data import Dataset
-from moe_distill.training.loader import LoaderSettings, load_batches
+from moe_distill.batches.loader import LoaderSettings, load_batches
 from moe_distill.utils.signals import postponed_signals
 
 class Numbers(Dataset):

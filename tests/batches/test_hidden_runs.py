@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from moe_distill.batches.batch import HiddenRuns
+from moe_distill.batches.hidden_runs import read_hidden_runs
+from moe_distill.batches.split import Split, open_split
 from moe_distill.replay.block import TeacherHead, block_input, gate_logits, load_teacher_head
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
-from moe_distill.training.batch import HiddenRuns
-from moe_distill.training.data import Split, open_split
-from moe_distill.training.hidden_runs import read_hidden_runs
 from moe_distill.training.routing import RouterSettings, route, student_aware_logits
 from moe_distill.training.student import make_heads
 from tests.replay.teachers import FAMILIES
