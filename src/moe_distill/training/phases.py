@@ -27,7 +27,7 @@ from moe_distill.training.objective import Objective, Student
 from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
 from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.replay_check import replay_fault
-from moe_distill.training.schedule import LM_ONLY, first_phase_steps, needs_states, objective_at, ramps_are_complete
+from moe_distill.training.schedule import LM_ONLY, first_phase_steps, objective_at, ramps_are_complete
 from moe_distill.training.stage_folders import OPTIMIZER_NAME, TrainingInputs, TrainingOutputs
 from moe_distill.training.student import layer_pairs, make_heads
 from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
@@ -69,7 +69,7 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
     """Phase 2: hidden-state and router terms join on the curriculum."""
     experiment, train = params.experiment, params.profile.train
     assert inputs.targets is not None
-    with_states = needs_states(experiment)
+    with_states = bool(experiment.losses.terms_of_states())
     num_experts = _replayable_experts(inputs.targets / "train", inputs.teacher_head) if with_states else 0
 
     def objective(step: int, scales: Mapping[str, float]) -> Objective:
@@ -123,7 +123,7 @@ def _train(
     train_split = open_split(inputs.windows / "train", _below(inputs.targets, "train"))
     validation_split = open_split(inputs.windows / "validation", _below(inputs.targets, "validation"))
     splits, vocabulary_map = [train_split, validation_split], inputs.windows / "vocabulary_map"
-    asks_for_states = inputs.targets is not None and needs_states(experiment)
+    asks_for_states = inputs.targets is not None and bool(experiment.losses.terms_of_states())
     head = inputs.teacher_head if asks_for_states else None
     check_inputs(splits, params.profile.teacher, inputs.student, vocabulary_map, head)
     if asks_for_states:

@@ -33,11 +33,6 @@ def noise_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def needs_states(experiment: ExperimentParams) -> bool:
-    """Whether phase 2 asks anything of the teacher's hidden states."""
-    return any(experiment.losses.model_dump().values())
-
-
 def objective_at(step: int, experiment: ExperimentParams, train: Train, scales: dict[str, float]) -> Objective:
     """The objective of distillation at a step counted from 0.
 
