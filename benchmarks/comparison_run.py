@@ -23,6 +23,7 @@ from moe_distill.batches.loader import BatchReader, BatchRequest
 from moe_distill.batches.split import Split, open_split
 from moe_distill.config.params import KdOrder, load_params
 from moe_distill.config.profile import Train
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import text_loss
 from moe_distill.models.pretrained import load_causal_lm, load_tokenizer
 from moe_distill.shards.vocabulary_store import read_vocabulary_map
@@ -144,7 +145,7 @@ def take_step(run: Run, world: World, numbers: list[int], optimizer: torch.optim
     batch = world.reader.read(BatchRequest(tuple(numbers)))
     if run.objective in OURS:
         hidden_ND, weight_VD = student_states(world.student, batch), world.student.get_output_embeddings().weight
-        loss = text_loss(hidden_ND, weight_VD, batch.text, run.weight, torch.float32, with_kl=False).loss
+        loss = text_loss(hidden_ND, OutputHead(weight_VD), batch.text, run.weight, torch.float32, with_kl=False).loss
     else:
         logits_NV = student_logits(world.student, batch)
         nll_N = F.cross_entropy(logits_NV, batch.text.labels_N, reduction="none")

@@ -20,6 +20,7 @@ from torch import Tensor
 from moe_distill.batches.loader import BatchReader, BatchRequest
 from moe_distill.batches.split import Split
 from moe_distill.config.params import KdOrder
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
@@ -65,7 +66,9 @@ def main(
                 everywhere = torch.ones(len(logits_AV), dtype=torch.bool)
                 target = sparse_target(cached, everywhere, vocabulary_map, temperature, order, "sampled", text)
                 asked = Text(text.student_ids, target, stretches(len(target), 2048, target))
-                found = text_loss(hidden_AD, weight_VD, asked, kd_weight=1.0, dtype=torch.float32, with_kl=False)
+                found = text_loss(
+                    hidden_AD, OutputHead(weight_VD), asked, kd_weight=1.0, dtype=torch.float32, with_kl=False
+                )
                 sparse = gradient(model, found.loss / temperature**2)
                 cosine = float(torch.cosine_similarity(full, sparse, dim=0).clamp(-1, 1))
                 degrees, ratio = math.degrees(math.acos(cosine)), float(sparse.norm() / full.norm())

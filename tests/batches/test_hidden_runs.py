@@ -82,7 +82,7 @@ def test_r15_replayed_gate_logits_are_the_stored_ones(folders: Folders) -> None:
 
 def test_r15_the_gate_begins_as_the_stored_one(folders: Folders) -> None:
     runs, head = read(open_train(folders), NUMBERS), head_of(folders)
-    heads = make_heads([1], 16, head.hidden_size, head.num_experts, seed=0)
+    heads = make_heads([1], 16, len(head.tensors["final_norm"]), head.num_experts, seed=0)
     states = torch.randn(*runs.places_WP.shape, 16, generator=torch.Generator().manual_seed(0))
     routing = route(heads, head, states, runs, RouterSettings(1.0, 1, 0.0))
     assert runs.router_logits_NE is not None

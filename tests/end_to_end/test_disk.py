@@ -21,8 +21,8 @@ from moe_distill.models import model_folder
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.provide import provide_student, provide_teacher
 from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
-from moe_distill.teacher.architecture import find_modules
-from moe_distill.teacher.shards_disk_use import head_bytes, shard_bytes
+from moe_distill.teacher.architecture import find_architecture
+from moe_distill.teacher.shards_disk_use import shard_bytes
 from moe_distill.training import loop, phases
 from moe_distill.training.checkpoint import Checkpoint, save_checkpoint
 from moe_distill.training.phases import train_kd, train_router
@@ -73,11 +73,13 @@ def test_windows_are_estimated_within_15_percent(chain: Chain) -> None:
 
 
 def test_shards_and_head_are_estimated_within_15_percent(chain: Chain) -> None:
-    architecture = find_modules(load_causal_lm(chain.folder / "models/teacher", torch.float32, torch.device("cpu")))
+    architecture = find_architecture(
+        load_causal_lm(chain.folder / "models/teacher", torch.float32, torch.device("cpu"))
+    )
     stores = [WindowStore(chain.folder / "data/windows/teacher" / split, TEACHER_WINDOWS) for split in SPLITS]
     estimate = sum(shard_bytes(store, chain.params.profile.teacher, architecture) for store in stores)
     assert within_15_percent(estimate, size(chain.targets))
-    assert within_15_percent(head_bytes(architecture), size(chain.head))
+    assert within_15_percent(architecture.head_bytes, size(chain.head))
 
 
 def test_checkpoints_are_estimated_within_15_percent(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moe_distill.config.params import KdOrder, KdTail
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, paired_layer, relation_kl
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.targets.stretches import stretches
 from moe_distill.targets.teacher_rows import TeacherRows
@@ -45,7 +46,9 @@ def rows(request: pytest.FixtureRequest) -> TeacherRows:
 def test_r02_lm_at_initialisation(student: tuple[Tensor, Tensor]) -> None:
     labels = torch.arange(POSITIONS) * 6007
     text = Text(labels, None, stretches(POSITIONS, POSITIONS, None))
-    nll = float(text_loss(*student, text, kd_weight=0.0, dtype=torch.float32, with_kl=False).nll)
+    nll = float(
+        text_loss(student[0], OutputHead(student[1]), text, kd_weight=0.0, dtype=torch.float32, with_kl=False).nll
+    )
     assert nll / POSITIONS <= TEXT_LIMIT
     logits = student[0].double() @ student[1].double().T
     expected = -sum(float(row.log_softmax(-1)[label]) for row, label in zip(logits, labels, strict=True))
@@ -62,7 +65,9 @@ def test_r02_kd_at_initialisation(
     student_ids = torch.arange(TEACHER_VOCABULARY) * 31 % STUDENT_VOCABULARY
     student_ids[::10] = -1
     target = target_of_all(rows, rule_map(student_ids), temperature, order, tail)
-    found = text_loss(*student, text_of(target), kd_weight=1.0, dtype=torch.float32, with_kl=True)
+    found = text_loss(
+        student[0], OutputHead(student[1]), text_of(target), kd_weight=1.0, dtype=torch.float32, with_kl=True
+    )
     assert found.kl is not None
     assert 0.0 <= float(found.kl) / POSITIONS <= TEXT_LIMIT
     assert 0.0 <= float(found.loss) / POSITIONS / temperature**2 <= TEXT_LIMIT

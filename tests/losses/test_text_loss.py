@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.losses import softmax as module
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import Text, TextLoss, text_loss
 from moe_distill.targets.sparse_target import SparseTarget, joined
 from moe_distill.targets.stretches import stretches
@@ -70,7 +71,7 @@ def assert_near(found: Tensor, expected: Tensor, name: str, relative: float = EX
 
 def assert_equals_plain(text: Text, kd_weight: float, with_kl: bool, scale: float = 3.0) -> None:
     hidden_ND, weight_VD, _ = student(len(text.labels_N), scale)
-    found = text_loss(hidden_ND, weight_VD, text, kd_weight, torch.float32, with_kl)
+    found = text_loss(hidden_ND, OutputHead(weight_VD), text, kd_weight, torch.float32, with_kl)
     plain = plain_text_loss(hidden_ND, weight_VD, text.labels_N, text.target, kd_weight)
     assert_values_equal(found, plain, has_kl=text.target is not None and (with_kl or not text.target.is_sampled))
     pairs = zip(gradients(found.loss, hidden_ND, weight_VD), gradients(plain.loss, hidden_ND, weight_VD), strict=True)
@@ -139,7 +140,7 @@ def test_one_position_and_no_positions(is_sampled: bool | None, n: int) -> None:
     target = None if is_sampled is None else part_of(targets_of(("ordinary",), 2.0, is_sampled), 0, n)
     text = Text(labels_N, target, stretches(n, 4, target))
     assert_equals_plain(text, 0.7, with_kl=True)
-    found = text_loss(hidden_ND, weight_VD, text, 0.7, torch.float32, with_kl=True)
+    found = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, torch.float32, with_kl=True)
     of_hidden, of_weight = gradients(found.loss, hidden_ND, weight_VD)
     assert (of_hidden.shape, of_weight.shape) == (hidden_ND.shape, weight_VD.shape)
     assert bool(of_weight.any()) is (n == 1)
@@ -151,10 +152,10 @@ def test_without_gradients_the_values_are_the_same(is_sampled: bool | None, with
     hidden_ND, weight_VD, labels_N = student(14)
     target = None if is_sampled is None else targets_of(KINDS * 2, 3.0, is_sampled)
     text = Text(labels_N, target, stretches(14, 4, target))
-    expected = text_loss(hidden_ND, weight_VD, text, 0.7, torch.float32, with_kl)
+    expected = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, torch.float32, with_kl)
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
-            found = text_loss(hidden_ND, weight_VD, text, 0.7, torch.float32, with_kl)
+            found = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, torch.float32, with_kl)
         for name, value in vars(expected).items():
             assert getattr(found, name) is None if value is None else torch.equal(getattr(found, name), value), name
         assert not found.loss.requires_grad
@@ -167,7 +168,7 @@ def test_asking_for_the_kl_changes_no_bit_of_the_gradient(temperature: float, dt
     found = []
     for with_kl in (False, True):
         hidden_ND, weight_VD, labels_N = student(len(target))
-        loss = text_loss(hidden_ND, weight_VD, text_of(target, labels_N), 0.9, dtype, with_kl).loss
+        loss = text_loss(hidden_ND, OutputHead(weight_VD), text_of(target, labels_N), 0.9, dtype, with_kl).loss
         found.append([loss, *gradients(loss, hidden_ND, weight_VD)])
     assert all(torch.equal(without, with_it) for without, with_it in zip(*found, strict=True))
 
@@ -175,7 +176,12 @@ def test_asking_for_the_kl_changes_no_bit_of_the_gradient(temperature: float, dt
 def test_only_the_loss_has_a_gradient() -> None:
     hidden_ND, weight_VD, labels_N = student(14)
     found = text_loss(
-        hidden_ND, weight_VD, text_of(targets_of(KINDS * 2, 2.0, False), labels_N), 0.7, torch.float32, with_kl=True
+        hidden_ND,
+        OutputHead(weight_VD),
+        text_of(targets_of(KINDS * 2, 2.0, False), labels_N),
+        0.7,
+        torch.float32,
+        with_kl=True,
     )
     assert found.kl is not None
     assert found.loss.requires_grad
@@ -189,7 +195,7 @@ def test_a_scaled_loss_has_the_scaled_gradient_and_is_not_changed_by_it(dtype: t
     found = {}
     for scale in (1.0, 2.0**16):
         hidden_ND, weight_VD, _ = student(14)
-        loss = text_loss(hidden_ND, weight_VD, text, 0.7, dtype, with_kl=False).loss
+        loss = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, dtype, with_kl=False).loss
         (loss / 14 * scale).backward()
         assert hidden_ND.grad is not None
         assert weight_VD.grad is not None
@@ -207,7 +213,7 @@ def test_gradients_of_parts_add_up() -> None:
     for start, stop in ((0, 5), (5, 14)):
         labels_n = labels_N[start:stop]
         text = text_of(part_of(target, start, stop), labels_n, chunk_tokens=4)
-        found = text_loss(hidden_ND[start:stop], weight_VD, text, 0.7, torch.float32, with_kl=False)
+        found = text_loss(hidden_ND[start:stop], OutputHead(weight_VD), text, 0.7, torch.float32, with_kl=False)
         (found.loss + (weight_VD[labels_n] ** 2).sum()).backward()
     assert hidden_ND.grad is not None
     assert weight_VD.grad is not None
@@ -220,7 +226,7 @@ def test_one_word_repeated_does_not_overflow_half_precision() -> None:
     hidden_ND, weight_VD, _ = student(2048)
     hidden_ND = torch.full_like(hidden_ND, 40.0).requires_grad_()
     text = Text(torch.zeros(2048, dtype=torch.int64), None, stretches(2048, 2048, None))
-    text_loss(hidden_ND, weight_VD, text, 0.9, torch.float16, with_kl=False).loss.backward()
+    text_loss(hidden_ND, OutputHead(weight_VD), text, 0.9, torch.float16, with_kl=False).loss.backward()
     assert weight_VD.grad is not None
     assert bool(torch.isfinite(weight_VD.grad).all())
     assert float(weight_VD.grad.abs().max()) > 65_504.0
@@ -237,7 +243,7 @@ def test_logits_in_reduced_precision_are_finite_and_near(
     text = Text(student(n)[2], target, stretches(n, 16, target))
     for each in (torch.float32, dtype):
         hidden_ND, weight_VD, _ = student(n)
-        value = text_loss(hidden_ND, weight_VD, text, 0.7, each, with_kl=True)
+        value = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, each, with_kl=True)
         sums = [value.loss, value.nll, value.weighted_nll, *([] if value.kl is None else [value.kl])]
         assert {each.dtype for each in sums} == {torch.float32}
         found[each] = torch.stack(sums).detach(), *gradients(value.loss, hidden_ND, weight_VD)
@@ -261,7 +267,7 @@ def test_logits_in_reduced_precision_hardly_change_bits_per_byte(
     text = Text(labels_N, None, stretches(n, 256, None))
     with torch.no_grad():
         exact, near = (
-            float(text_loss(hidden_ND, weight_VD, text, 0.0, each, with_kl=False).nll)
+            float(text_loss(hidden_ND, OutputHead(weight_VD), text, 0.0, each, with_kl=False).nll)
             for each in (torch.float32, dtype)
         )
     n_bytes = n * bytes_per_token
@@ -305,7 +311,7 @@ def test_the_logits_of_a_stretch_are_held_once(
     text = Text(torch.arange(n), target, stretches(n, chunk_tokens, target))
 
     def step() -> None:
-        text_loss(hidden_ND, weight_VD, text, 0.7, dtype, with_kl=False).loss.backward()
+        text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, dtype, with_kl=False).loss.backward()
 
     once = chunk_tokens * vocabulary * dtype.itemsize
     assert once <= peak_bytes(step) <= 1.3 * once

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from moe_distill.replay.block import TeacherHead
-from moe_distill.teacher.architecture import find_modules
+from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.forward import forward
 
 FAMILIES = ("qwen3_moe", "mixtral", "olmoe")
@@ -86,8 +86,8 @@ class Said:
 def say(model: PreTrainedModel) -> Said:
     """Run 4 random windows of 64 tokens."""
     ids = torch.randint(VOCABULARY, (4, 64), generator=torch.Generator().manual_seed(1))
-    architecture = find_modules(model)
-    states, _ = forward(model, architecture, ids, [len(architecture.layers)])
+    architecture = find_architecture(model)
+    states, _ = forward(model, architecture, ids, [len(architecture.decoder.layers)])
     assert states.moe_input_BLT is not None
     assert states.router_logits_BLE is not None
     final_ND = states.final_BLT.flatten(0, 1)
@@ -95,13 +95,13 @@ def say(model: PreTrainedModel) -> Said:
         states.moe_input_BLT.flatten(0, 1),
         states.router_logits_BLE.flatten(0, 1),
         states.hidden_BLST.flatten(0, 1)[:, 0],
-        (final_ND @ architecture.output.detach().float().T).log_softmax(-1),
+        architecture.decoder.head.to_dtype(torch.float32).logits(final_ND).log_softmax(-1),
     )
 
 
 def certain(gate_NE: Tensor, head: TeacherHead) -> Tensor:
     """Positions where no two experts tie for the last place, which rounding to fp16 could swap, bool [N]."""
-    ordered_NE, k = gate_NE.sort(-1, descending=True).values, head.description.experts_per_token
+    ordered_NE, k = gate_NE.sort(-1, descending=True).values, head.router.experts_per_token
     if k == head.num_experts:
         return torch.ones(len(gate_NE), dtype=torch.bool)
     certain_N = ordered_NE[:, k - 1] - ordered_NE[:, k] > 5e-3

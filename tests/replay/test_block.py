@@ -19,7 +19,7 @@ from moe_distill.replay.block import (
     routed_hidden,
     teacher_mixture,
 )
-from moe_distill.teacher.architecture import find_modules
+from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.capture import _scaled
 from moe_distill.teacher.run import export_head
 from tests.replay.teachers import FAMILIES, VOCABULARY, Said, certain, make_teacher, say
@@ -28,7 +28,7 @@ TEACHERS = [(family, seed) for family in FAMILIES for seed in range(4)]
 
 
 def head_of(model: PreTrainedModel, folder: Path) -> TeacherHead:
-    export_head(model, "teacher", folder)
+    export_head(find_architecture(model), "teacher", folder)
     return load_teacher_head(folder, torch.device("cpu"))
 
 
@@ -84,10 +84,10 @@ def test_every_expert_can_be_asked(family: str, seed: int, tmp_path: Path) -> No
     """Each expert alone, against the teacher's block with a gate that chooses this one."""
     model = make_teacher(family, seed)
     said, head = say(model), head_of(model, tmp_path)
-    experts = find_modules(model).layers[-1].get_submodule("mlp.experts")
+    experts = find_architecture(model).decoder.layers[-1].get_submodule("mlp.experts")
     read = block_input(head, said.moe_input_ND)
     outputs = expert_outputs(head, read)
-    assert outputs.shape == (256, head.num_experts, head.hidden_size)
+    assert outputs.shape == (256, head.num_experts, read.shape[1])
     for expert in range(head.num_experts):
         chosen = torch.full((256, 1), expert)
         with torch.no_grad():
@@ -97,7 +97,7 @@ def test_every_expert_can_be_asked(family: str, seed: int, tmp_path: Path) -> No
 
 def test_only_the_needed_rows_of_the_output_matrix_are_touched(tmp_path: Path) -> None:
     head = head_of(make_teacher("qwen3_moe", 0), tmp_path)
-    residual = torch.randn(5, head.hidden_size, generator=torch.Generator().manual_seed(0))
+    residual = torch.randn(5, len(head.tensors["final_norm"]), generator=torch.Generator().manual_seed(0))
     ids = torch.randint(VOCABULARY, (5, 3), generator=torch.Generator().manual_seed(1))
     whole = final_hidden(head, residual) @ head.tensors["output"].T
     rows = torch.full_like(head.tensors["output"], math.nan)

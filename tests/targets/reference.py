@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe_distill.config.params import KdOrder, KdTail
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.shards.teacher_store import TAIL_TEMPERATURES
 from moe_distill.targets.sparse_target import NextTokens, SparseTarget, sparse_target
@@ -127,7 +128,9 @@ def kd_gradient(logits_NV: Tensor, target: SparseTarget) -> Tensor:
     """Gradient of KD alone, by `text_loss`, to the logits: its hidden states, with the identity as output matrix."""
     hidden_NV = logits_NV.clone().requires_grad_()
     identity_VV = torch.eye(logits_NV.shape[1])
-    found = text_loss(hidden_NV, identity_VV, text_of(target), kd_weight=1.0, dtype=torch.float32, with_kl=False)
+    found = text_loss(
+        hidden_NV, OutputHead(identity_VV), text_of(target), kd_weight=1.0, dtype=torch.float32, with_kl=False
+    )
     (found.loss / target.temperature**2).backward()
     assert hidden_NV.grad is not None
     return hidden_NV.grad
@@ -140,7 +143,7 @@ def kd_values(logits_NV: Tensor, target: SparseTarget) -> Tensor:
     for position in range(len(target)):
         text = text_of(part_of(target, position, position + 1))
         logits_1V = logits_NV[position, None]
-        kl = text_loss(logits_1V, identity_VV, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
+        kl = text_loss(logits_1V, OutputHead(identity_VV), text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
         assert kl is not None
         values.append(kl)
     return torch.stack(values) if values else torch.zeros(0)

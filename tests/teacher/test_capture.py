@@ -23,6 +23,7 @@ from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, open_targets
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
+from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.capture import Captured, capture, run_of
 from moe_distill.teacher.forward import States, forward
 from moe_distill.teacher.run import export_head
@@ -55,6 +56,7 @@ def run(model: PreTrainedModel, windows: WindowStore, output: Path, **changes: o
     text_ids[0] = False
     return capture(
         model,
+        find_architecture(model),
         windows,
         text_ids,
         params(**changes),
@@ -111,7 +113,7 @@ def test_r15_replay_from_the_shards_gives_back_the_cached_logprobs(
 ) -> None:
     model = random_moe(family, 1)
     run(model, windows, tmp_path / "shards", hidden_layers=[0, len(model.model.layers)])
-    export_head(model, "teacher", tmp_path / "head")
+    export_head(find_architecture(model), "teacher", tmp_path / "head")
     head, reader = load_teacher_head(tmp_path / "head", CPU), open_targets(tmp_path / "shards")
     moe_input = column(reader, "moe_input").float() * column(reader, "moe_input_scales")[:, None]
     read = block_input(head, moe_input)
@@ -131,7 +133,7 @@ def test_r15_replay_from_the_shards_gives_back_the_cached_logprobs(
 def test_dense_teacher_has_no_router_columns(windows: WindowStore, tmp_path: Path) -> None:
     run(make_teacher("dense"), windows, tmp_path / "shards")
     assert not {"router_logits", "moe_input"} & set(open_targets(tmp_path / "shards").index.fields)
-    export_head(make_teacher("dense"), "teacher", tmp_path / "head")
+    export_head(find_architecture(make_teacher("dense")), "teacher", tmp_path / "head")
     assert load_teacher_head(tmp_path / "head", CPU).num_experts == 0
 
 
@@ -231,7 +233,7 @@ def test_parameters_that_do_not_fit_the_teacher_are_refused(windows: WindowStore
 
 
 def test_head_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
-    export_head(make_teacher("qwen3_moe"), "one", tmp_path / "head")
+    export_head(find_architecture(make_teacher("qwen3_moe")), "one", tmp_path / "head")
     shutil.copytree(tmp_path / "head", tmp_path / "bad")
     path = tmp_path / "bad/teacher_head.safetensors"
     content = bytearray(path.read_bytes())

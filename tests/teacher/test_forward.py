@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from moe_distill.teacher.architecture import find_modules
+from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.forward import States, _recorder, forward
 from tests.teacher.conftest import FAMILIES, VOCABULARY, make_teacher
 
@@ -25,7 +25,7 @@ def loud_teacher(family: str) -> PreTrainedModel:
 
 
 def run(model: PreTrainedModel, ids: torch.Tensor) -> tuple[States, bool]:
-    return forward(model, find_modules(model), ids, LAYERS)
+    return forward(model, find_architecture(model), ids, LAYERS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,7 +49,7 @@ def test_batch_after_an_overflow_is_that_of_a_fresh_teacher(family: str) -> None
 def test_states_are_the_wanted_layers_and_no_others_are_held(family: str, wanted: list[int]) -> None:
     ids = torch.randint(1, LOUD_ID, (2, 12), generator=torch.Generator().manual_seed(0))
     model = make_teacher(family)
-    architecture = find_modules(model)
+    architecture = find_architecture(model)
     with _recorder(architecture, wanted) as seen, torch.inference_mode():
         model(input_ids=ids)
     assert {name for name in seen if name.startswith("layer")} == {f"layer {number}" for number in wanted}

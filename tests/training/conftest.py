@@ -14,6 +14,7 @@ from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.text_loss import Text
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
+from moe_distill.replay.router_rule import RouterRule
 from moe_distill.targets.sparse_target import NextTokens, SparseTarget, joined, sparse_target
 from moe_distill.targets.stretches import stretches
 from moe_distill.targets.teacher_rows import teacher_rows
@@ -154,11 +155,9 @@ def teacher_head() -> TeacherHead:
     description = HeadDescription(
         teacher_fingerprint="t",
         num_experts=EXPERTS,
-        experts_per_token=1,
-        normalizes_topk=True,
-        activation="silu",
-        norm_epsilon=1e-6,
-        weights_sha256="",
+        router=RouterRule(score="softmax", experts_per_token=1, normalizes=True),
+        moe_norm_epsilon=1e-6,
+        final_norm_epsilon=1e-6,
     )
     tensors = {
         "final_norm": torch.ones(TEACHER_SIZE),

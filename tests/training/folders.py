@@ -20,6 +20,7 @@ from moe_distill.shards.window_store import (
     WindowStore,
 )
 from moe_distill.shards.writer import ShardWriter
+from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.capture import capture
 from moe_distill.teacher.run import export_head
 from moe_distill.training.stage_folders import TrainingInputs, TrainingOutputs
@@ -93,13 +94,23 @@ class Folders:
 
 def make_folders(root: Path, teacher: PreTrainedModel, **changes: object) -> Folders:
     """Capture a teacher with `CAPTURE` but for `changes`."""
-    export_head(teacher, "teacher", root / "head")
+    architecture = find_architecture(teacher)
+    export_head(architecture, "teacher", root / "head")
     for split, count in WINDOWS.items():
         windows = _write_windows(root, split, count)
         text_ids = torch.ones(VOCABULARY, dtype=torch.bool)
         params = Capture.model_validate(CAPTURE | changes)
         capture(
-            teacher, windows, text_ids, params, 0, "teacher", "key", root / "targets" / split, root / "receipts" / split
+            teacher,
+            architecture,
+            windows,
+            text_ids,
+            params,
+            0,
+            "teacher",
+            "key",
+            root / "targets" / split,
+            root / "receipts" / split,
         )
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", VOCABULARY)
     ids = torch.arange(VOCABULARY, dtype=torch.int32)

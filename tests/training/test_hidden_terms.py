@@ -13,13 +13,11 @@ from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.text_loss import Text
-from moe_distill.replay.block import TeacherHead
-from moe_distill.replay.head import HeadDescription
 from moe_distill.targets.sparse_target import sparse_target
 from moe_distill.targets.stretches import stretches
 from moe_distill.targets.teacher_rows import teacher_rows
 from moe_distill.targets.token_shares import rule_map
-from moe_distill.teacher.architecture import find_modules
+from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.forward import forward
 from moe_distill.teacher.sparsify import sparsify
 from moe_distill.training.objective import Objective, Student
@@ -77,14 +75,14 @@ def real_student() -> LlamaForCausalLM:
 def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective) -> None:
     """1024 -> 576, 28 -> 30 layers, random weights on both sides; each position aligned with itself."""
     teacher, generator = real_teacher(), torch.Generator().manual_seed(2)
-    architecture = find_modules(teacher)
+    architecture = find_architecture(teacher)
     captured = [7, 14, TEACHER_LAYERS]
     states, _ = forward(
         teacher, architecture, torch.randint(TEACHER_ROWS, (WINDOWS, LENGTH), generator=generator), captured
     )
-    assert architecture.moe is not None
+    assert not isinstance(architecture.moe, str)
     n = WINDOWS * LENGTH
-    logits_NV = states.final_BLT.flatten(0, 1) @ architecture.output.detach().T
+    logits_NV = architecture.decoder.head.logits(states.final_BLT.flatten(0, 1)).detach()
     records = sparsify(logits_NV, torch.zeros(n, dtype=torch.int64), 16, 8, torch.rand(n, generator=generator))
     assert states.router_logits_BLE is not None
     runs = HiddenRuns(
@@ -112,19 +110,7 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
         runs=runs,
         counts=Counts(tokens=n, aligned=n, hidden=n, n_bytes=4 * n, places=n),
     )
-    description = HeadDescription(
-        teacher_fingerprint="",
-        num_experts=EXPERTS,
-        experts_per_token=1,
-        normalizes_topk=True,
-        activation="silu",
-        norm_epsilon=1e-6,
-        weights_sha256="",
-    )
-    moe = architecture.moe
-    tensors = {"moe_norm": moe.norm_weight, "gate": moe.gate_weight, "gate_up": moe.gate_up, "down": moe.down}
-    tensors |= {"final_norm": architecture.final_norm, "output": architecture.output}
-    head = TeacherHead(description, {name: tensor.detach() for name, tensor in tensors.items()})
+    head = architecture.moe.head
     pairs = layer_pairs(captured, TEACHER_LAYERS, STUDENT_LAYERS)
     assert pairs == [8, 15, STUDENT_LAYERS]
     heads = make_heads(pairs, STUDENT_SIZE, TEACHER_SIZE, EXPERTS, seed=0)

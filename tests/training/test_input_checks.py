@@ -164,7 +164,7 @@ def test_a_changed_description_of_the_head_is_refused_by_both_hashes(copied: Cha
     path.write_text(path.read_text().replace('"experts_per_token": 2', '"experts_per_token": 3'))
     assert "teacher_head.json is corrupt; sha256" in refusal(copied, train_router)
     write_checksummed_json(path, {**unsealed_again(path), "format_version": 1})
-    assert "moe-distill/teacher-head version 1, expected moe-distill/teacher-head version 2" in refusal(copied)
+    assert "moe-distill/teacher-head version 1, expected moe-distill/teacher-head version 3" in refusal(copied)
 
 
 def unsealed_again(path: Path) -> dict[str, Json]:

@@ -10,11 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_distill.batches.batch import HiddenRuns
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.registry import total_of
 from moe_distill.losses.softmax import BLOCK_VALUES
 from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.replay.block import TeacherHead
 from moe_distill.replay.head import HeadDescription
+from moe_distill.replay.router_rule import RouterRule
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.stretches import Stretch
 from moe_distill.training.routing import RouterSettings, route, routed_state_terms
@@ -87,11 +89,9 @@ def real_head() -> TeacherHead:
     description = HeadDescription(
         teacher_fingerprint="",
         num_experts=EXPERTS,
-        experts_per_token=1,
-        normalizes_topk=True,
-        activation="silu",
-        norm_epsilon=1e-6,
-        weights_sha256="",
+        router=RouterRule(score="softmax", experts_per_token=1, normalizes=True),
+        moe_norm_epsilon=1e-6,
+        final_norm_epsilon=1e-6,
     )
     return TeacherHead(description, {name: torch.empty(shape, dtype=torch.float16) for name, shape in shapes.items()})
 
@@ -160,7 +160,7 @@ def test_logits_are_held_a_stretch_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
         )
         text = Text(torch.empty(n, dtype=torch.int64), target, cut)
         resident = memory.live
-        text_loss(hidden_ND, weight_VD, text, 0.9, torch.float32, with_kl=True).loss.backward()
+        text_loss(hidden_ND, OutputHead(weight_VD), text, 0.9, torch.float32, with_kl=True).loss.backward()
     matrix, stretch = STUDENT_ROWS * STUDENT_SIZE * 4, CHUNK_TOKENS * STUDENT_ROWS * 4
     assert memory.largest == max(matrix, stretch)
     assert memory.peak - resident < 1.2 * (matrix + stretch) + LOGIT_BLOCKS, "one gradient, one stretch of logits"

@@ -16,6 +16,7 @@ from moe_distill.replay.block import (
     routed_hidden,
     teacher_mixture,
 )
+from moe_distill.replay.router_rule import RouterRule
 from moe_distill.training.objective import Student
 from moe_distill.training.routing import RouterSettings, gate_terms, route, student_aware_logits
 from tests.training.conftest import heads_of, make_batch, runs_of
@@ -32,8 +33,9 @@ def moe_inputs(runs: HiddenRuns) -> torch.Tensor:
     return runs.moe_input_WPT[runs.mask_WP]
 
 
-def described(head: TeacherHead, **changes: object) -> TeacherHead:
-    return replace(head, description=head.description.model_copy(update=changes))
+def described(head: TeacherHead, experts_per_token: int, normalizes: bool) -> TeacherHead:
+    rule = RouterRule(score="softmax", experts_per_token=experts_per_token, normalizes=normalizes)
+    return replace(head, description=head.description.model_copy(update={"router": rule}))
 
 
 @pytest.mark.parametrize("normalizes", [True, False])
@@ -41,7 +43,7 @@ def described(head: TeacherHead, **changes: object) -> TeacherHead:
 def test_r15_router_starts_as_the_teachers_own_gate(
     student: Student, teacher_head: TeacherHead, experts_per_token: int, normalizes: bool
 ) -> None:
-    head = described(teacher_head, experts_per_token=experts_per_token, normalizes_topk=normalizes)
+    head = described(teacher_head, experts_per_token, normalizes)
     runs, states = runs_and_states([12, 9])
     moe_input = moe_inputs(runs)
     read = block_input(head, moe_input)
@@ -62,7 +64,7 @@ def test_r15_gate_of_one_normalised_expert_learns_from_the_students_loss(
     student: Student, teacher_head: TeacherHead
 ) -> None:
     """As Huihui-MoE-1B: 3 experts, 1 per token, its weight always 1; more experts mixed as a matter of course."""
-    assert (teacher_head.description.experts_per_token, teacher_head.description.normalizes_topk) == (1, True)
+    assert (teacher_head.router.experts_per_token, teacher_head.router.normalizes) == (1, True)
     runs, states = runs_and_states([12, 9])
     for n_experts in (1, 2, 3):
         routing = route(heads_of(student), teacher_head, states, runs, RouterSettings(1.0, n_experts, 0.0))

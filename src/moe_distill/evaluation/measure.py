@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, likeliest_ids, ranking_agreement
 from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.losses.text_loss import Text, text_loss
+from moe_distill.models.decoder import find_decoder
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.targets.sparse_target import joined
@@ -88,7 +89,7 @@ def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> S
 def compare(model: PreTrainedModel, windows: WindowStore, targets: WindowTargets, batch_windows: int) -> Comparison:
     """Agreement with the teacher at aligned positions, and confidence at all, over all windows of a split."""
     device, agreed = _device(model), NO_AGREEMENT
-    weight_VD = model.get_output_embeddings().weight
+    head = find_decoder(model).head
     confidence, correct = [], []
     for batch in _batches(model, windows, batch_windows):
         target = joined([targets.of(number) for number in batch.numbers])
@@ -100,19 +101,19 @@ def compare(model: PreTrainedModel, windows: WindowStore, targets: WindowTargets
             has_target = target.has_target_N[chunk].to(device)
             agreed += ranking_agreement(logits_NV[has_target], teacher_ids[chunk][has_target])
         text = Text(batch.labels_N, to_device(target, device), stretches(len(target), CHUNK_POSITIONS, target))
-        kl = text_loss(batch.hidden_ND, weight_VD, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
+        kl = text_loss(batch.hidden_ND, head, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
         agreed += Agreement(0, 0.0, 0.0, kl=float(kl or 0.0))
     return Comparison(agreed, torch.cat(confidence), torch.cat(correct))
 
 
 def _batches(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> Iterator[_Batch]:
-    device = _device(model)
+    device, body = _device(model), find_decoder(model).body
     for start in range(0, len(windows), batch_windows):
         numbers = range(start, min(start + batch_windows, len(windows)))
         inputs, labels = model_inputs(windows, numbers)
         inputs_BL = inputs.to(device)
         began = _clock(device)
-        hidden_BLD = model.get_decoder()(input_ids=inputs_BL, use_cache=False).last_hidden_state
+        hidden_BLD = body(input_ids=inputs_BL, use_cache=False).last_hidden_state
         hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
         seconds = _clock(device) - began
         yield _Batch(hidden_ND, torch.cat(labels).to(device), numbers, seconds)
@@ -120,10 +121,10 @@ def _batches(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -
 
 def _logits(model: PreTrainedModel, batch: _Batch) -> Iterator[tuple[slice, Tensor]]:
     """fp32 logits, some positions after the other, so that [N, vocabulary] is never held whole."""
-    weight_VD = model.get_output_embeddings().weight.float()
+    head = find_decoder(model).head.to_dtype(torch.float32)
     for start in range(0, len(batch.hidden_ND), CHUNK_POSITIONS):
         chunk = slice(start, start + CHUNK_POSITIONS)
-        yield chunk, batch.hidden_ND[chunk] @ weight_VD.T
+        yield chunk, head.logits(batch.hidden_ND[chunk])
 
 
 def _device(model: PreTrainedModel) -> torch.device:

@@ -1,25 +1,10 @@
-"""Gates over replayed experts: mixtures, balance and importance.
+"""Gates over replayed experts: balance and importance.
 
 Shapes: N positions, E experts.
 """
 
 import torch
 from torch import Tensor
-
-
-def mixture(gate_logits_NE: Tensor, temperature: float, n_experts: int, normalizes: bool) -> Tensor:
-    """Weights of the experts at each position, fp32 [N, E]: the `n_experts` largest of the tempered softmax.
-
-    Args:
-        normalizes: divide the weights of a position by their sum. With one expert a normalised weight is always 1 and
-            its gradient 0; there the gradient passes straight through to the softmax.
-    """
-    probs_NE = (gate_logits_NE.float() / temperature).softmax(-1)
-    top, chosen = probs_NE.topk(n_experts, dim=-1)
-    if normalizes:
-        top = top / top.sum(-1, keepdim=True)
-    kept_NE = torch.zeros_like(probs_NE).scatter(1, chosen, top)
-    return kept_NE + probs_NE - probs_NE.detach() if normalizes and n_experts == 1 else kept_NE
 
 
 def load_balancing_loss(expert_share_E: Tensor, mean_probs_E: Tensor) -> Tensor:
@@ -42,10 +27,10 @@ def importance_kl(student_probs_E: Tensor, teacher_probs_E: Tensor) -> Tensor:
     return (student_probs_E * ratio_E).sum()
 
 
-def gate_divergence(student_logits_NE: Tensor, teacher_logits_NE: Tensor) -> Tensor:
+def gate_divergence(student_logprobs_NE: Tensor, teacher_logprobs_NE: Tensor) -> Tensor:
     """KL(student-aware gate || teacher's gate) of each position in nats, fp32 [N]."""
-    student_NE = student_logits_NE.float().log_softmax(-1)
-    divergence_N: Tensor = (student_NE.exp() * (student_NE - teacher_logits_NE.float().log_softmax(-1))).sum(-1)
+    difference_NE = student_logprobs_NE - teacher_logprobs_NE
+    divergence_N: Tensor = (student_logprobs_NE.exp() * difference_NE).sum(-1)
     return divergence_N
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.softmax import LOWEST, Pulls, Removed, log_sums, softmax_
 from moe_distill.targets.sparse_rows import grouped_logsumexp
 from moe_distill.targets.sparse_target import SparseTarget
@@ -53,7 +54,7 @@ class TextLoss:
 
 
 def text_loss(
-    hidden_ND: Tensor, weight_VD: Tensor, text: Text, kd_weight: float, dtype: torch.dtype, with_kl: bool
+    hidden_ND: Tensor, head: OutputHead, text: Text, kd_weight: float, dtype: torch.dtype, with_kl: bool
 ) -> TextLoss:
     """The loss of a text, and its gradient where gradients are enabled.
 
@@ -61,15 +62,15 @@ def text_loss(
     keeps weight 1.
 
     Args:
-        hidden_ND: what the output matrix reads.
-        weight_VD: the output matrix.
+        hidden_ND: what the head reads.
+        head: whose weights get a gradient too.
         dtype: of the product with the output matrix and of the logits; sums and softmaxes are fp32 in any case.
         with_kl: whether `TextLoss.kl` is wanted; the gradient is the same to the bit.
     """
     has_kl = text.target is not None and (with_kl or not text.target.is_sampled)
     with_gradient = torch.is_grad_enabled()
     loss, nll, weighted_nll, kl = _TextLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, text, kd_weight, dtype, has_kl, with_gradient
+        hidden_ND, head.weight_VD, head.bias_V, head, text, kd_weight, dtype, has_kl, with_gradient
     )
     return TextLoss(loss, nll, weighted_nll, kl if has_kl else None)
 
@@ -80,32 +81,46 @@ class _TextLoss(torch.autograd.Function):
         ctx: Any,
         hidden_ND: Tensor,
         weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: OutputHead,
         text: Text,
         kd_weight: float,
         dtype: torch.dtype,
         has_kl: bool,
         with_gradient: bool,
     ) -> tuple[Tensor, ...]:
-        read_ND, output_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        read_ND = (hidden_ND if head.scale == 1.0 else hidden_ND * head.scale).to(dtype)
+        output_VD = weight_VD.to(dtype)
         longest = max((stretch.stop - stretch.start for stretch in text.stretches), default=0)
         buffer_nV = read_ND.new_empty(longest, len(weight_VD))
         hidden_gradient_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if with_gradient else None
         weight_gradient_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if with_gradient else None
+        bias_gradient_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         sums = hidden_ND.new_zeros(4, dtype=torch.float32)
         for stretch in text.stretches:
             read_nD = read_ND[stretch.start : stretch.stop]
             logits_nV = buffer_nV[: len(read_nD)]
             torch.mm(read_nD, output_VD.T, out=logits_nV)
+            if bias_V is not None:
+                logits_nV += bias_V.to(dtype)
+            slope_nV = None if head.softcap is None else _cap_(logits_nV, head.softcap)
             sums += _losses(logits_nV, text, stretch, kd_weight, has_kl, with_gradient)
-            if hidden_gradient_ND is not None and weight_gradient_VD is not None:
-                hidden_gradient_ND[stretch.start : stretch.stop] = logits_nV @ output_VD
-                if dtype is torch.float32:
-                    weight_gradient_VD.addmm_(logits_nV.T, read_nD)
-                else:
-                    product_VD = logits_nV.T @ (read_nD * HALF_SCALE)
-                    weight_gradient_VD.add_(product_VD, alpha=1.0 / HALF_SCALE)
+            if hidden_gradient_ND is None or weight_gradient_VD is None:
+                continue
+            if slope_nV is not None:
+                logits_nV *= slope_nV
+            if bias_gradient_V is not None:
+                bias_gradient_V += logits_nV.sum(0, dtype=torch.float32)
+            hidden_gradient_ND[stretch.start : stretch.stop] = logits_nV @ output_VD
+            if dtype is torch.float32:
+                weight_gradient_VD.addmm_(logits_nV.T, read_nD)
+            else:
+                product_VD = logits_nV.T @ (read_nD * HALF_SCALE)
+                weight_gradient_VD.add_(product_VD, alpha=1.0 / HALF_SCALE)
         if hidden_gradient_ND is not None and weight_gradient_VD is not None:
-            ctx.save_for_backward(hidden_gradient_ND, weight_gradient_VD)
+            if head.scale != 1.0:
+                hidden_gradient_ND *= head.scale
+            ctx.save_for_backward(hidden_gradient_ND, weight_gradient_VD, bias_gradient_V)
         loss, *others = sums.unbind()
         ctx.mark_non_differentiable(*others)
         return loss, *others
@@ -113,8 +128,18 @@ class _TextLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_others: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_gradient_ND, weight_gradient_VD = ctx.saved_tensors
-        return hidden_gradient_ND * gradient, weight_gradient_VD.mul_(gradient), None, None, None, None, None
+        hidden_gradient_ND, weight_gradient_VD, bias_gradient_V = ctx.saved_tensors
+        of_bias_V = None if bias_gradient_V is None else bias_gradient_V.mul_(gradient)
+        of_weights = weight_gradient_VD.mul_(gradient), of_bias_V
+        return hidden_gradient_ND * gradient, *of_weights, None, None, None, None, None, None
+
+
+def _cap_(logits_nV: Tensor, softcap: float) -> Tensor:
+    """Cap logits in place; returns the slope of the cap, which the gradient is multiplied by."""
+    tanh_nV = logits_nV.div_(softcap).tanh_()
+    slope_nV = 1.0 - tanh_nV.square()
+    logits_nV.mul_(softcap)
+    return slope_nV
 
 
 def _losses(

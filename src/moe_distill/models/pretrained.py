@@ -44,7 +44,6 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes differ

@@ -9,31 +9,38 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from moe_distill.errors import DataError, restore_command
+from moe_distill.replay.router_rule import RouterRule
 from moe_distill.shards.value_checks import check_finite
 from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
 from moe_distill.utils.files import sha256_file, write_atomically
 
 HEAD_FORMAT = "moe-distill/teacher-head"
-HEAD_VERSION = 2
+HEAD_VERSION = 3
 WEIGHTS_NAME = "teacher_head.safetensors"
 DESCRIPTION_NAME = "teacher_head.json"
 FIX = "run: dvc repro -f teacher"
 
 
 class HeadDescription(BaseModel):
-    """The content of teacher_head.json, its checksum aside; `num_experts` is 0 where the last layer is dense."""
+    """The content of teacher_head.json, its checksum aside."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: str = HEAD_FORMAT
     format_version: int = HEAD_VERSION
     teacher_fingerprint: str
-    num_experts: int
-    experts_per_token: int
-    normalizes_topk: bool
-    activation: str
-    norm_epsilon: float
-    weights_sha256: str
+    num_experts: int = 0  # 0: nothing is replayed, and the weights are empty
+    no_replay: str | None = None  # why, in words
+    router: RouterRule | None = None
+    activation: str = "silu"  # of an expert, by its name in transformers
+    activation_limit: float | None = None  # gpt-oss: where both halves of an expert are clamped
+    activation_slope: float = 1.0  # gpt-oss: of the sigmoid in its activation
+    output_scale: float = 1.0  # of what the block adds to the residual stream
+    moe_norm_epsilon: float = 0.0
+    final_norm_epsilon: float = 0.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    weights_sha256: str = ""
 
 
 def write_head(folder: Path, tensors: dict[str, Tensor], description: HeadDescription) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from moe_distill.config.profile import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.log import progress_bar
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.shards.format import DTYPES, FieldSpec, Index
 from moe_distill.shards.provenance import capture_fingerprint, windows_fingerprint
 from moe_distill.shards.teacher_store import (
@@ -29,7 +30,7 @@ from moe_distill.shards.teacher_store import (
 from moe_distill.shards.value_checks import is_finite
 from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.shards.writer import ShardWriter
-from moe_distill.teacher.architecture import Architecture, find_modules
+from moe_distill.teacher.architecture import Architecture
 from moe_distill.teacher.forward import States, forward
 from moe_distill.teacher.sparsify import Records, sparsify
 
@@ -67,6 +68,7 @@ class _Batch:
 
 def capture(
     model: PreTrainedModel,
+    architecture: Architecture,
     windows: WindowStore,
     text_ids_R: Tensor,
     params: Capture,
@@ -79,6 +81,7 @@ def capture(
     """Write the targets of every position of `windows` to `output`; continue where a killed run ended.
 
     Args:
+        architecture: of the model.
         text_ids_R: bool; ids that stand for text (`text_token_mask`).
         params: section `teacher` of the profile.
         seed: of the tail samples and of the choice of runs with states.
@@ -91,12 +94,12 @@ def capture(
         ConfigError: a captured layer does not exist, or k leaves no tail.
         DataError: a state is not finite in fp32 either, or a logit is not.
     """
-    architecture = find_modules(model)
+    decoder = architecture.decoder
     _check(params, architecture)
     device = next(model.parameters()).device
-    specs = capture_fields(params, architecture.hidden_size, architecture.num_experts)
+    specs = capture_fields(params, decoder.hidden_size, architecture.num_experts)
     writer = ShardWriter(output, specs, "positions", params.shard_positions, progress_folder)
-    output_RT = architecture.output.detach().float()
+    head = decoder.head.to_dtype(torch.float32)
     text_ids_R = text_ids_R.to(device)
     starts = range(writer.next_input, len(windows), params.batch_windows)
     for start in progress_bar(starts, len(starts), "teacher"):
@@ -107,7 +110,7 @@ def capture(
         if not states.finite():
             what = f"the teacher gives non-finite values in windows {_span(batch.numbers)}"
             raise DataError(what, "in fp32 too", OTHER_TEACHER)
-        columns, text_token_probability = _position_columns(batch, states, output_RT, text_ids_R, params, seed)
+        columns, text_token_probability = _position_columns(batch, states, head, text_ids_R, params, seed)
         columns |= _hidden_columns(batch, states, windows, params, seed)
         columns = {name: _fitted(column, DTYPES[specs[name].dtype]) for name, column in columns.items()}
         tallies = {
@@ -127,8 +130,8 @@ def capture(
             "teacher_fingerprint": teacher_fingerprint,
             "teacher_parameters": sum(weight.numel() for weight in model.parameters()),
             "teacher_bytes": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-            "output_rows": output_RT.shape[0],
-            "layers": len(architecture.layers),
+            "output_rows": len(head.weight_VD),
+            "layers": len(decoder.layers),
             "hidden_layers": params.hidden_layers,
             "tail_sample_temperature": TAIL_SAMPLE_TEMPERATURE,
             "tail_uniform_share": TAIL_UNIFORM_SHARE,
@@ -141,13 +144,13 @@ def capture(
 
 
 def capture_fields(params: Capture, hidden_size: int, num_experts: int) -> dict[str, FieldSpec]:
-    """The columns that a capture has; `num_experts` 0: the teacher's last layer is dense."""
+    """The columns that a capture has; `num_experts` 0: nothing can be replayed."""
     layers, router_layers = len(params.hidden_layers), int(num_experts > 0)
     return target_fields(params.k, params.tail_samples, layers, hidden_size, router_layers, num_experts)
 
 
 def _check(params: Capture, architecture: Architecture) -> None:
-    n_layers, vocabulary = len(architecture.layers), architecture.output.shape[0]
+    n_layers, vocabulary = len(architecture.decoder.layers), len(architecture.decoder.head.weight_VD)
     if any(layer > n_layers for layer in params.hidden_layers):
         raise ConfigError(f"`teacher.hidden_layers` names a layer beyond {n_layers}, the teacher's last")
     if params.k >= vocabulary:
@@ -155,7 +158,7 @@ def _check(params: Capture, architecture: Architecture) -> None:
 
 
 def _position_columns(
-    batch: _Batch, states: States, output_RT: Tensor, text_ids_R: Tensor, params: Capture, seed: int
+    batch: _Batch, states: States, head: OutputHead, text_ids_R: Tensor, params: Capture, seed: int
 ) -> tuple[dict[str, Tensor], float]:
     """The columns of table `positions`, and the sum over positions of the probability of all text ids.
 
@@ -168,7 +171,7 @@ def _position_columns(
     uniforms_N = torch.rand(len(final_NT), generator=generator).to(final_NT.device)
     records, text_token_probability = [], 0.0
     for hidden, targets, uniforms in _chunks(params.chunk_positions, final_NT, targets_N, uniforms_N):
-        logits = hidden @ output_RT.T  # fp32: an fp16 product alone costs 0.02 in log-probability
+        logits = head.logits(hidden)  # fp32: an fp16 product alone costs 0.02 in log-probability
         if not is_finite(logits):
             raise DataError(f"the teacher gives non-finite logits in windows {_span(batch.numbers)}", fix=OTHER_TEACHER)
         records.append(sparsify(logits, targets, params.k, params.tail_samples, uniforms))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe_distill.models.decoder import first_tensor, recorded_states
+from moe_distill.models.moe_block import MoeBlock
 from moe_distill.shards.value_checks import is_finite
 from moe_distill.teacher.architecture import Architecture
 
@@ -62,12 +64,12 @@ def _convert_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _run(architecture: Architecture, input_ids_BL: Tensor, hidden_layers: list[int]) -> States:
-    with _recorder(architecture, hidden_layers) as seen:
-        final_BLT = architecture.body(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+    decoder = architecture.decoder
+    with recorded_states(decoder, hidden_layers) as residual, _moe_states(architecture.moe) as moe:
+        final_BLT = decoder.body(input_ids=input_ids_BL, use_cache=False).last_hidden_state
     shape = final_BLT.shape[:2]
-    hidden = [seen[f"layer {number}"].float() for number in hidden_layers]
-    router_logits = seen.get("router_logits")
-    moe_input = seen.get("moe_input")
+    hidden = [residual[number].float() for number in hidden_layers]
+    router_logits, moe_input = moe.get("router_logits"), moe.get("moe_input")
     return States(
         final_BLT=final_BLT.float(),
         hidden_BLST=torch.stack(hidden, 2) if hidden else final_BLT.new_zeros(*shape, 0, final_BLT.shape[-1]),
@@ -77,30 +79,21 @@ def _run(architecture: Architecture, input_ids_BL: Tensor, hidden_layers: list[i
 
 
 @contextmanager
-def _recorder(architecture: Architecture, hidden_layers: list[int]) -> Iterator[dict[str, Tensor]]:
-    """Record residual states, and input and router logits of the MoE block, of forward passes inside the block."""
+def _moe_states(moe: MoeBlock | str) -> Iterator[dict[str, Tensor]]:
+    """Record `moe_input` and `router_logits` of a block that can be replayed."""
     seen: dict[str, Tensor] = {}
 
-    def before_first(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen["layer 0"] = arguments[0]
+    def entering(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen["moe_input"] = arguments[0]
 
-    def after(number: int, output: Tensor | tuple[Tensor, ...]) -> None:
-        seen[f"layer {number}"] = output if isinstance(output, Tensor) else output[0]
+    def routed(_module: nn.Module, _arguments: object, output: object) -> None:
+        logits = first_tensor(output)
+        assert logits is not None
+        seen["router_logits"] = logits
 
     handles = []
-    for number in hidden_layers:
-        if number == 0:
-            handles.append(architecture.layers[0].register_forward_pre_hook(before_first))
-            continue
-        layer = architecture.layers[number - 1]
-        handles.append(layer.register_forward_hook(lambda _m, _a, output, number=number: after(number, output)))
-    if architecture.moe is not None:
-        handles.append(
-            architecture.moe.norm.register_forward_pre_hook(lambda _m, arguments: seen.update(moe_input=arguments[0]))
-        )
-        handles.append(
-            architecture.moe.gate.register_forward_hook(lambda _m, _a, output: seen.update(router_logits=output[0]))
-        )
+    if not isinstance(moe, str):
+        handles += [moe.norm.register_forward_pre_hook(entering), moe.gate.register_forward_hook(routed)]
     try:
         yield seen
     finally:

@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from moe_distill.config.profile import Capture, require_router_positions
 from moe_distill.log import log
+from moe_distill.models.moe_block import has_experts
 from moe_distill.models.pretrained import load_causal_lm, load_tokenizer, text_token_mask
-from moe_distill.replay.head import HeadDescription, write_head
+from moe_distill.replay.head import write_head
 from moe_distill.shards.format import read_index, row_bytes
 from moe_distill.shards.provenance import check_tokenizer, windows_fingerprint
 from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
-from moe_distill.teacher.architecture import find_modules
+from moe_distill.teacher.architecture import Architecture, find_architecture
 from moe_distill.teacher.capture import Captured, capture
-from moe_distill.teacher.shards_disk_use import count_positions_with_states, head_bytes, shard_bytes
+from moe_distill.teacher.shards_disk_use import count_positions_with_states, shard_bytes
 from moe_distill.utils.device import make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import fingerprint, folder_fingerprint
@@ -49,14 +48,15 @@ def run_teacher(
     runtime = make_runtime(params.precision)
     log(f"teacher: {runtime.describe()}")
     model = load_causal_lm(teacher, runtime.dtype, runtime.device)
-    rows = model.get_output_embeddings().weight.shape[0]
-    text_ids_R = text_token_mask(load_tokenizer(teacher), rows)
-    architecture = find_modules(model)
-    if step_windows is not None and architecture.moe is not None:
+    architecture = find_architecture(model)
+    if isinstance(architecture.moe, str) and has_experts(model):
+        log(f"teacher: warning: {architecture.moe}; the router will be off")
+    text_ids_R = text_token_mask(load_tokenizer(teacher), len(architecture.decoder.head.weight_VD))
+    if step_windows is not None and architecture.num_experts:
         # An upper bound: a student's window lies inside one of the teacher's, and so has at most as many states.
         seen = count_positions_with_states(stores["train"], params) / len(stores["train"])
         require_router_positions(seen * step_windows)
-    needed = sum(shard_bytes(store, params, architecture) for store in stores.values()) + head_bytes(architecture)
+    needed = sum(shard_bytes(store, params, architecture) for store in stores.values()) + architecture.head_bytes
     output.mkdir(parents=True, exist_ok=True)
     finished = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     require_space(output, needed - finished, "the teacher's shards", "lower `teacher.k` or `teacher.hidden_fraction`")
@@ -65,6 +65,7 @@ def run_teacher(
     captured = {
         split: capture(
             model,
+            architecture,
             store,
             text_ids_R,
             params,
@@ -76,24 +77,14 @@ def run_teacher(
         )
         for split, store in stores.items()
     }
-    export_head(model, teacher_fingerprint, output / "head")
+    export_head(architecture, teacher_fingerprint, output / "head")
     return _metrics(list(captured.values()))
 
 
-def export_head(model: PreTrainedModel, teacher_fingerprint: str, folder: Path) -> None:
+def export_head(architecture: Architecture, teacher_fingerprint: str, folder: Path) -> None:
     """Hand on the part of the teacher that replay needs, in the teacher's dtype."""
-    architecture = find_modules(model)
-    moe = architecture.moe
-    description = HeadDescription(
-        teacher_fingerprint=teacher_fingerprint,
-        num_experts=architecture.num_experts,
-        experts_per_token=0 if moe is None else moe.experts_per_token,
-        normalizes_topk=moe is not None and moe.normalizes_topk,
-        activation="silu" if moe is None else moe.activation,
-        norm_epsilon=architecture.norm_epsilon,
-        weights_sha256="",
-    )
-    write_head(folder, architecture.head, description)
+    tensors = {} if isinstance(architecture.moe, str) else architecture.moe.head.tensors
+    write_head(folder, tensors, architecture.description(teacher_fingerprint))
 
 
 def _metrics(captured: list[Captured]) -> dict[str, float]:

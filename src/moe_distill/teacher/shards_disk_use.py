@@ -10,7 +10,7 @@ from moe_distill.teacher.capture import capture_fields, run_of
 def shard_bytes(windows: WindowStore, params: Capture, architecture: Architecture) -> int:
     """Bytes of the columns of one split: the positions are counted and the runs of states drawn as in the capture."""
     rows = {"positions": int(windows.token_counts.sum()), "hidden": count_positions_with_states(windows, params)}
-    return store_bytes(capture_fields(params, architecture.hidden_size, architecture.num_experts), rows)
+    return store_bytes(capture_fields(params, architecture.decoder.hidden_size, architecture.num_experts), rows)
 
 
 def count_positions_with_states(windows: WindowStore, params: Capture) -> int:
@@ -18,8 +18,3 @@ def count_positions_with_states(windows: WindowStore, params: Capture) -> int:
     counts = enumerate(windows.token_counts.tolist())
     runs = sum(run_of(window, count, params, params.seed) is not None for window, count in counts)
     return runs * params.hidden_run
-
-
-def head_bytes(architecture: Architecture) -> int:
-    """Bytes of models/teacher_head, in the teacher's dtype."""
-    return sum(tensor.nbytes for tensor in architecture.head.values())

@@ -5,6 +5,7 @@ that parts of a batch add up to the batch: the gradient does not depend on how a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from transformers import PreTrainedModel
 
 from moe_distill.batches.batch import Batch, Counts, HiddenRuns
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms, total_of
 from moe_distill.losses.text_loss import text_loss
+from moe_distill.models.decoder import Decoder, find_decoder
 from moe_distill.replay.block import TeacherHead
 from moe_distill.training.routing import GateInputs, RouterSettings, route, routed_state_terms
 from moe_distill.training.student import Heads, StudentStates, gather_runs, run_student
@@ -37,7 +40,12 @@ class Student:
 
     model: PreTrainedModel
     heads: Heads | None  # None in the first phase
-    teacher_head: TeacherHead | None  # for the router; None where the teacher's last block is dense
+    teacher_head: TeacherHead | None  # for the router; None where nothing can be replayed
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The model's parts."""
+        return find_decoder(self.model)
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,12 @@ def evaluate_objective(
     """
     runs = batch.runs if any(objective.weights.values()) else None
     with torch.autocast(batch.input_ids_BL.device.type, dtype=autocast, enabled=autocast is not None):
-        states = run_student(student.model, batch.input_ids_BL, with_layers=runs is not None)
-    loss, terms, nll_sum = _text_terms(student.model, states, batch, objective, counts, autocast, with_kl)
+        states = run_student(
+            student.decoder,
+            batch.input_ids_BL,
+            layers=student.heads.pairs if runs is not None and student.heads is not None else (),
+        )
+    loss, terms, nll_sum = _text_terms(student.decoder.head, states, batch, objective, counts, autocast, with_kl)
     gate = None
     if runs is not None and student.heads is not None:
         state_terms = _hidden_terms(student.heads, states, runs, objective, counts)
@@ -87,7 +99,7 @@ def evaluate_objective(
 
 
 def _text_terms(
-    model: PreTrainedModel,
+    head: OutputHead,
     states: StudentStates,
     batch: Batch,
     objective: Objective,
@@ -97,8 +109,7 @@ def _text_terms(
 ) -> tuple[Tensor, Terms, Tensor]:
     """The loss of the text, its terms `lm` and `kd`, and the summed nats."""
     hidden_ND = states.final_BLD.flatten(0, 1).index_select(0, batch.places_N)
-    weight_VD = model.get_output_embeddings().weight
-    found = text_loss(hidden_ND, weight_VD, batch.text, objective.kd_weight, autocast or torch.float32, with_kl)
+    found = text_loss(hidden_ND, head, batch.text, objective.kd_weight, autocast or torch.float32, with_kl)
     terms = {"lm": LossTerm(found.nll / counts.tokens, found.weighted_nll / counts.tokens)}
     if batch.text.target is not None and found.kl is not None:
         factor = objective.kd_weight * batch.text.target.temperature**2 / counts.tokens

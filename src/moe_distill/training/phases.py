@@ -14,6 +14,7 @@ from moe_distill.config.profile import require_router_positions
 from moe_distill.errors import ConfigError
 from moe_distill.log import log
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
+from moe_distill.models.decoder import find_decoder
 from moe_distill.models.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.replay.block import load_teacher_head
 from moe_distill.replay.head import read_description
@@ -188,13 +189,13 @@ def _student(
     check_student_rows(split, inputs.student, model.config.vocab_size)
     if not with_states or split.shards is None:
         return Student(model, heads=None, teacher_head=None)
-    metadata = split.shards.index.metadata
+    metadata, decoder = split.shards.index.metadata, find_decoder(model)
     teacher_layers, depth = metadata["hidden_layers"], metadata["layers"]
     assert isinstance(teacher_layers, list)
     assert isinstance(depth, int)
-    pairs = layer_pairs(teacher_layers, depth, model.config.num_hidden_layers)
+    pairs = layer_pairs(teacher_layers, depth, len(decoder.layers))
     teacher_size = split.shards.index.fields["hidden"].shape[-1]
-    heads = make_heads(pairs, model.config.hidden_size, teacher_size, phase.num_experts, params.experiment.seed)
+    heads = make_heads(pairs, decoder.hidden_size, teacher_size, phase.num_experts, params.experiment.seed)
     teacher_head = None
     if phase.num_experts and inputs.teacher_head is not None:
         teacher_head = load_teacher_head(inputs.teacher_head, runtime.device)

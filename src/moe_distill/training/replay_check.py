@@ -3,15 +3,7 @@
 import torch
 
 from moe_distill.batches.hidden_runs import read_states
-from moe_distill.replay.block import (
-    TeacherHead,
-    block_input,
-    expert_outputs,
-    gate_logits,
-    replayed_logits,
-    routed_hidden,
-    teacher_mixture,
-)
+from moe_distill.replay.block import TeacherHead, block_input, gate_logits, replayed_logits, replayed_residual
 from moe_distill.shards.reader import ShardReader
 from moe_distill.targets.teacher_rows import read_rows
 
@@ -30,10 +22,8 @@ def replay_fault(shards: ShardReader, head: TeacherHead) -> str | None:
     moe_input_NT, stored_NE = (read_states(shards, name, file, chosen) for name in ("moe_input", "router_logits"))
     rows = read_rows(shards, shards.column("hidden_rows", file)[chosen])
     with torch.inference_mode():
-        read_NT = block_input(head, moe_input_NT)
-        router_logits_NE = gate_logits(head, read_NT)
-        mixture_NE = teacher_mixture(head, router_logits_NE)
-        residual_NT = routed_hidden(moe_input_NT, expert_outputs(head, read_NT), mixture_NE)
+        router_logits_NE = gate_logits(head, block_input(head, moe_input_NT))
+        residual_NT = replayed_residual(head, moe_input_NT)
         # the kept ids' share of the whole is known from the cache; their relations are what replay must give
         replayed_NK = replayed_logits(head, residual_NT, rows.topk_ids).log_softmax(-1)
         cached_NK = rows.topk_logprobs.log_softmax(-1)

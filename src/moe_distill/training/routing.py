@@ -13,8 +13,16 @@ from torch import Tensor
 from moe_distill.batches.batch import HiddenRuns
 from moe_distill.losses.hidden import cosine_distance, relation_kl
 from moe_distill.losses.registry import LossTerm, Terms
-from moe_distill.losses.router import gate_divergence, importance_kl, load_balancing_loss, mixture
-from moe_distill.replay.block import TeacherHead, block_input, expert_outputs, routed_hidden
+from moe_distill.losses.router import gate_divergence, importance_kl, load_balancing_loss
+from moe_distill.replay.block import (
+    TeacherHead,
+    block_input,
+    expert_outputs,
+    routed_hidden,
+    selection_bias,
+    shared_output,
+)
+from moe_distill.replay.router_rule import gate_logprobs, mixture
 from moe_distill.training.student import Heads
 
 
@@ -64,10 +72,12 @@ def route(
     assert runs.gate_noise_NE is not None
     moe_input_NT = runs.packed(runs.moe_input_WPT)
     with torch.no_grad():
-        outputs_NET = expert_outputs(teacher_head, block_input(teacher_head, moe_input_NT))
+        read_NT = block_input(teacher_head, moe_input_NT)
+        outputs_NET = expert_outputs(teacher_head, read_NT)
+        unrouted_NT = moe_input_NT + shared_output(teacher_head, read_NT)
     noise_NE = settings.noise * runs.gate_noise_NE
     gate = GateInputs(runs.packed(student_WPD), runs.router_logits_NE, noise_NE)
-    routed_NT = routed_hidden(moe_input_NT, outputs_NET, _mixture(heads, teacher_head, gate, settings))
+    routed_NT = routed_hidden(unrouted_NT, outputs_NET, _mixture(heads, teacher_head, gate, settings))
     return Routing(gate, runs.padded(routed_NT))
 
 
@@ -79,7 +89,8 @@ def student_aware_logits(heads: Heads, gate: GateInputs) -> Tensor:
 def _mixture(heads: Heads, teacher_head: TeacherHead, gate: GateInputs, settings: RouterSettings) -> Tensor:
     n_experts = min(settings.n_experts, teacher_head.num_experts)
     logits_NE = student_aware_logits(heads, gate) + gate.noise_NE
-    return mixture(logits_NE, settings.temperature, n_experts, teacher_head.description.normalizes_topk)
+    bias_E = selection_bias(teacher_head)
+    return mixture(teacher_head.router, logits_NE, bias_E, settings.temperature, n_experts)
 
 
 def routed_state_terms(
@@ -117,12 +128,17 @@ def gate_terms(
     gate = GateInputs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(GateInputs)))
     with torch.no_grad():
         weight_E = _mixture(heads, teacher_head, gate, settings).sum(0)
-        divergence_N = gate_divergence(student_aware_logits(heads, gate), gate.teacher_logits_NE)
+        divergence_N = gate_divergence(
+            *(
+                gate_logprobs(teacher_head.router, logits_NE, 1.0)
+                for logits_NE in (student_aware_logits(heads, gate), gate.teacher_logits_NE)
+            )
+        )
     use = ExpertUse(weight_E / weight_E.sum(), divergence_N.mean())
     values: dict[str, Tensor] = {}
     if weights["router_balance"] > 0 or weights["router_importance"] > 0:
         mean_probs_E, teacher_probs_E = (
-            (logits_NE / settings.temperature).softmax(-1).mean(0)
+            gate_logprobs(teacher_head.router, logits_NE, settings.temperature).exp().mean(0)
             for logits_NE in (student_aware_logits(heads, gate) + gate.noise_NE, gate.teacher_logits_NE)
         )
         if weights["router_balance"] > 0:

@@ -3,15 +3,16 @@
 None of the heads reaches the exported student.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from moe_distill.batches.batch import HiddenRuns
 from moe_distill.losses.hidden import paired_layer
+from moe_distill.models.decoder import Decoder, recorded_states
 
 
 class Heads(nn.Module):
@@ -37,19 +38,20 @@ class Heads(nn.Module):
 
 @dataclass(frozen=True)
 class StudentStates:
-    """Hidden states of a batch: what the head reads, and all layers if asked (0 = embeddings).
+    """Hidden states of a batch: what the head reads, and those of the layers that were asked for (0 = embeddings).
 
-    The last layer's are after the final norm, as transformers gives them; the teacher's captured ones before its own.
+    The last layer's are after the final norm; the teacher's captured ones before its own.
     """
 
     final_BLD: Tensor
-    layers: tuple[Tensor, ...]
+    layers: dict[int, Tensor]
 
 
-def run_student(model: PreTrainedModel, input_ids_BL: Tensor, with_layers: bool) -> StudentStates:
+def run_student(decoder: Decoder, input_ids_BL: Tensor, layers: Sequence[int]) -> StudentStates:
     """The student's forward pass up to, not including, its output matrix."""
-    output = model.get_decoder()(input_ids=input_ids_BL, use_cache=False, output_hidden_states=with_layers)
-    return StudentStates(output.last_hidden_state, output.hidden_states if with_layers else ())
+    with recorded_states(decoder, [number for number in layers if number < len(decoder.layers)]) as states:
+        final_BLD = decoder.body(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+    return StudentStates(final_BLD, states | {len(decoder.layers): final_BLD})
 
 
 def gather_runs(states_BLD: Tensor, runs: HiddenRuns) -> Tensor:
