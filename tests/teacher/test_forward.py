@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from moe_distill.models.decoder import recorded_states
 from moe_distill.teacher.architecture import find_architecture
-from moe_distill.teacher.forward import States, _recorder, forward
+from moe_distill.teacher.forward import States, forward
 from tests.teacher.conftest import FAMILIES, VOCABULARY, make_teacher
 
 LOUD_ID = VOCABULARY - 1
@@ -50,9 +51,9 @@ def test_states_are_the_wanted_layers_and_no_others_are_held(family: str, wanted
     ids = torch.randint(1, LOUD_ID, (2, 12), generator=torch.Generator().manual_seed(0))
     model = make_teacher(family)
     architecture = find_architecture(model)
-    with _recorder(architecture, wanted) as seen, torch.inference_mode():
+    with recorded_states(architecture.decoder, wanted) as seen, torch.inference_mode():
         model(input_ids=ids)
-    assert {name for name in seen if name.startswith("layer")} == {f"layer {number}" for number in wanted}
+    assert seen.keys() == set(wanted)
     with torch.inference_mode():
         every = model(input_ids=ids, output_hidden_states=True).hidden_states  # the last one is after the norm
     states, _ = forward(model, architecture, ids, wanted)

@@ -75,12 +75,9 @@ def evaluate_objective(
         with_kl: whether the value of `kd` is wanted; its gradient is computed in any case.
     """
     runs = batch.runs if any(objective.weights.values()) else None
+    wanted = student.heads.pairs if runs is not None and student.heads is not None else ()
     with torch.autocast(batch.input_ids_BL.device.type, dtype=autocast, enabled=autocast is not None):
-        states = run_student(
-            student.decoder,
-            batch.input_ids_BL,
-            layers=student.heads.pairs if runs is not None and student.heads is not None else (),
-        )
+        states = run_student(student.decoder, batch.input_ids_BL, wanted)
     loss, terms, nll_sum = _text_terms(student.decoder.head, states, batch, objective, counts, autocast, with_kl)
     gate = None
     if runs is not None and student.heads is not None:
