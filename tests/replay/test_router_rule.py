@@ -1,11 +1,12 @@
 """From router logits to mixtures of experts."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 
-from moe_distill.replay.router_rule import RouterRule, mixture
+from moe_distill.replay.router_rule import RouterRule, gate_logprobs, mixture
 
 LOGITS = 2 * torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
 
@@ -54,3 +55,61 @@ def test_one_expert_has_the_softmax_gradient() -> None:
 
 def test_mixture_of_no_positions() -> None:
     assert mixture(softmax_rule(True), torch.zeros(0, 4), None, 1.0, 2).shape == (0, 4)
+
+
+def plain_mixture(rule: RouterRule, logits: list[float], bias: list[float], temperature: float, n: int) -> list[float]:
+    """One position, number by number."""
+    if rule.score == "sigmoid":
+        scores = [1.0 / (1.0 + math.exp(-each / temperature)) for each in logits]
+    else:
+        powers = [math.exp(each / temperature) for each in logits]
+        scores = [each / sum(powers) for each in powers]
+    ranking = [score + each for score, each in zip(scores, bias, strict=True)]
+    size = len(ranking) // rule.groups
+    counted = 1 if rule.group_score == "largest" else 2
+    of_group = [sum(sorted(ranking[g * size : (g + 1) * size])[-counted:]) for g in range(rule.groups)]
+    groups = sorted(range(rule.groups), key=lambda group: -of_group[group])[: rule.kept_groups]
+    allowed = [expert for expert in range(len(ranking)) if expert // size in groups]
+    chosen = sorted(allowed, key=lambda expert: -ranking[expert])[:n]
+    total = sum(scores[expert] for expert in chosen) if rule.normalizes else 1.0
+    return [rule.scale * scores[expert] / total if expert in chosen else 0.0 for expert in range(len(scores))]
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("normalizes", [True, False])
+@pytest.mark.parametrize("groups", [(1, 1), (3, 2), (2, 1)])
+@pytest.mark.parametrize("group_score", ["largest", "two_largest"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_every_rule_is_the_plain_one(
+    score: Literal["softmax", "sigmoid"],
+    normalizes: bool,
+    groups: tuple[int, int],
+    group_score: Literal["largest", "two_largest"],
+    temperature: float,
+) -> None:
+    rule = RouterRule(
+        score=score,
+        experts_per_token=2,
+        normalizes=normalizes,
+        scale=2.5,
+        groups=groups[0],
+        kept_groups=groups[1],
+        group_score=group_score,
+    )
+    generator = torch.Generator().manual_seed(0)
+    logits, bias = 2 * torch.randn(20, 6, generator=generator), 0.5 * torch.randn(6, generator=generator)
+    for n in (1, 2, 6):  # 6: as many as the kept groups hold
+        mixed = mixture(rule, logits, bias, temperature, n)
+        for row, of_row in zip(mixed.tolist(), logits.tolist(), strict=True):
+            assert row == pytest.approx(plain_mixture(rule, of_row, bias.tolist(), temperature, n), abs=1e-6)
+    without = mixture(rule, logits, None, temperature, 2)
+    assert not torch.allclose(without, mixture(rule, logits, bias, temperature, 2)), "the bias chooses"
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_gate_probabilities_sum_to_one(score: Literal["softmax", "sigmoid"]) -> None:
+    rule = RouterRule(score=score, experts_per_token=2, normalizes=True)
+    probs = gate_logprobs(rule, LOGITS, 2.0).exp()
+    assert probs.sum(-1).tolist() == pytest.approx([1.0] * 9, abs=1e-6)
+    scores = (LOGITS / 2.0).softmax(-1) if score == "softmax" else (LOGITS / 2.0).sigmoid()
+    torch.testing.assert_close(probs, scores / scores.sum(-1, keepdim=True))

@@ -4,16 +4,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_distill.errors import DataError
 from moe_distill.losses.output_head import OutputHead
 
-# Keys of a configuration by which families scale or cap their logits; the self-test holds them against the model.
-FACTOR_KEYS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
-DIVISOR_KEYS = ("logits_scaling", "logits_mup_width_multiplier")  # Granite, Inkling
+# Keys by which families scale or cap their logits. What a family does with its key, if anything, is found out.
+SCALE_KEYS = (
+    "logits_scaling",  # Granite divides, HyperCLOVA X multiplies
+    "logit_scale",  # Cohere multiplies, MPT has the key and does not
+    "lm_head_multiplier",
+    "output_multiplier",
+    "logits_mup_width_multiplier",
+)
 SOFTCAP_KEYS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+PROBED = 8  # positions
 ANOTHER = "choose a model of a family in README.md"
 
 
@@ -43,7 +50,7 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     kind = model.config.model_type
     if not isinstance(body, nn.Module) or body is model or not isinstance(projection, nn.Module):
         raise DataError(f"a {kind} model has no decoder beneath an output matrix", fix=ANOTHER)
-    return Decoder(body, _layers(body, model), _head(projection, model))
+    return Decoder(body, _layers(body, model), _head(body, projection, model))
 
 
 @contextmanager
@@ -95,17 +102,28 @@ def _layers(body: nn.Module, model: PreTrainedModel) -> list[nn.Module]:
     return list(found[0])
 
 
-def _head(projection: nn.Module, model: PreTrainedModel) -> OutputHead:
+def _head(body: nn.Module, projection: nn.Module, model: PreTrainedModel) -> OutputHead:
+    """The head whose logits are nearest to the model's own, of those that the configuration's numbers allow."""
     weight, bias = projection.weight, getattr(projection, "bias", None)
     assert isinstance(weight, Tensor)
-    scale = 1.0
-    for key in FACTOR_KEYS:
-        scale *= _number(model, key) or 1.0
-    for key in DIVISOR_KEYS:
-        scale /= _number(model, key) or 1.0
-    softcap = next((cap for key in SOFTCAP_KEYS if (cap := _number(model, key)) is not None), None)
     bias_V = bias if isinstance(bias, Tensor) else None
-    return OutputHead(weight, bias_V, scale, softcap)
+    values = [value for key in SCALE_KEYS if (value := _number(model, key)) not in (None, 0.0, 1.0)]
+    scales = [1.0, *(scale for value in values if value for scale in (value, 1.0 / value))]
+    caps = [None, *(cap for key in SOFTCAP_KEYS if (cap := _number(model, key)))]
+    heads = [OutputHead(weight, bias_V, scale, cap) for scale in scales for cap in caps]
+    return heads[0] if len(heads) == 1 else _nearest(heads, body, model)
+
+
+@torch.inference_mode()
+def _nearest(heads: list[OutputHead], body: nn.Module, model: PreTrainedModel) -> OutputHead:
+    weight_VD, was_training = heads[0].weight_VD, model.training
+    ids = torch.randint(min(256, len(weight_VD)), (1, PROBED), generator=torch.Generator().manual_seed(0))
+    model.eval()
+    own = model(input_ids=ids.to(weight_VD.device), use_cache=False).logits.float()
+    states = body(input_ids=ids.to(weight_VD.device), use_cache=False).last_hidden_state
+    model.train(was_training)
+    errors = [float((head.logits(states).float() - own).abs().max()) for head in heads]
+    return heads[errors.index(min(errors))]
 
 
 def _number(model: PreTrainedModel, key: str) -> float | None:

@@ -123,10 +123,12 @@ def final_hidden(head: TeacherHead, residual_NT: Tensor) -> Tensor:
     return rms_norm(residual_NT, head.tensors["final_norm"], head.description.final_norm_epsilon)
 
 
+def output_head(head: TeacherHead) -> OutputHead:
+    """What makes the teacher's logits of its final states."""
+    description, tensors = head.description, head.tensors
+    return OutputHead(tensors["output"], tensors.get("output_bias"), description.logit_scale, description.logit_softcap)
+
+
 def replayed_logits(head: TeacherHead, residual_NT: Tensor, ids_NK: Tensor) -> Tensor:
     """Logits for K ids of each position's own, [N, K]."""
-    description, tensors = head.description, head.tensors
-    output = OutputHead(
-        tensors["output"], tensors.get("output_bias"), description.logit_scale, description.logit_softcap
-    )
-    return output.logits_of(final_hidden(head, residual_NT), ids_NK)
+    return output_head(head).logits_of(final_hidden(head, residual_NT), ids_NK)

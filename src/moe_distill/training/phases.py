@@ -90,23 +90,24 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
 
 
 def _replayable_experts(targets: Path, head: Path | None) -> int:
-    """Experts that the router can mix; 0 where the teacher's last block is dense or is not what replay takes it for.
+    """Experts that the router can mix; 0 where the teacher's last block is dense or cannot be replayed.
 
     Raises:
         DataError: the head is of another teacher than the shards.
     """
     shards = open_targets(targets)
-    num_experts = count_experts(shards)
-    if not num_experts:
-        log("train_router: the teacher's last block is dense; the router is off")
-    elif shards.rows("hidden"):  # none: refused later
-        assert head is not None
-        check_same_teacher(shards, head, read_description(head).teacher_fingerprint)
+    assert head is not None
+    description = read_description(head)
+    check_same_teacher(shards, head, description.teacher_fingerprint)
+    if not count_experts(shards):
+        log(f"train_router: {description.no_replay}; the router is off")
+        return 0
+    if shards.rows("hidden"):  # none: refused later
         fault = replay_fault(shards, load_teacher_head(head, torch.device("cpu")))
         if fault is not None:
             log(f"train_router: {fault}; the router is off")
             return 0
-    return num_experts
+    return count_experts(shards)
 
 
 def _train(

@@ -1,0 +1,18 @@
+"""self_test: hold both models against themselves, in seconds, before anything long is computed of them."""
+
+from pathlib import Path
+
+from moe_distill.config.params import Params
+from moe_distill.pipeline.stage_runner import run
+from moe_distill.teacher.self_tests import run_self_tests
+from moe_distill.utils.files import write_json
+
+
+def main(params: Params) -> None:
+    metrics = run_self_tests(params.profile.windows, Path("models/teacher"), Path("models/student_init"))
+    write_json(Path("data/self_test.json"), {"models": "right"})  # a constant: no later stage changes because of it
+    write_json(Path("metrics/self_test.json"), metrics)
+
+
+if __name__ == "__main__":
+    run("self_test", main)

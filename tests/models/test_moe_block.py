@@ -1,0 +1,108 @@
+"""Which MoE blocks are replayed, and that a block which differs anywhere is not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moe_distill.models.decoder import find_decoder
+from moe_distill.models.moe_block import MoeBlock, find_moe_block
+from tests.models.families import make_model
+
+
+def found(model: PreTrainedModel) -> MoeBlock | str:
+    return find_moe_block(model, find_decoder(model))
+
+
+def block_of(model: PreTrainedModel) -> nn.Module:
+    return find_decoder(model).layers[-1].get_submodule("mlp")
+
+
+@pytest.mark.parametrize(
+    ("family", "rule"),
+    [
+        ("qwen3_moe", {"score": "softmax", "normalizes": False}),
+        ("mixtral", {"score": "softmax", "normalizes": True}),
+        (
+            "deepseek_v3",
+            {"score": "sigmoid", "groups": 2, "kept_groups": 1, "group_score": "two_largest", "scale": 2.5},
+        ),
+    ],
+)
+def test_rules_are_found_by_what_the_router_does(family: str, rule: dict[str, object]) -> None:
+    block = found(make_model(family, 120))
+    assert isinstance(block, MoeBlock)
+    assert rule.items() <= block.head.router.model_dump().items()
+    assert block.head.router.experts_per_token == 2
+
+
+def test_norms_of_one_plus_the_weight_are_stored_as_they_work() -> None:
+    model = make_model("qwen3_next", 120)
+    block = found(model)
+    assert isinstance(block, MoeBlock)
+    weight = find_decoder(model).layers[-1].get_parameter("post_attention_layernorm.weight")
+    torch.testing.assert_close(block.head.tensors["moe_norm"], 1.0 + weight.detach())
+
+
+def change_block_output(model: PreTrainedModel) -> None:
+    block_of(model).register_forward_hook(lambda _module, _arguments, output: 1.01 * output)
+
+
+def change_router(model: PreTrainedModel) -> None:
+    gate = block_of(model).get_submodule("gate")
+
+    def swapped(_module: nn.Module, _arguments: object, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return output[0], output[1] ** 2, output[2]
+
+    gate.register_forward_hook(swapped)
+
+
+def change_activation(model: PreTrainedModel) -> None:
+    block_of(model).get_submodule("experts").act_fn = nn.Softplus()
+
+
+def change_final_norm(model: PreTrainedModel) -> None:
+    model.get_decoder().norm = nn.LayerNorm(32)
+
+
+def add_a_part(model: PreTrainedModel) -> None:
+    block_of(model).add_module("adapter", nn.Linear(32, 32))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (change_block_output, "replayed, its output differs by"),
+        (change_router, "unknown rule"),
+        (change_activation, "the activation of its experts is unknown"),
+        (change_final_norm, "a norm around it is no RMS norm"),
+        (add_a_part, "what its part `adapter` does is unknown"),
+    ],
+)
+def test_a_block_that_differs_is_not_replayed(change: Callable[[PreTrainedModel], None], reason: str) -> None:
+    model = make_model("qwen3_moe", 120)
+    assert isinstance(found(model), MoeBlock)
+    change(model)
+    said = found(model)
+    assert isinstance(said, str)
+    assert reason in said
+
+
+def test_dense_last_layers_and_dense_models_have_other_reasons() -> None:
+    assert found(make_model("llama", 120)) == "the teacher has no experts"
+    assert found(make_model("jamba", 120)) == "the teacher's last layer is dense"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_teacher_in_half_precision_has_the_same_block(dtype: torch.dtype) -> None:
+    for family in ("qwen3_moe", "deepseek_v3", "gpt_oss", "granitemoe"):
+        model = make_model(family, 120)
+        exact = found(model)
+        nn.Module.to(model, dtype)
+        rounded = found(model)
+        assert isinstance(exact, MoeBlock)
+        assert isinstance(rounded, MoeBlock), rounded
+        assert exact.head.description == rounded.head.description
+        assert rounded.head.tensors["gate_up"].dtype is dtype

@@ -1,0 +1,103 @@
+"""The self-test: what it lets through, and what it refuses in one line."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from moe_distill.errors import DataError
+from moe_distill.losses.output_head import OutputHead
+from moe_distill.models.decoder import find_decoder
+from moe_distill.models.self_test import self_test
+from tests.models.families import make_model
+
+
+def refusal(family: str, window: int = 64, **changes: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        self_test(make_model(family, 120, **changes), "teacher", window, seed=0)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite", "hyperclovax", "mpt", "phi", "gpt2"])
+def test_heads_are_found(family: str) -> None:
+    found = self_test(make_model(family, 120), "student", 64, seed=0)
+    assert found.logit_error <= 1e-6
+
+
+def test_the_nearest_head_is_taken_by_what_the_model_does() -> None:
+    assert find_decoder(make_model("granite", 120)).head.scale == 1 / 2
+    assert find_decoder(make_model("hyperclovax", 120)).head.scale == 2.0
+    assert find_decoder(make_model("mpt", 120)).head.scale == 1.0, "it has the key and does not use it"
+    assert find_decoder(make_model("gemma2", 120)).head.softcap == 3.0
+    assert find_decoder(make_model("phi", 120)).head.bias_V is not None
+
+
+def test_finding_a_head_leaves_the_model_as_it_was() -> None:
+    model = make_model("granite", 120).train()
+    state = torch.get_rng_state()
+    find_decoder(model)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("factor", [1.001, 0.5, 30.0])
+def test_no_tolerance_hides_a_scale(factor: float) -> None:
+    model = make_model("llama", 120)
+    projection = model.get_output_embeddings()
+    projection.register_forward_hook(lambda _module, _arguments, output: factor * output)
+    with pytest.raises(DataError, match=r"a llama model, makes logits in a way that is not known; .* differ by"):
+        self_test(model, "teacher", 64, seed=0)
+
+
+def test_a_cap_that_no_key_names_is_refused() -> None:
+    model = make_model("qwen2", 120)
+    model.get_output_embeddings().register_forward_hook(lambda _m, _a, output: 5.0 * torch.tanh(output / 5.0))
+    with pytest.raises(DataError, match=r"config\.json has no key about logits"):
+        self_test(model, "teacher", 64, seed=0)
+
+
+@pytest.mark.parametrize("family", ["bert", "bert-generation"])
+def test_models_that_look_ahead_are_refused(family: str) -> None:
+    said = refusal(family)
+    assert f"teacher, a {family} model, looks ahead; another last token changes earlier states by" in said
+    assert "set `is_decoder`" in said
+
+
+def test_a_decoder_of_that_family_is_not() -> None:
+    self_test(make_model("bert-generation", 120, is_decoder=True), "student", 64, seed=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_windows_longer_than_the_positions_are_refused(family: str) -> None:
+    said = refusal(family, window=257)
+    assert (
+        said
+        == "teacher has 256 positions, the profile's windows have up to 257; lower `windows.teacher_max_length` to 256"
+    )
+    self_test(make_model(family, 120), "teacher", 256, seed=0)
+
+
+def test_a_map_between_states_and_matrix_is_refused() -> None:
+    assert "has other modules between its states and its output matrix" in refusal("electra")
+
+
+def test_a_model_that_needs_more_than_token_ids_is_refused() -> None:
+    model = make_model("llama", 120)
+
+    def fails(*_arguments: object) -> None:
+        raise ValueError("give me an image")
+
+    model.get_decoder().register_forward_pre_hook(fails)
+    with pytest.raises(DataError, match="cannot be run on token ids alone; give me an image"):
+        self_test(model, "student", 64, seed=0)
+
+
+def test_a_wrong_head_is_seen_whatever_its_family() -> None:
+    model = make_model("granite", 120)
+    decoder = find_decoder(model)
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        states, own = decoder.body(input_ids=ids).last_hidden_state, model(input_ids=ids).logits
+    plain = OutputHead(decoder.head.weight_VD).logits(states)
+    assert float((plain - own).detach().abs().max()) > 1.0
+    torch.testing.assert_close(decoder.head.logits(states), own, atol=1e-5, rtol=1e-5)
