@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.errors import DataError
-from moe_distill.models.pretrained import load_causal_lm, prefix_token_id
+from moe_distill.models.prefix_token import prefix_token_id
+from moe_distill.models.pretrained import load_causal_lm
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,10 @@ from huggingface_hub.errors import DryRunError
 
 from moe_distill.config.profile import HubModel
 from moe_distill.errors import DataError
-from moe_distill.models.model_folder import FILE_PATTERNS, SMALLER, copy_model_folder
+from moe_distill.models.model_folder import FILE_PATTERNS, FOREIGN_PATTERNS, SMALLER, copy_model_folder
 from moe_distill.utils.disk_space import require_space
 
-IGNORED = ["*/*"]  # exports to other formats lie in sub-folders
+IGNORED = ["*/*", *FOREIGN_PATTERNS]  # exports to other formats lie in sub-folders
 
 
 def snapshot(params: HubModel, output: Path) -> None:
@@ -35,7 +35,7 @@ def snapshot(params: HubModel, output: Path) -> None:
             " ".join(str(error).split()),
             "check the network, and `repository` and `revision` in the profile's models",
         ) from error
-    copy_model_folder(Path(cached), name, output)
+    copy_model_folder(Path(cached), name, output, params.prefix_token)
 
 
 def _planned(params: HubModel) -> list[DryRunFileInfo]:
