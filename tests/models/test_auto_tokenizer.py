@@ -110,3 +110,10 @@ def test_what_is_put_before_a_text_is_told(tmp_path: Path, capsys: pytest.Captur
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
     match_auto_tokenizer(write(tmp_path, tokenizer, "llama", tokenizer_class="PreTrainedTokenizerFast"))
     assert capsys.readouterr().out == ""
+
+
+def test_tokens_that_only_the_settings_add_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "bos_token": END}
+    match_auto_tokenizer(write(tmp_path, small(), "llama", **settings))
+    rows = small().get_vocab_size()
+    assert f"so that AutoTokenizer has {rows + 1} ids; the model has {rows} rows" in capsys.readouterr().out

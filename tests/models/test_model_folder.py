@@ -211,3 +211,9 @@ def test_broken_weights_are_named(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"no header")
     with pytest.raises(DataError, match=r"model\.safetensors is not a readable safetensors file"):
         count_parameters(folder)
+
+
+def test_weights_under_a_name_of_their_own_are_refused(folder: Path, tmp_path: Path) -> None:
+    change(folder / "config.json", transformers_weights="other.safetensors")
+    with pytest.raises(DataError, match=r"names a file of weights, other.safetensors; rename"):
+        copy_model_folder(folder, "the model", tmp_path / "copy")

@@ -62,16 +62,16 @@ def _match(folder: Path) -> None:
         if fault:
             write_json(path, changed)
             fault = _difference(folder, tokenizer)
-    if first and not fault:
-        log(f"models: {path} now names PreTrainedTokenizerFast: with what it said, {first}")
-    elif fault:
+    if fault:
         path.unlink() if before is None else path.write_bytes(before)
         log(
             f"models: warning: {folder}: {first}. The student is trained on the ids of tokenizer.json, which "
             f"{_way_out(folder, tokenizer)} gives"
         )
-    else:
-        _say_prefix(folder, tokenizer)
+        return
+    if first:
+        log(f"models: {path} now names PreTrainedTokenizerFast: with what it said, {first}")
+    _say_use(folder, tokenizer)
 
 
 def _difference(folder: Path, tokenizer: Tokenizer) -> str:
@@ -108,8 +108,15 @@ def _way_out(folder: Path, tokenizer: Tokenizer) -> str:
     return "PreTrainedTokenizerFast.from_pretrained" if works else "tokenizers.Tokenizer.from_file"
 
 
-def _say_prefix(folder: Path, tokenizer: Tokenizer) -> None:
+def _say_use(folder: Path, tokenizer: Tokenizer) -> None:
+    """Say what AutoTokenizer does beyond the ids of a text: tokens that the model has no row for, or another start."""
     auto = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    rows = read_settings(folder / "config.json", str(folder))["vocab_size"]
+    if len(auto) > rows:
+        log(
+            f"models: warning: {folder}: tokenizer_config.json adds tokens, so that AutoTokenizer has {len(auto)} ids; "
+            f"the model has {rows} rows: do not give it those"
+        )
     prefix, bare = prefix_token_id(folder, tokenizer), tokenizer.encode("x", add_special_tokens=False).ids
     given = list(auto("x")["input_ids"])
     if given != [prefix, *bare]:

@@ -7,10 +7,11 @@ from huggingface_hub.errors import DryRunError
 
 from moe_distill.config.profile import HubModel
 from moe_distill.errors import DataError
-from moe_distill.models.model_folder import FILE_PATTERNS, FOREIGN_PATTERNS, SMALLER, copy_model_folder
+from moe_distill.models.model_folder import FILE_PATTERNS, SMALLER, copy_model_folder
 from moe_distill.utils.disk_space import require_space
 
-IGNORED = ["*/*", *FOREIGN_PATTERNS]  # exports to other formats lie in sub-folders
+# Exports to other formats lie in sub-folders; of an adapter only its settings come, so that `copy_model_folder` tells.
+IGNORED = ["*/*", "adapter_model*", "consolidated*.safetensors"]
 
 
 def snapshot(params: HubModel, output: Path) -> None:

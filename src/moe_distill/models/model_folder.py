@@ -61,6 +61,9 @@ def _check_weights(folder: Path, name: str, config: dict[str, Any]) -> None:
         method = config["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
         _refuse_quantised(name, f"its config.json has `quantization_config`, method {method}")
+    if named := config.get("transformers_weights"):
+        what, fix = f"the config.json of {name} names a file of weights, {named}", f"rename that file to {WEIGHTS}"
+        raise DataError(what, fix=f"{fix}, and leave out the key `transformers_weights`")
     found = sorted(path.name for path in folder.glob("*.safetensors"))
     if not weight_files(folder):
         if not found:
