@@ -53,6 +53,7 @@ def test_a_token_of_text_is_refused_where_only_the_configuration_says_it(tokeniz
     require_prefix_token({key: number}, tokenizer, "mine", OTHER)
     require_prefix_token({key: number}, tokenizer, "mine", "!")  # asked for
     require_prefix_token({key: 256}, tokenizer, "mine", None)
+    require_prefix_token({key: 258}, tokenizer, "mine", None)  # "<think>": told, not refused
     with pytest.raises(DataError, match="names neither"):
         require_prefix_token({}, tokenizer, "mine", None)
     require_prefix_token({}, tokenizer, "mine", 256)
@@ -83,6 +84,12 @@ def test_another_start_by_the_post_processor_is_told(
     folder = write(tmp_path, tokenizer, BOS, bos_token_id=256)
     assert list(prefix_warnings(folder, tokenizer)) == said
     assert prefix_token_id(folder, tokenizer) == 256
+
+
+def test_a_tokenizer_that_fails_is_left_to_where_text_is_read() -> None:
+    failing = Tokenizer(models.WordLevel({"a b": 0, "c": 1}, unk_token="[UNK]"))
+    failing.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert is_text(failing, 0) == ""
 
 
 def test_text_padding_and_another_bos_are_told(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def require_prefix_token(
         _named_id(tokenizer, prefix_token, name)
         return
     key, number = _default(config, tokenizer, name)
-    if text := is_text(tokenizer, number):
+    # One that is added, yet not marked as special, is told (`prefix_warnings`): hardly any text spells its name.
+    if number not in tokenizer.get_added_tokens_decoder() and (text := is_text(tokenizer, number)):
         raise DataError(
             f"{name} would begin every window with {show(tokenizer, number)}, {text}",
             f"its config.json says `{key}`: {number}, which may be no more than a default of its class",
@@ -96,9 +97,17 @@ def is_text(tokenizer: Tokenizer, number: int) -> str:
         return "" if added.special else "which text that spells it is read as, since it is not marked as special"
     token = str(tokenizer.id_to_token(number))
     for text in (tokenizer.decode([number], skip_special_tokens=False), token, token.replace(SPACE_MARK, " ")):
-        if REPLACEMENT in text or number in tokenizer.encode(text, add_special_tokens=False).ids:
+        if REPLACEMENT in text or number in _ids(tokenizer, text):
             return "a token of text"
     return ""
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text; none where the tokenizer fails, which is refused where text is read (alignment/encode.py)."""
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    except Exception:  # the Rust library raises plain Exception
+        return []
 
 
 def show(tokenizer: Tokenizer, number: int) -> str:
