@@ -9,6 +9,7 @@ from moe_distill.config.params import Params, unpinned_revisions
 from moe_distill.log import log
 from moe_distill.pipeline.local_inputs import OUTPUT as LOCAL_INPUTS
 from moe_distill.pipeline.local_inputs import local_inputs
+from moe_distill.pipeline.local_models import check_local_models
 from moe_distill.pipeline.stage_runner import run
 from moe_distill.utils.files import write_json
 
@@ -17,6 +18,7 @@ OUTPUT = Path("data/checked.json")
 
 def main(params: Params) -> None:
     write_json(OUTPUT, {"parameters": "valid"})  # a constant: no later stage changes because of it
+    check_local_models(params.profile)
     write_json(LOCAL_INPUTS, local_inputs(params.profile))
     for key in unpinned_revisions(params.profile):
         log(f"check: warning: `{key}` is not a commit; what it names can change between two runs")

@@ -1,6 +1,7 @@
 """A token is its bytes, in both tokenizer families."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from moe_distill.alignment.encode import Encoder, encode
 from moe_distill.alignment.invented_space import without_invented_space
 from moe_distill.alignment.token_bytes import gpt2_alphabet, token_bytes
+from moe_distill.alignment.tokenizer_rules import TYPOGRAPHY, changing_normalizer
 from moe_distill.errors import DataError
 from tests.assets import real_tokenizer
 
@@ -235,10 +237,43 @@ def test_a_tokenizer_that_changes_ordinary_text_is_refused_by_name(normalizer: n
         encoder(tokenizer, "changing")
 
 
-def test_a_tokenizer_that_changes_rare_characters_only_loses_the_documents_that_have_them() -> None:
+@pytest.mark.parametrize("style", ["byte level", "sentencepiece"])
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        normalizers.NFKC(),
+        normalizers.NFKD(),
+        normalizers.NFD(),
+        normalizers.StripAccents(),
+        normalizers.Nmt(),
+        normalizers.BertNormalizer(lowercase=False),
+        normalizers.Replace("``", '"'),
+        normalizers.Lowercase(),
+        normalizers.Strip(),
+    ],
+    ids=lambda normalizer: type(normalizer).__name__,
+)
+def test_a_normaliser_that_changes_text_is_named(normalizer: normalizers.Normalizer, style: str) -> None:
+    tokenizer = byte_level(300) if style == "byte level" else sentencepiece("metaspace")
+    kept = [] if style == "byte level" else [normalizers.Replace(" ", "\u2581")]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizer, *kept])
+    with pytest.raises(DataError, match=f"changes ordinary text.*its normaliser {type(normalizer).__name__} turns"):
+        encoder(tokenizer)
+
+
+def test_nfc_alone_is_no_change_to_documents_in_that_form(qwen3: Encoder) -> None:
+    assert changing_normalizer(qwen3.tokenizer, TYPOGRAPHY) == ""
+    assert unicodedata.is_normalized("NFC", TYPOGRAPHY)
+    assert spelled(qwen3, TYPOGRAPHY) == TYPOGRAPHY.encode()
+
+
+def test_a_pre_tokenizer_that_drops_blanks_is_named() -> None:
     tokenizer = byte_level(300)
-    tokenizer.normalizer = normalizers.NFKC()
-    assert encode(encoder(tokenizer), [b"plain", "o\ufb03ce".encode()]).misspelled == [(1, 1)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    with pytest.raises(DataError, match="its normaliser: none; its pre-tokenizer: WhitespaceSplit, ByteLevel"):
+        encoder(tokenizer)
 
 
 def test_real_qwen3_reads_special_token_text_as_ordinary_text(qwen3: Encoder) -> None:

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.errors import DataError
-from moe_distill.models.pretrained import load_causal_lm, prefix_token_id
+from moe_distill.models.prefix_token import prefix_token_id
+from moe_distill.models.pretrained import load_causal_lm
 
 CPU = torch.device("cpu")
 
@@ -121,3 +122,15 @@ def test_a_model_without_either_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": -1, "eos_token_id": []}))
     with pytest.raises(DataError, match="names neither a bos_token_id nor an eos_token_id"):
         prefix_token_id(tmp_path, Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+
+
+def test_the_padding_tokens_row_has_a_gradient(folder: Path) -> None:
+    """It may begin every window; the folder that is written still names it."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 3}))
+    model = load_causal_lm(folder, torch.float32, CPU)
+    model(input_ids=torch.tensor([[3, 5]])).logits[0, 0].logsumexp(0).backward()
+    gradient = model.get_input_embeddings().get_parameter("weight").grad
+    assert gradient is not None
+    assert float(gradient[3].abs().max()) > 0.0
+    assert model.config.pad_token_id == 3

@@ -1,8 +1,11 @@
 """Each kind of model ends as the same kind of folder."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_distill.config.profile import FolderModel, HubModel
@@ -10,7 +13,7 @@ from moe_distill.errors import DataError
 from moe_distill.models import provide
 from moe_distill.models.model_folder import copy_model_folder
 
-from .conftest import TEACHER, files
+from .conftest import AWKWARD, TEACHER, files
 
 Trained = tuple[Path, dict[str, float]]
 
@@ -58,3 +61,19 @@ def test_hub_model_is_fetched_hub_not_contacted(student: Path, tmp_path: Path, m
     model = HubModel(kind="hub", repository="owner/model", revision="0123abc")
     assert provide.provide_student(model, 3, tmp_path, tmp_path / "copy")["student_parameters"] > 0
     assert asked == [model]
+
+
+def test_another_prefix_token_and_a_tokenizer_class_that_fits(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(student, source)
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    model = FolderModel(kind="folder", path=str(source), prefix_token="!")
+    provide.provide_student(model, 3, tmp_path, tmp_path / "copy")
+    file = Tokenizer.from_file(str(source / "tokenizer.json"))
+    auto = AutoTokenizer.from_pretrained(tmp_path / "copy")
+    for text in ("x = 12  # it's", AWKWARD):
+        assert auto(text, add_special_tokens=False)["input_ids"] == file.encode(text, add_special_tokens=False).ids
+    assert json.loads((tmp_path / "copy/config.json").read_text())["bos_token_id"] == file.token_to_id("!")
+    assert "now names PreTrainedTokenizerFast" in capsys.readouterr().out

@@ -13,8 +13,8 @@ from moe_distill.corpus.documents import read_documents
 from moe_distill.errors import DivergenceError
 from moe_distill.models import tiny_teacher
 from moe_distill.models.packed_windows import packed_tokens
-from moe_distill.models.pretrained import load_tokenizer
 from moe_distill.models.tiny_teacher import output_rows, router_auxiliary_loss, train_tiny_teacher
+from moe_distill.models.tokenizer_files import load_tokenizer
 
 from .conftest import TEACHER, files, write_documents
 

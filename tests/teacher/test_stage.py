@@ -64,3 +64,18 @@ def test_few_states_are_refused_where_a_term_reads_them(workspace: Chain, term: 
     with pytest.raises(ConfigError, match=r"needs 256; raise `teacher.hidden_fraction`"):
         main(with_states(workspace.params, 0.01, **{term: 0.1}))
     assert workspace.targets.stat() == before
+
+
+def test_probability_on_ids_without_text_is_told(
+    workspace: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The small teacher has hardly been trained, and 240 rows without a token."""
+    main(workspace.params)
+    share = 1 - json.loads(Path("metrics/teacher.json").read_text())["text_token_probability"]
+    assert share > 0.1
+    said = capsys.readouterr().out
+    assert f"warning: {share:.1%} of its probability lies on ids that stand for no text" in said
+    assert "240 rows without a token" in said
+    monkeypatch.setattr("moe_distill.teacher.run.SPARE_SHARE", share)
+    main(with_states(workspace.params, 0.0))
+    assert "warning" not in capsys.readouterr().out

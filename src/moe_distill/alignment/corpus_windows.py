@@ -7,13 +7,15 @@ from moe_distill.alignment.encode import Encoder, make_encoder
 from moe_distill.alignment.limited_fraction import PURPOSE, limited_fraction
 from moe_distill.alignment.map_cache import write_vocabulary_map
 from moe_distill.alignment.tokenize import tokenize_split
+from moe_distill.alignment.tokenizer_rules import told_differences
 from moe_distill.alignment.vocabulary_map import exact_vocabulary_share
 from moe_distill.alignment.window_limits import SplitCounts, WindowLimits
 from moe_distill.alignment.windows_disk_use import windows_bytes
 from moe_distill.config.profile import Windows
 from moe_distill.corpus.documents import Document, hash_fraction, read_documents
 from moe_distill.log import log
-from moe_distill.models.pretrained import load_tokenizer, prefix_token_id
+from moe_distill.models.prefix_token import prefix_token_id, prefix_warnings, show
+from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.provenance import tokenizer_fingerprint
 from moe_distill.shards.window_store import SPLITS
 from moe_distill.utils.disk_space import require_space
@@ -52,7 +54,9 @@ def write_windows(params: Windows, corpus: Path, teacher: Path, student: Path, o
             more = len(split_counts.skipped) - SHOWN_SKIPS
             log(f"tokenize: skipped {more} more documents of {corpus / split}.parquet: all in student/{SKIPPED_NAME}")
     return _metrics(split_counts_of["train"], split_counts_of["validation"]) | {
-        "exact_vocabulary_share": exact_vocabulary_share(*encoders)
+        "exact_vocabulary_share": exact_vocabulary_share(*encoders),
+        "teacher_prefix_id": float(encoders[0].prefix_id),
+        "student_prefix_id": float(encoders[1].prefix_id),
     }
 
 
@@ -71,8 +75,16 @@ def _drawn(path: Path, fraction: float) -> Iterator[Document]:
 
 
 def open_encoder(folder: Path, name: str) -> Encoder:
+    """The encoder of a model folder; says what is unusual about its tokenizer, and with which token windows begin."""
     tokenizer = load_tokenizer(folder)
-    return make_encoder(tokenizer, prefix_token_id(folder, tokenizer), name)
+    prefix_id = prefix_token_id(folder, tokenizer)
+    encoder = make_encoder(tokenizer, prefix_id, name)
+    log(f"tokenize: every window of the {name} begins with {show(tokenizer, prefix_id)}")
+    for clause in prefix_warnings(folder, tokenizer):
+        log(f"tokenize: warning: prefix token {show(tokenizer, prefix_id)} of the {name}: {clause}")
+    for clause in told_differences(tokenizer, encoder.tokenizer, name):
+        log(f"tokenize: tokenizer of the {name}: {clause}")
+    return encoder
 
 
 def _write_split(

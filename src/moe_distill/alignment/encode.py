@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 
 from moe_distill.alignment.invented_space import without_invented_space
 from moe_distill.alignment.token_bytes import TokenBytes, token_bytes
+from moe_distill.alignment.tokenizer_rules import TYPOGRAPHY, changing_normalizer, rules
 from moe_distill.errors import DataError
 
 # What any text can contain: capitals, punctuation, digits, indentation, blank lines, blanks at either end.
@@ -49,16 +51,20 @@ def make_encoder(tokenizer: Tokenizer, prefix_id: int, name: str) -> Encoder:
         name: of the tokenizer, for errors.
 
     Raises:
-        DataError: the tokenizer is of an unknown family (see `token_bytes`), or changes ordinary text.
+        DataError: the tokenizer is of an unknown family (see `token_bytes`), or changes text as a rule.
     """
     encoder = Encoder(without_invented_space(tokenizer), token_bytes(tokenizer, name), prefix_id, name)
     for _, offset in encode(encoder, [ORDINARY_TEXT.encode()]).misspelled:
-        raise DataError(
-            f"tokenizer {name} changes ordinary text",
-            f"its tokens do not spell {ORDINARY_TEXT!r} from byte {offset} on",
-            "choose a model whose tokenizer keeps letter case and blanks",
-        )
+        why = changing_normalizer(encoder.tokenizer, ORDINARY_TEXT) or rules(encoder.tokenizer)
+        _refuse(name, f"its tokens do not spell {ORDINARY_TEXT!r} from byte {offset} on: {why}")
+    if why := changing_normalizer(encoder.tokenizer, TYPOGRAPHY):
+        _refuse(name, why)
     return encoder
+
+
+def _refuse(name: str, why: str) -> NoReturn:
+    fix = "choose a model whose tokenizer keeps letter case, blanks and characters"
+    raise DataError(f"tokenizer {name} changes ordinary text", why, fix)
 
 
 def encode(encoder: Encoder, texts: Sequence[bytes]) -> Encoded:

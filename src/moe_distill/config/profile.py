@@ -15,6 +15,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Rate = Annotated[float, Field(gt=0.0)]
+PrefixToken = str | Annotated[int, Field(ge=0)] | None  # begins every window; a token or its id; absent: BOS, else EOS
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; with fewer, balance and importance are mostly noise
@@ -148,6 +149,7 @@ class HubModel(Section):
     kind: Literal["hub"]
     repository: str
     revision: str = Field(min_length=1)
+    prefix_token: PrefixToken = None
 
 
 class FolderModel(Section):
@@ -155,6 +157,7 @@ class FolderModel(Section):
 
     kind: Literal["folder"]
     path: str
+    prefix_token: PrefixToken = None
 
 
 class Models(Section):

@@ -7,7 +7,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from moe_distill.config.params import Params
 from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts
-from moe_distill.models.pretrained import load_causal_lm, load_tokenizer, prefix_token_id
+from moe_distill.models.prefix_token import prefix_token_id
+from moe_distill.models.pretrained import load_causal_lm
+from moe_distill.models.tokenizer_files import load_tokenizer
 
 PROMPTS = ("The", "Return the", "If the argument is")
 

@@ -10,7 +10,8 @@ from moe_distill.errors import DataError
 from moe_distill.models.model_folder import FILE_PATTERNS, SMALLER, copy_model_folder
 from moe_distill.utils.disk_space import require_space
 
-IGNORED = ["*/*"]  # exports to other formats lie in sub-folders
+# Exports to other formats lie in sub-folders; of an adapter only its settings come, so that `copy_model_folder` tells.
+IGNORED = ["*/*", "adapter_model*", "consolidated*.safetensors"]
 
 
 def snapshot(params: HubModel, output: Path) -> None:
@@ -35,7 +36,7 @@ def snapshot(params: HubModel, output: Path) -> None:
             " ".join(str(error).split()),
             "check the network, and `repository` and `revision` in the profile's models",
         ) from error
-    copy_model_folder(Path(cached), name, output)
+    copy_model_folder(Path(cached), name, output, params.prefix_token)
 
 
 def _planned(params: HubModel) -> list[DryRunFileInfo]:

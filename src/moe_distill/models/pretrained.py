@@ -1,7 +1,5 @@
 """Open and write model folders: safetensors only, no remote code, no network."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import cast
 
@@ -13,19 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from moe_distill.errors import DataError
+from moe_distill.models.tokenizer_files import copy_tokenizer
 from moe_distill.shards.value_checks import is_finite
 
 WRITTEN_BY = {"student_kd": "train_kd", "student": "train_router", "student_lm_only": "control"}  # else models
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 
 
 def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -55,6 +44,9 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
     for name, weight in model.named_parameters():
         if not is_finite(weight):
             raise DataError(f"weight {name} of {folder} is not finite", fix=fix)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # else the padding token's row, which may begin every window, has no gradient
     nn.Module.to(model, device)  # transformers wraps `to` with checks for quantised models
     model.eval()
     return model
@@ -64,39 +56,7 @@ def save_causal_lm(model: PreTrainedModel, tokenizer_folder: Path, folder: Path)
     """Write an ordinary `save_pretrained` folder, with the tokenizer files of another folder beside the weights."""
     logging.disable_progress_bar()
     model.save_pretrained(folder)
-    for name in TOKENIZER_FILES:
-        if (tokenizer_folder / name).is_file():
-            shutil.copyfile(tokenizer_folder / name, folder / name)
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read the `tokenizer.json` of a model folder.
-
-    Raises:
-        DataError: it is missing or unreadable.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise DataError(f"{path} does not exist", fix="choose a model that has a tokenizer.json")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise DataError(f"{path} is not a tokenizer", str(error)) from error
-
-
-def prefix_token_id(folder: Path, tokenizer: Tokenizer) -> int:
-    """Id of the token that every window begins with: the model's BOS, else its EOS.
-
-    Raises:
-        DataError: the model folder names neither.
-    """
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for name in ("bos_token_id", "eos_token_id"):
-        token_id = settings.get(name)
-        first = next(iter(token_id), None) if isinstance(token_id, list) else token_id
-        if isinstance(first, int) and first >= 0 and tokenizer.id_to_token(first) is not None:
-            return first
-    raise DataError(f"{folder}/config.json names neither a bos_token_id nor an eos_token_id", fix="add one")
+    copy_tokenizer(tokenizer_folder, folder)
 
 
 def text_token_mask(tokenizer: Tokenizer, output_rows: int) -> torch.Tensor:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from moe_distill.config.profile import FolderModel, HubModel, TinyStudent, TinyTeacher
+from moe_distill.models.auto_tokenizer import match_auto_tokenizer
 from moe_distill.models.hub_models import snapshot
-from moe_distill.models.model_folder import copy_model_folder, count_parameters
+from moe_distill.models.model_folder import copy_model_folder
+from moe_distill.models.model_weights import count_parameters
 from moe_distill.models.tiny_student import make_tiny_student
 from moe_distill.models.tiny_teacher import train_tiny_teacher
 from moe_distill.utils.files import project_root
@@ -46,6 +48,7 @@ def provide_student(
         make_tiny_student(params, seed, corpus / "train.parquet", output)
     else:
         _fetch(params, output)
+        match_auto_tokenizer(output)
     return {"student_parameters": float(count_parameters(output))}
 
 
@@ -54,4 +57,4 @@ def _fetch(params: HubModel | FolderModel, output: Path) -> None:
         snapshot(params, output)
     else:
         # Relative to the main checkout: the temporary workspaces of `dvc exp run --temp` hold tracked files only.
-        copy_model_folder(project_root() / params.path, params.path, output)
+        copy_model_folder(project_root() / params.path, params.path, output, params.prefix_token)

@@ -5,7 +5,8 @@ from pathlib import Path
 from moe_distill.config.profile import Capture, require_router_positions
 from moe_distill.log import log
 from moe_distill.models.moe_block import has_experts
-from moe_distill.models.pretrained import load_causal_lm, load_tokenizer, text_token_mask
+from moe_distill.models.pretrained import load_causal_lm, text_token_mask
+from moe_distill.models.tokenizer_files import count_ids, load_tokenizer
 from moe_distill.replay.head import write_head
 from moe_distill.shards.format import read_index, row_bytes
 from moe_distill.shards.provenance import check_tokenizer, windows_fingerprint
@@ -17,6 +18,7 @@ from moe_distill.utils.device import make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import fingerprint, folder_fingerprint
 
+SPARE_SHARE = 0.01  # of probability on ids that stand for no text, from which on it is told
 LOGIT_FIELDS = ("topk_ids", "topk_logprobs", "tail_logsumexp", "tail_ids", "tail_logprobs")
 
 
@@ -78,7 +80,15 @@ def run_teacher(
         for split, store in stores.items()
     }
     export_head(architecture, teacher_fingerprint, output / "head")
-    return _metrics(list(captured.values()))
+    metrics = _metrics(list(captured.values()))
+    spare = 1.0 - metrics["text_token_probability"]
+    if spare > SPARE_SHARE:
+        n_ids = count_ids(load_tokenizer(teacher))
+        log(
+            f"teacher: warning: {spare:.1%} of its probability lies on ids that stand for no text: special tokens, and "
+            f"{len(text_ids_R) - n_ids} rows without a token; no student token gets it"
+        )
+    return metrics
 
 
 def export_head(architecture: Architecture, teacher_fingerprint: str, folder: Path) -> None:
