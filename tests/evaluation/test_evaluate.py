@@ -10,6 +10,14 @@ from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate
 from moe_distill.evaluation.report import write_report
 from tests.chain import Chain
 
+TRAININGS = {  # what the stage adds
+    "teacher_tokens_per_second": 1.0,
+    "student_steps": 24.0,
+    "student_stopped_early": 1.0,
+    "lm_only_steps": 22.0,
+    "lm_only_stopped_early": 0.0,
+}
+
 
 def test_r27_parameters_and_bytes_of_both_models_are_reported(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -25,7 +33,7 @@ def test_r27_parameters_and_bytes_of_both_models_are_reported(
 
     monkeypatch.setattr("moe_distill.evaluation.report.plot_bits_per_byte", lambda *_: None)
     monkeypatch.setattr("moe_distill.evaluation.report.plot_experts", lambda *_: False)
-    write_report(chain.params, figures | {"teacher_tokens_per_second": 1.0}, tmp_path, student, tmp_path)
+    write_report(chain.params, figures | TRAININGS, tmp_path, student, tmp_path)
     report = (tmp_path / "report.md").read_text()
     assert f"| bytes of the weights | {figures['teacher_bytes']:,.0f} " in report
     assert f"| {figures['student_bytes']:,.0f} (fp32" in report

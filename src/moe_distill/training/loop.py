@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from moe_distill.batches.batch import Batch
@@ -139,6 +140,7 @@ def _advance(trainer: Trainer, phase: Phase, context: TrainingContext, parts: li
     train, step = context.train, trainer.step
     objective = phase.objective_at(step, trainer.counters.scales)
     set_learning_rate(trainer.optimizer, learning_rate_fraction(step, train))
+    torch.manual_seed(noise_seed(context.seed, step))  # of dropout: a resumed run draws what the unbroken one does
     update = optimizer_step(
         trainer.student,
         parts,
