@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from moe_distill.commands import doctor
 from moe_distill.commands.plan import bytes_to_come
@@ -27,6 +28,21 @@ def test_r25_doctor_says_parameters_device_precision_and_disk() -> None:
     assert "profile test" in found["parameters"].text
     assert "GiB free" in found["disk"].text
     assert found["device"].ok
+
+
+def test_r25_doctor_says_what_check_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"vocab_size": 90, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 100}
+    AutoConfig.for_model("gpt2", **settings).save_pretrained("mine")
+    for name in ("tokenizer.json", "model.safetensors"):
+        Path("mine", name).touch()
+    params = fixed_params().model_dump()
+    params["profile"]["models"]["teacher"] = {"kind": "folder", "path": "mine"}
+    found = findings(Params.model_validate(params))["parameters"]
+    assert not found.ok
+    assert "the teacher has 100 positions" in found.text
+    params["profile"]["windows"]["teacher_max_length"] = 100
+    assert findings(Params.model_validate(params))["parameters"].ok
 
 
 def test_r25_doctor_finds_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from moe_distill.config.profile import FolderModel, HubModel, TinyStudent, TinyT
 from moe_distill.errors import ConfigError
 from moe_distill.models.config_checks import ModelSizes, check_capture, check_windows, read_sizes
 from moe_distill.models.model_folder import check_model_folder
-from moe_distill.training.curriculum import phase1_steps
+from moe_distill.training.curriculum import experts_warning, phase1_steps
 from moe_distill.utils.files import project_root
 
 Model = TinyTeacher | TinyStudent | HubModel | FolderModel
@@ -33,7 +33,9 @@ def check_parameters(params: Params) -> Iterator[str]:
     if {params.experiment.precision, capture.precision} & {"bf16", "fp16"}:
         _check_precisions(params)
     tiny = models.teacher.num_experts if isinstance(models.teacher, TinyTeacher) else 0
-    yield from experts_warning(params, tiny if teacher is None else teacher.experts)
+    warning = experts_warning(params.experiment, tiny if teacher is None else teacher.experts)
+    if warning is not None:
+        yield warning
 
 
 def model_sizes(model: Model) -> ModelSizes | None:
@@ -50,16 +52,6 @@ def model_sizes(model: Model) -> ModelSizes | None:
         cached = try_to_load_from_cache(model.repository, "config.json", revision=model.revision)
         return read_sizes(Path(cached).parent) if isinstance(cached, str) else None
     return None
-
-
-def experts_warning(params: Params, n_experts: int) -> Iterator[str]:
-    """A line where the router's schedule names more experts than the teacher has; none for a dense teacher."""
-    router, losses = params.experiment.router, params.experiment.losses
-    asked = max(router.experts_start, router.experts_end)
-    uses_router = any(weight > 0.0 for name, weight in losses if name.startswith("router_"))
-    if uses_router and 0 < n_experts < asked:
-        given = f"`router.experts_start` and `experts_end` go up to {asked}"
-        yield f"{given}, the teacher has {n_experts} experts: no more are mixed"
 
 
 def _check_steps(params: Params) -> None:
