@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from moe_distill.errors import ConfigError
+from moe_distill.errors import ConfigError, DataError
 
 
 def no_truth_value(value: object) -> object:
@@ -46,6 +46,19 @@ def require_router_positions(positions: float) -> None:
         raise ConfigError(
             f"a step sees {positions:.0f} positions with teacher states, the router needs {MINIMUM_ROUTER_POSITIONS}",
             fix="raise `teacher.hidden_fraction` or `train.batch_windows`",
+        )
+
+
+def require_a_batch(n_windows: int, batch_windows: int) -> None:
+    """Refuse a training split of fewer windows than a step reads.
+
+    Raises:
+        DataError: naming both numbers.
+    """
+    if n_windows < batch_windows:
+        raise DataError(
+            f"the training split has {n_windows} windows, one batch has {batch_windows}",
+            fix="lower `train.batch_windows`, or raise `windows.train_fraction` or the corpus",
         )
 
 
