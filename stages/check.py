@@ -1,6 +1,6 @@
-"""check: refuse a wrong params.yaml or profile before anything runs, and record fingerprints of local texts and models.
+"""check: refuse what cannot run before anything runs, and record fingerprints of local texts and models.
 
-Imports no torch, and takes well under a second but for reading local files.
+Takes well under a second but for reading local files; the configurations of models that are here take seconds.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from moe_distill.config.params import Params, unpinned_revisions
 from moe_distill.log import log
 from moe_distill.pipeline.local_inputs import OUTPUT as LOCAL_INPUTS
 from moe_distill.pipeline.local_inputs import local_inputs
-from moe_distill.pipeline.local_models import check_local_models
+from moe_distill.pipeline.parameter_checks import check_parameters
 from moe_distill.pipeline.stage_runner import run
 from moe_distill.utils.files import write_json
 
@@ -17,8 +17,9 @@ OUTPUT = Path("data/checked.json")
 
 
 def main(params: Params) -> None:
+    for warning in check_parameters(params):
+        log(f"check: warning: {warning}")
     write_json(OUTPUT, {"parameters": "valid"})  # a constant: no later stage changes because of it
-    check_local_models(params.profile)
     write_json(LOCAL_INPUTS, local_inputs(params.profile))
     for key in unpinned_revisions(params.profile):
         log(f"check: warning: `{key}` is not a commit; what it names can change between two runs")

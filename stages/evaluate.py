@@ -25,12 +25,19 @@ def main(params: Params) -> None:
         student=Path("models/student"),
     )
     metrics = evaluate(inputs, params.profile.evaluate, make_runtime("fp32").device)
-    teacher = json.loads(Path("metrics/teacher.json").read_text(encoding="utf-8"))
-    metrics["teacher_tokens_per_second"] = teacher["positions_per_second"]
+    metrics["teacher_tokens_per_second"] = _metrics("teacher")["positions_per_second"]
+    for name, stage in (("student", "train_router"), ("lm_only", "control")):
+        trained = _metrics(stage)
+        metrics |= {f"{name}_{key}": trained[key] for key in ("steps", "stopped_early")}
     write_json(Path("metrics/evaluate.json"), metrics)
     with fresh_folder(Path("reports")) as folder:
         write_report(params, metrics, Path("metrics/curves"), inputs.student, folder)
     track(params, STAGES)
+
+
+def _metrics(stage: str) -> dict[str, float]:
+    metrics: dict[str, float] = json.loads(Path(f"metrics/{stage}.json").read_text(encoding="utf-8"))
+    return metrics
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.training.objective import Student
 from moe_distill.training.trainer import make_trainer, work_bytes
 from moe_distill.utils.device import Runtime
+from tests.bare_models import write_bare_model
 from tests.params import fixed_params
 from tests.replay.teachers import make_teacher
 from tests.training.folders import make_folders, make_params
@@ -27,6 +28,19 @@ def test_r25_doctor_says_parameters_device_precision_and_disk() -> None:
     assert "profile test" in found["parameters"].text
     assert "GiB free" in found["disk"].text
     assert found["device"].ok
+
+
+def test_r25_doctor_says_what_check_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"vocab_size": 90, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 100}
+    write_bare_model(Path("mine"), {"model_type": "gpt2", **settings})
+    params = fixed_params().model_dump()
+    params["profile"]["models"]["teacher"] = {"kind": "folder", "path": "mine"}
+    found = findings(Params.model_validate(params))["parameters"]
+    assert not found.ok
+    assert "the teacher has 100 positions" in found.text
+    params["profile"]["windows"]["teacher_max_length"] = 100
+    assert findings(Params.model_validate(params))["parameters"].ok
 
 
 def test_r25_doctor_finds_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

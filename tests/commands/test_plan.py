@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from moe_distill import cli
 from moe_distill.batches.loader import BatchReader, BatchRequest
@@ -101,6 +102,43 @@ def test_r10_early_stopping_is_said_to_end_the_training_where_it_first_can(
 def test_r10_the_real_run_can_end_early() -> None:
     line = list(describe(fixed_params("p100")))[-1]
     assert line == "early stopping: 26 validations follow the last ramp; it can end the training from step 24,000 on"
+
+
+GPT2 = {"vocab_size": 90, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+DEEPSEEK: dict[str, int] = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "n_routed_experts": 4}
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+@pytest.mark.parametrize(("family", "settings", "experts"), [("gpt2", GPT2, 0), ("deepseek_v3", DEEPSEEK, 4)])
+def test_sizes_of_a_teacher_are_read_by_its_familys_names(
+    workspace: Path, family: str, settings: dict[str, int], experts: int, is_made: bool
+) -> None:
+    if family == "deepseek_v3":
+        settings = settings | {"first_k_dense_replace": 1, "max_position_embeddings": 256}
+    folder = workspace / ("models/teacher" if is_made else "mine")
+    AutoConfig.for_model(family, **settings).save_pretrained(folder)
+    (folder / "tokenizer.json").touch()
+    (folder / "model.safetensors").touch()
+    teacher = {"kind": "folder", "path": "elsewhere" if is_made else "mine"}
+    values = with_capture().model_dump()
+    values["profile"]["models"]["teacher"] = teacher
+    lines = list(describe(Params.model_validate(values)))
+    assert lines[2] == (
+        f"teacher: {8 * 6 + 4 * 6 + 5 * 4 + 4} bytes a row, "
+        f"{8 + 2 * (2 * 32 + 4) + (2 * 32 + 4 + 4 * 2 if experts else 0)} more with states"
+    )
+    if experts:
+        assert lines[3].startswith("router: a step sees at most 384 positions")
+    else:
+        assert lines[3] == "router: the teacher's last block is dense; the router is off"
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_plan_of_two_thousand_million_steps_is_made_at_once() -> None:
+    values = with_capture().model_dump()
+    values["profile"]["train"] |= {"max_steps": 2**31 - 1, "validate_every": 1}
+    line = list(describe(Params.model_validate(values)))[-1]
+    assert "can end the training from step 1,717,986,9" in line
 
 
 def test_estimates_from_the_windows_hold_for_the_shards(workspace: Path, folders: Folders) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from moe_distill import cli
 from moe_distill.config.params import ExperimentParams, load_params
-from moe_distill.config.profile import Profile
+from moe_distill.config.profile import Corpus, Profile
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from stages import check
@@ -77,6 +78,13 @@ MISTAKES = {  # file, what stands there, what somebody writes, key named, said o
         "teacher.hidden_layers",
         "at least 1 item",
     ),
+    "seed below 0": ("params.yaml", r"seed: \d+", "seed: -1", "seed", "not -1"),
+    "seed beyond 32 bits": ("params.yaml", r"seed: \d+", f"seed: {2**32}", "seed", f"not {2**32}"),
+    "a truth value": ("params.yaml", r"kd_weight: [\d.]+", "kd_weight: on", "kd_weight", "not true"),
+    "profile, seed": ("profiles/tiny.yaml", r"seed: \d+", "seed: -1", "models.seed", "not -1"),
+    "profile, truth value": ("profiles/tiny.yaml", r"k: \d+", "k: yes", "teacher.k", "not true"),
+    "profile, huge": ("profiles/tiny.yaml", r"max_steps: \d+", f"max_steps: {10**30}", "train.max_steps", "less than"),
+    "profile, samples": ("profiles/tiny.yaml", r"samples: \d+", "samples: 4", "evaluate.samples", "not 4"),
     "profile, fraction": ("profiles/tiny.yaml", r"max_steps: \d+", "max_steps: 1.5", "train.max_steps", "not 1.5"),
 }
 
@@ -149,12 +157,39 @@ def test_a_profile_that_is_not_there_is_named(tree: Path, replace: Replace) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("a: [1", "is not YAML"), ("", "must hold keys"), ("- 1", "must hold keys")]
+    ("content", "said"),
+    [
+        (b"a: [1", "is not YAML"),
+        (b"", "must hold keys"),
+        (b"- 1", "must hold keys"),
+        (b"caf\xe9: 1", "is not YAML"),
+        (b"seed: 2024-99-99", "is not YAML"),
+        (b"seed: " + b"9" * 5000, "is not YAML"),
+        (b"- " * 3000, "is not YAML"),
+    ],
 )
-def test_what_is_not_a_mapping_is_refused(tree: Path, content: str, said: str) -> None:
-    (tree / "params.yaml").write_text(content)
-    with pytest.raises(ConfigError, match=said):
+def test_what_is_not_a_mapping_is_refused(tree: Path, content: bytes, said: str) -> None:
+    (tree / "params.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
         load_params(tree)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, **_options: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(ConfigError, match=r"params\.yaml cannot be read; Permission denied"):
+        load_params(tree)
+
+
+@pytest.mark.parametrize("name", ["", "a|b", "a\nb", "-", "a" * 101, "../up"])
+def test_a_name_that_no_table_can_hold_is_refused(name: str) -> None:
+    source = {"kind": "files", "name": name, "paths": ["texts"], "field": "text", "weight": 1.0, "max_documents": None}
+    with pytest.raises(ValidationError, match="name"):
+        Corpus.model_validate({"sources": [source], "validation_fraction": 0.5})
+    Corpus.model_validate({"sources": [source | {"name": "日本 a.b-c_d"}], "validation_fraction": 0.5})
 
 
 def test_parameters_are_immutable(tree: Path) -> None:
@@ -190,6 +225,7 @@ MISFITS = {  # pattern, what somebody writes, what is said; the first match in p
     "k": (r"k: \d+", "k: 2560", "teacher.k must be below models.teacher.tokenizer.vocabulary_size"),
     "teacher windows": (r"teacher_max_length: \d+", "teacher_max_length: 129", "not exceed models.teacher.max_length"),
     "student windows": (r"student_max_length: \d+", "student_max_length: 193", "not exceed models.student.max_length"),
+    "samples": (r"sample_tokens: \d+", "sample_tokens: 192", "must be below windows.student_max_length"),
     "micro batch": (r"micro_batch_windows: \d+", "micro_batch_windows: 32", "multiple of micro_batch_windows"),
 }
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from moe_distill.config.profile import Corpus, Files, Hub, PythonDocs
+from moe_distill.config.profile import Corpus, Files, Hub, PythonDocs, source_name
 from moe_distill.corpus.raw import RawDocument, Skip
-from moe_distill.corpus.sources import read_source, source_name
+from moe_distill.corpus.sources import read_source
 
 from .conftest import MakeCorpus, files_source, write_jsonl
 

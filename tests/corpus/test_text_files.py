@@ -104,6 +104,25 @@ def test_invalid_utf8_in_a_parquet_row_costs_that_row_alone(tmp_path: Path) -> N
     ]
 
 
+def test_jsonl_without_the_key_names_file_key_and_keys(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "body": "a"}\n[]\n{"other\\nkey": 2}\n')
+    said = rf"no line of {path} has the key `text`; their keys: id, body, other key; .*`field`"
+    with pytest.raises(DataError, match=said):
+        read(path)
+    path.write_text('{"id": 1}\n{"text": "a"}\n')
+    assert read(path)[1] == RawDocument("a", str(path), 2)
+    path.write_text('{"id": 1}\n{"text": 5}\n')  # it has the key
+    assert [item.reason for item in read(path) if isinstance(item, Skip)] == ["missing field", "not text"]
+
+
+def test_parquet_with_two_columns_of_the_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(DataError, match=rf"{path} has 2 columns `text`"):
+        read(path)
+
+
 def test_parquet_without_the_column_names_file_key_and_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["a"], column="content")
     with pytest.raises(DataError, match=rf"{path} has no column `text`.*number, content.*`field`"):

@@ -227,11 +227,11 @@ def test_an_empty_corpus_is_refused(workspace: Workspace) -> None:
     assert "`texts` matches no .txt, .jsonl, .parquet file" in workspace.refuse("corpus")
 
 
-def test_a_corpus_too_small_for_a_step_is_refused_before_training(workspace: Workspace) -> None:
+def test_a_corpus_too_small_for_a_step_is_refused_before_the_teacher_runs(workspace: Workspace) -> None:
     workspace.put_lines("few.jsonl", [{"text": f"document {number}"} for number in range(9)])
     workspace.succeed("corpus")
-    workspace.succeed("tokenize")
-    said = workspace.refuse("control")
+    said = workspace.refuse("tokenize")
+    assert not (workspace.folder / "data/windows").exists()
     assert "the training split has " in said
     assert "one batch has 8" in said
     assert "`train.batch_windows`" in said

@@ -54,4 +54,4 @@ def test_a_clone_without_the_texts_keeps_the_corpus_it_pulls(local: Checkout, tm
     clone.run("dvc", "pull", "data/corpus")
     said = clone.run("dvc", "repro", "corpus")
     assert ran(said) == {"check"}
-    assert "local files of `corpus` are not here" in said
+    assert "check: `texts` of the corpus is not here" in said

@@ -1,5 +1,7 @@
 """Content of local texts and models, as DVC follows it."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 import yaml
 
 from moe_distill.config.profile import Files, FolderModel, Profile
-from moe_distill.pipeline.local_inputs import STAGES, local_inputs
+from moe_distill.errors import DataError
+from moe_distill.pipeline.local_inputs import STAGES, Recorded, local_inputs
+from moe_distill.utils.files import canonical_json
 from tests.params import ROOT, shipped_profile
 
 
@@ -71,19 +75,74 @@ def test_another_checkout_and_its_temporary_workspaces_say_the_same(
     assert local_inputs(profile) == here
 
 
+def record(values: dict[str, Recorded]) -> None:
+    """A dvc.lock of stages that have run with these fingerprints."""
+    stages = {STAGES[name]: {"params": {"data/sources.json": {name: value}}} for name, value in values.items()}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
 def test_what_is_not_here_counts_as_dvc_lock_records_it(profile: Profile, capsys: pytest.CaptureFixture[str]) -> None:
     here = local_inputs(profile)
-    stages = {STAGES[name]: {"params": {"data/sources.json": {name: value}}} for name, value in here.items()}
+    record(here)
     shutil.rmtree("texts")
     shutil.rmtree("teacher")
-    assert local_inputs(profile) == {"corpus": "none", "teacher": "none", "student": "none"}
-    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
-    capsys.readouterr()
     assert local_inputs(profile) == here
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
-    assert "`corpus` are not here" in said[0]
-    assert "`teacher` are not here" in said[1]
+    assert "`texts` of the corpus is not here" in said[0]
+    assert "the teacher's folder teacher is not here" in said[1]
+
+
+@pytest.mark.usefixtures("profile")
+@pytest.mark.parametrize("order", [["texts", "more/*.jsonl"], ["more/*.jsonl", "texts"]])
+def test_an_edit_is_seen_where_another_path_is_gone(order: list[str]) -> None:
+    Path("more").mkdir()
+    Path("more/a.jsonl").write_text("{}")
+    two = make_profile(order, "teacher")
+    here = local_inputs(two)
+    record(here)
+    shutil.rmtree("more")
+    assert local_inputs(two) == here
+    Path("texts/a.txt").write_text("edited")
+    after = local_inputs(two)
+    assert after["corpus"] != here["corpus"]
+    Path("texts/a.txt").write_text("texts/a.txt")
+    assert local_inputs(two) == here
+
+
+@pytest.mark.parametrize(
+    ("paths", "teacher", "said"),
+    [
+        (["texts", "none"], "teacher", "`none` matches no .txt, .jsonl, .parquet file"),
+        (["a" * 5000], "teacher", "`a{5000}` cannot be read"),
+        (["texts/notes.md"], "teacher", "matches no .txt"),
+        (["texts"], "none", "none is no folder.*`models.teacher.path`"),
+        (["texts"], "texts/a.txt", "texts/a.txt is no folder"),
+    ],
+)
+def test_what_no_stage_has_ever_read_is_refused(profile: Profile, paths: list[str], teacher: str, said: str) -> None:
+    record(local_inputs(profile))
+    Path("dvc.lock").write_text(Path("dvc.lock").read_text().replace("models@teacher", "other"))
+    with pytest.raises(DataError, match=said):
+        local_inputs(make_profile(paths, teacher))
+
+
+def test_a_file_name_that_is_not_utf8_is_a_name(profile: Profile) -> None:
+    before = local_inputs(profile)
+    for folder in ("texts", "teacher"):
+        Path(folder, os.fsdecode(b"caf\xe9.txt")).write_text("text")
+    after = local_inputs(profile)
+    assert {name for name in after if after[name] != before[name]} == {"corpus", "teacher"}
+    assert json.loads(canonical_json(after)) == after
+
+
+def test_a_file_that_cannot_be_read_is_named(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("moe_distill.pipeline.local_inputs.sha256_file", refused)
+    with pytest.raises(DataError, match=r"texts/a\.txt cannot be read; Permission denied"):
+        local_inputs(profile)
 
 
 def test_the_stages_that_dvc_runs_follow_them() -> None:

@@ -4,8 +4,17 @@ from itertools import pairwise
 
 import pytest
 
+from moe_distill.config.params import ExperimentParams
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.training.curriculum import RAMPS, linear, phase1_steps, phase2_progress, progress_at, ramp
+from moe_distill.training.curriculum import (
+    RAMPS,
+    experts_warning,
+    linear,
+    phase1_steps,
+    phase2_progress,
+    progress_at,
+    ramp,
+)
 
 NOTHING = 1e-12  # rounding where a ramp begins
 THIRD = pytest.approx(1 / 3)
@@ -75,3 +84,12 @@ def test_r28_router_schedules_run_over_the_second_phase() -> None:
     assert [linear(progress, 2.0, 1.0) for progress in (0.0, 0.25, 1.0)] == [2.0, 1.75, 1.0]
     assert [round(linear(progress, 1, 4)) for progress in (0.0, 0.34, 0.67, 1.0)] == [1, 2, 3, 4]
     assert linear(1.0, 0.1, 0.0) == 0.0
+
+
+def test_r28_more_experts_than_the_teacher_has_are_told_of(experiment: ExperimentParams) -> None:
+    assert experiment.router.experts_end == 3
+    assert experts_warning(experiment, 0) is None
+    assert experts_warning(experiment, 3) is None
+    assert "go up to 3, the teacher has 2 experts" in (experts_warning(experiment, 2) or "")
+    without = experiment.losses.model_copy(update=dict.fromkeys(ROUTER_TERMS, 0.0))
+    assert experts_warning(experiment.model_copy(update={"losses": without}), 2) is None

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 import multiprocessing
 import os
 import signal
@@ -27,7 +28,7 @@ from moe_distill.training import loop
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
 from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Student
-from moe_distill.training.phases import train_kd, train_router
+from moe_distill.training.phases import control, train_kd, train_router
 from moe_distill.training.recorder import Recorder as CurveRecorder
 from moe_distill.training.recorder import RecorderSettings
 from moe_distill.training.schedule import LM_ONLY, objective_at
@@ -352,4 +353,35 @@ def test_r21_a_resumed_distillation_is_the_unbroken_one(
     expected_curves, expected = unbroken[stage.__name__]
     assert curves == expected_curves
     assert weights.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
+
+
+@pytest.fixture(scope="module")
+def with_dropout(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A student that draws random numbers in every forward pass of a training, as GPT-2's default is."""
+    folders = make_folders(tmp_path_factory.mktemp("dropout"), make_teacher("qwen3_moe_top1"))
+    config = folders.inputs.student / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.2}))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def unbroken_with_dropout(with_dropout: Folders, folders: Folders) -> dict[str, Any]:
+    found = {
+        stage.__name__: trained(with_dropout, stage, f"unbroken {stage.__name__}") for stage in (control, train_kd)
+    }
+    without = trained(folders, control, "unbroken control")
+    assert found["control"][0] != without[0]
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stage", [control, train_kd])
+def test_r21_a_resumed_training_with_dropout_is_the_unbroken_one(
+    with_dropout: Folders, unbroken_with_dropout: dict[str, Any], stage: Any, workers: int
+) -> None:
+    """The dropout of a step follows from seed and step, and not from what was drawn before it."""
+    curves, weights = trained(with_dropout, stage, f"{stage.__name__} {workers}", killed=5, loader_workers=workers)
+    expected_curves, expected = unbroken_with_dropout[stage.__name__]
+    assert curves == expected_curves
     assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())

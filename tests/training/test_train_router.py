@@ -51,7 +51,9 @@ def test_r05_total_is_the_sum_of_the_weighted_terms_at_every_logged_step(
         -1
     ].keys()
     assert rows[-1]["gate_divergence"] > 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if " total " in line]
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if "go up to 4, the teacher has 3 experts" in line]
+    lines = [line for line in said if " total " in line]
     assert len(lines) == len(rows)
     for line in lines:
         total, terms = line.split(" total ")[1].split("  lr ")[0].split(" = ")

@@ -12,6 +12,7 @@ from moe_distill.config.params import Params
 from moe_distill.config.profile import Precision
 from moe_distill.errors import DataError, MoeDistillError
 from moe_distill.pipeline.dvc_repair import killed_experiment, live_program, stale_rwlock_pids
+from moe_distill.pipeline.parameter_checks import check_parameters
 from moe_distill.pipeline.resumable_work import unheld_folders, workspace_holder
 from moe_distill.utils.device import make_runtime
 from moe_distill.utils.files import project_root
@@ -30,7 +31,7 @@ class Finding:
 
 def examine(params: Params) -> Iterator[Finding]:
     """Yield findings on parameters (validated by the caller), device and precision, disk, and killed processes."""
-    yield Finding("parameters", f"profile {params.experiment.profile}, temperature {params.experiment.temperature}")
+    yield from _parameters(params)
     yield Finding("torch", torch.__version__)
     yield _runtime("device", params.experiment.precision)
     yield _runtime("teacher", params.profile.teacher.precision)
@@ -40,6 +41,17 @@ def examine(params: Params) -> Iterator[Finding]:
         yield Finding("stage", f"{holder[0]} runs here as process {holder[1]}")
     yield from _killed_dvc()
     yield from _unfinished_work()
+
+
+def _parameters(params: Params) -> Iterator[Finding]:
+    """What the stage `check` says of them."""
+    try:
+        warnings = list(check_parameters(params))
+    except MoeDistillError as error:
+        yield Finding("parameters", str(error), ok=False)
+        return
+    yield Finding("parameters", f"profile {params.experiment.profile}, temperature {params.experiment.temperature}")
+    yield from (Finding("parameters", warning) for warning in warnings)
 
 
 def _runtime(subject: str, precision: Precision) -> Finding:

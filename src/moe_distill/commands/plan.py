@@ -3,14 +3,16 @@
 What is on disk already is counted. The rest is estimated from the parameters, and the line says so.
 """
 
-import json
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 
 from moe_distill.batches.split import mean_positions_with_states
 from moe_distill.config.params import Params
 from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TinyTeacher
+from moe_distill.models.config_checks import read_sizes
 from moe_distill.models.model_weights import count_parameters
+from moe_distill.pipeline.parameter_checks import model_sizes
 from moe_distill.shards.format import INDEX_NAME, row_bytes
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
@@ -104,11 +106,13 @@ def _expected_rows(params: Params, teacher: dict[str, WindowStore]) -> dict[str,
 
 def _teacher_sizes(params: Params) -> tuple[int, int] | None:
     """Hidden size and number of experts of the teacher; None before a teacher that is not tiny is here."""
-    teacher, config = params.profile.models.teacher, TEACHER / "config.json"
-    if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
-        return content["hidden_size"], content.get("num_experts") or content.get("num_local_experts") or 0
-    return (teacher.hidden_size, teacher.num_experts) if isinstance(teacher, TinyTeacher) else None
+    teacher = params.profile.models.teacher
+    if isinstance(teacher, TinyTeacher):
+        return teacher.hidden_size, teacher.num_experts
+    sizes = model_sizes(teacher)
+    if sizes is None and (TEACHER / "config.json").is_file():
+        sizes = read_sizes(TEACHER)
+    return None if sizes is None else (sizes.hidden_size, sizes.experts)
 
 
 def _expected_states(params: Params, teacher: WindowStore) -> float:
@@ -121,6 +125,9 @@ def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, 
     capture, batch = params.profile.teacher, params.profile.train.batch_windows
     if not params.experiment.losses.terms_of_states():
         return "router: no term of phase 2 has a weight; no states are needed"
+    sizes = _teacher_sizes(params)
+    if sizes is not None and not sizes[1]:
+        return "router: the teacher's last block is dense; the router is off"
     if not student or not teacher:
         seen, word = batch * capture.hidden_fraction * capture.hidden_run, "at most "
     elif (TARGETS / "train" / INDEX_NAME).is_file():
@@ -139,10 +146,11 @@ def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, 
 def _stopping(params: Params) -> str:
     """A line on whether early stopping has enough validations; the first one only serves as the reference."""
     experiment, train = params.experiment, params.profile.train
-    steps = [*range(train.validate_every, train.max_steps, train.validate_every), train.max_steps]
-    watched = [step for step in steps if ramps_are_complete(step, experiment, train)]
-    counted = [step for step in watched[1:-1] if step >= experiment.early_stopping.warmup_steps]
-    line = f"early stopping: {len(watched)} validations follow the last ramp; it "
+    steps = range(train.validate_every, train.max_steps, train.validate_every)  # and the last, which ends it anyway
+    watched = steps[bisect_left(steps, True, key=lambda step: ramps_are_complete(step, experiment, train)) :]
+    counted = watched[1:]
+    counted = counted[bisect_left(counted, experiment.early_stopping.warmup_steps) :]
+    line = f"early stopping: {len(watched) + 1} validations follow the last ramp; it "
     if len(counted) >= experiment.early_stopping.patience:
         return f"{line}can end the training from step {counted[experiment.early_stopping.patience - 1]:,} on"
     keys = "`early_stopping.patience`, `early_stopping.warmup_steps` or `train.validate_every`"

@@ -11,7 +11,19 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from moe_distill.config.profile import Hub, HubModel, Positive, Precision, Profile, Section, Share, Weight
+from moe_distill.config.profile import (
+    Count,
+    Hub,
+    HubModel,
+    Positive,
+    Precision,
+    Profile,
+    Real,
+    Section,
+    Seed,
+    Share,
+    Weight,
+)
 from moe_distill.errors import ConfigError
 
 KdOrder = Literal["temper_then_map", "map_then_temper"]
@@ -38,15 +50,15 @@ class Losses(Section):
 class Curriculum(Section):
     """When the terms' ramps run."""
 
-    phase1_share: Annotated[float, Field(gt=0.0, lt=1.0)]  # of the curriculum: LM and KD only
-    curriculum_share: Annotated[float, Field(gt=0.0, le=1.0)]  # of max_steps, when the last ramp is complete
+    phase1_share: Annotated[Real, Field(gt=0.0, lt=1.0)]  # of the curriculum: LM and KD only
+    curriculum_share: Annotated[Real, Field(gt=0.0, le=1.0)]  # of max_steps, when the last ramp is complete
 
 
 class Router(Section):
     """Schedules of the student-aware router over phase 2, linear from start to end (R28)."""
 
-    temperature_start: Annotated[float, Field(gt=0.0)]
-    temperature_end: Annotated[float, Field(gt=0.0)]
+    temperature_start: Annotated[Real, Field(gt=0.0)]
+    temperature_end: Annotated[Real, Field(gt=0.0)]
     experts_start: Positive  # experts mixed at the beginning of phase 2
     experts_end: Positive
     noise: Weight  # standard deviation of seeded exploration noise on the gate, annealed to 0
@@ -57,16 +69,16 @@ class EarlyStopping(Section):
 
     patience: Positive  # validations without progress
     min_delta: Weight  # bits per byte that count as progress
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Count
 
 
 class ExperimentParams(Section):
     """params.yaml."""
 
     profile: str
-    seed: int  # of the order of windows, the weights of the heads and the noise of the router
+    seed: Seed  # of the order of windows, the weights of the heads, the noise of the router and dropout
     precision: Precision
-    temperature: Annotated[float, Field(ge=1.0, le=4.0)]
+    temperature: Annotated[Real, Field(ge=1.0, le=4.0)]
     kd_weight: Share
     kd_order: KdOrder
     kd_tail: KdTail
@@ -89,7 +101,9 @@ def _read_yaml(path: Path) -> Mapping[str, object]:
         raise ConfigError(f"{path} does not exist", fix="set `profile` in params.yaml to a file of profiles/")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8; no such day; 5,000 digits
         raise ConfigError(f"{path} is not YAML", why=" ".join(str(error).split())) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values")

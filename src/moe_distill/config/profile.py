@@ -4,18 +4,31 @@ A profile holds what a machine, a corpus and a pair of models need. No key has a
 of a value in the file; an option that may be left out is then off. Unknown keys are refused.
 """
 
+from collections import Counter
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from moe_distill.errors import ConfigError
+from moe_distill.errors import ConfigError, DataError
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0.0)]
-Rate = Annotated[float, Field(gt=0.0)]
-PrefixToken = str | Annotated[int, Field(ge=0)] | None  # begins every window; a token or its id; absent: BOS, else EOS
+
+def no_truth_value(value: object) -> object:
+    """Refuse `on` and `yes`, which YAML takes for true and pydantic for the number 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}: YAML reads on, yes, off and no so")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(no_truth_value)]
+Real = Annotated[float, BeforeValidator(no_truth_value)]
+Share = Annotated[Real, Field(ge=0.0, le=1.0)]
+Positive = Annotated[Whole, Field(gt=0, lt=2**31)]
+Count = Annotated[Whole, Field(ge=0, lt=2**31)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]  # what NumPy takes
+Weight = Annotated[Real, Field(ge=0.0)]
+Rate = Annotated[Real, Field(gt=0.0)]
+PrefixToken = str | Count | None  # begins every window; a token or its id; absent: BOS, else EOS
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; with fewer, balance and importance are mostly noise
@@ -37,10 +50,27 @@ def require_router_positions(positions: float) -> None:
         )
 
 
+def require_a_batch(n_windows: int, batch_windows: int) -> None:
+    """Refuse a training split of fewer windows than a step reads.
+
+    Raises:
+        DataError: naming both numbers.
+    """
+    if n_windows < batch_windows:
+        raise DataError(
+            f"the training split has {n_windows} windows, one batch has {batch_windows}",
+            fix="lower `train.batch_windows`, or raise `windows.train_fraction` or the corpus",
+        )
+
+
 class Section(BaseModel):
     """A group of keys: immutable, and a key it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# Under which the metrics of a source are reported, by MLflow and in tables too.
+SourceName = Annotated[str, Field(pattern=r"^\w[\w. -]*$", max_length=100)]
 
 
 class PythonDocs(Section):
@@ -54,7 +84,7 @@ class Files(Section):
     """Local text: .txt, .jsonl or .parquet files, folders of them, or globs."""
 
     kind: Literal["files"]
-    name: str  # the name its metrics are reported under
+    name: SourceName
     paths: list[str] = Field(min_length=1)
     field: str  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
     weight: Share
@@ -66,7 +96,7 @@ class Hub(Section):
     """A dataset of the Hugging Face hub, streamed at a pinned revision."""
 
     kind: Literal["hub"]
-    name: str
+    name: SourceName
     repository: str
     revision: str = Field(min_length=1)
     subset: str | None
@@ -80,20 +110,32 @@ class Hub(Section):
 Source = Annotated[PythonDocs | Files | Hub, Field(discriminator="kind")]
 
 
+def source_name(source: Source) -> str:
+    """The name under which the metrics of a source are reported."""
+    return "python_docs" if isinstance(source, PythonDocs) else source.name
+
+
 class Corpus(Section):
     """The sources of text, and the split into training and validation documents."""
 
     sources: list[Source] = Field(min_length=1)
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]  # by document hash
+    validation_fraction: Annotated[Real, Field(gt=0.0, lt=1.0)]  # by document hash
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        for name, count in Counter(source_name(source) for source in self.sources).items():
+            if count > 1:
+                raise ValueError(f"{count} sources are named `{name}`: give each its own `name`")
+        return self
 
 
 class TinyTokenizer(Section):
     """A byte-level BPE tokenizer trained on a share of the training documents."""
 
-    vocabulary_size: Annotated[int, Field(ge=300)]
+    vocabulary_size: Annotated[Whole, Field(ge=300, lt=2**31)]
     pre_tokenizer: Literal["qwen", "smollm", "gpt2"]  # whose splitting rules it imitates
     sample_fraction: Share
-    sample_seed: int
+    sample_seed: Seed
 
 
 class Attention(Section):
@@ -118,7 +160,7 @@ class TinyTeacher(Attention):
 
     kind: Literal["tiny"]
     tokenizer: TinyTokenizer
-    num_experts: Annotated[int, Field(ge=2)]
+    num_experts: Annotated[Whole, Field(ge=2, lt=2**31)]
     experts_per_token: Positive
     expert_size: Positive
     max_length: Positive
@@ -163,7 +205,7 @@ class FolderModel(Section):
 class Models(Section):
     """Where teacher and student come from."""
 
-    seed: int  # of both models' random weights, where they are made here
+    seed: Seed  # of both models' random weights, where they are made here
     teacher: Annotated[TinyTeacher | HubModel | FolderModel, Field(discriminator="kind")]
     student: Annotated[TinyStudent | HubModel | FolderModel, Field(discriminator="kind")]
 
@@ -171,9 +213,9 @@ class Models(Section):
 class Windows(Section):
     """The windows that `tokenize` cuts."""
 
-    teacher_max_length: Annotated[int, Field(ge=8)]  # tokens of a teacher window, prefix token included
-    student_max_length: Annotated[int, Field(ge=8)]
-    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)]  # share of training documents distilled on
+    teacher_max_length: Annotated[Whole, Field(ge=8, lt=2**31)]  # tokens of a teacher window, prefix token included
+    student_max_length: Annotated[Whole, Field(ge=8, lt=2**31)]
+    train_fraction: Annotated[Real, Field(gt=0.0, le=1.0)]  # share of training documents distilled on
     max_train_windows: Positive | None  # of the teacher; documents are left out by their hash, evenly over the sources
     max_validation_windows: Positive | None
     shard_tokens: Positive  # tokens a windows file holds
@@ -182,12 +224,14 @@ class Windows(Section):
 class Capture(Section):
     """What the `teacher` stage stores for each position."""
 
-    seed: int  # of the tail samples and of the choice of runs
+    seed: Seed  # of the tail samples and of the choice of runs
     k: Positive  # logits kept per position
-    tail_samples: Annotated[int, Field(ge=0)]  # samples of the distribution outside the top-k
-    hidden_layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # residual states kept; 0 = embeddings
+    tail_samples: Count  # samples of the distribution outside the top-k
+    hidden_layers: list[Count] = Field(min_length=1)  # residual states kept; 0 = embeddings
     hidden_fraction: Share  # share of the windows that keep a run of hidden states
-    hidden_run: Annotated[int, Field(ge=64, le=128)]  # positions of such a run; `contrastive` starts near its logarithm
+    hidden_run: Annotated[
+        Whole, Field(ge=64, le=128)
+    ]  # positions of such a run; `contrastive` starts near its logarithm
     precision: Precision
     batch_windows: Positive
     chunk_positions: Positive  # positions whose logits are held at once
@@ -213,8 +257,8 @@ class Train(Section):
     weight_decay: Weight
     gradient_clip: Rate
     chunk_tokens: Positive  # positions whose logits are held at once
-    loader_workers: Annotated[int, Field(ge=0)]  # processes that make batches ready; 0: the one that trains
-    target_memory_mb: Annotated[int, Field(ge=0)]  # of targets kept for later epochs, by all these
+    loader_workers: Count  # processes that make batches ready; 0: the one that trains
+    target_memory_mb: Count  # of targets kept for later epochs, by all these
     log_every: Positive
     validate_every: Positive
     validation_windows: Positive  # student windows of an in-training validation, evenly spread
@@ -232,7 +276,7 @@ class Evaluate(Section):
     """Batches of the evaluation, and sample texts in the report."""
 
     batch_windows: Positive
-    samples: Annotated[int, Field(ge=0)]  # sample texts by the student in the report
+    samples: Annotated[Whole, Field(ge=0, le=3)]  # sample texts by the student in the report
     sample_tokens: Positive  # tokens of a sample text
 
 
@@ -260,4 +304,8 @@ class Profile(Section):
                 raise ValueError("windows.teacher_max_length must not exceed models.teacher.max_length")
         if isinstance(student, TinyStudent) and self.windows.student_max_length > student.max_length:
             raise ValueError("windows.student_max_length must not exceed models.student.max_length")
+        if self.evaluate.sample_tokens >= self.windows.student_max_length:
+            raise ValueError(
+                "evaluate.sample_tokens must be below windows.student_max_length: the student reads no more"
+            )
         return self

@@ -5,17 +5,17 @@ One pass. Memory holds one row group for each split, and 16 bytes for each docum
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-from moe_distill.config.profile import Corpus, Source
+from moe_distill.config.profile import Corpus, Files, Source, source_name
 from moe_distill.corpus.corpus_disk_use import corpus_bytes
 from moe_distill.corpus.documents import Document, document_id, is_kept, is_validation
+from moe_distill.corpus.local_files import left_out
 from moe_distill.corpus.parquet_writer import DocumentWriter, open_writer
-from moe_distill.corpus.raw import Skip, SkipLog
+from moe_distill.corpus.raw import Reason, Skip, SkipLog
 from moe_distill.corpus.resize import MAX_CHARACTERS, divide
-from moe_distill.corpus.sources import read_source, source_name
-from moe_distill.errors import ConfigError, DataError
+from moe_distill.corpus.sources import read_source
+from moe_distill.errors import DataError
 from moe_distill.log import log
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import write_json
@@ -40,11 +40,10 @@ def build_corpus(params: Corpus, output: Path) -> dict[str, float]:
         source's weight leaves out are not counted.
 
     Raises:
-        ConfigError: two sources share a name.
         DataError: a source is unusable, or a split would be empty.
         ResourceError: the disk cannot take the corpus.
     """
-    names = _distinct_names(params.sources)
+    names = [source_name(source) for source in params.sources]
     output.mkdir(parents=True, exist_ok=True)
     require_space(output, corpus_bytes(params), "the corpus", "lower `max_documents` or `weight` in corpus.sources")
     skips = SkipLog(names)
@@ -55,18 +54,11 @@ def build_corpus(params: Corpus, output: Path) -> dict[str, float]:
         for name, source in zip(names, params.sources, strict=True):
             counts[name] = _add_source(name, source, params.validation_fraction, writers, seen, skips)
             _log_counts(name, counts[name])
+            _log_left_out(name, source)
         write_json(output / "skipped.json", skips.to_json())
         metrics: dict[str, float] = {metric: sum(count[metric] for count in counts.values()) for metric in METRICS}
-        _check_splits(metrics)
+        _check_splits(metrics, skips.total())
     return metrics | {f"{name}_{metric}": count[metric] for name, count in counts.items() for metric in METRICS}
-
-
-def _distinct_names(sources: Sequence[Source]) -> list[str]:
-    names = [source_name(source) for source in sources]
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise ConfigError(f"{count} of corpus.sources are named `{name}`", fix="give each its own `name`")
-    return names
 
 
 def _add_source(
@@ -112,8 +104,17 @@ def _log_counts(name: str, counts: Counter[str]) -> None:
     )
 
 
-def _check_splits(metrics: dict[str, float]) -> None:
+def _log_left_out(name: str, source: Source) -> None:
+    """A line on the files of other kinds, which are not read."""
+    others = left_out(source.paths) if isinstance(source, Files) else Counter()
+    if others:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(8))
+        log(f"corpus: {name}: {others.total():,} files of other kinds are left out: {kinds}")
+
+
+def _check_splits(metrics: dict[str, float], skipped: Counter[Reason]) -> None:
     found = ", ".join(f"{metric} {metrics[metric]}" for metric in METRICS if metric.endswith("documents"))
+    found += "".join(f"; {count:,} skipped: {reason}" for reason, count in skipped.most_common(3))
     if not metrics["train_documents"]:
         fix = "add documents to corpus.sources, raise a `weight`, or lower corpus.validation_fraction"
         raise DataError("the training split is empty", found, fix)

@@ -1,7 +1,9 @@
 """Find the files that the `paths` of a source stand for; relative paths lie below the main checkout."""
 
 import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 class LocalFile:
     """A file of a source."""
 
-    name: str  # as the user wrote it
+    name: str  # as the user wrote it; bytes that are not UTF-8 stand in it as \\xe9
     path: Path
 
 
@@ -23,25 +25,63 @@ def local_files(paths: Sequence[str]) -> list[LocalFile]:
     """The files of `paths` (files, folders and globs) in that order, sorted within each path; each file once.
 
     Raises:
-        DataError: a path matches nothing.
+        DataError: a path matches nothing, or a folder cannot be listed.
     """
     root = project_root()
-    names = dict.fromkeys(name for path in paths for name in _expand(path, root))
-    return [LocalFile(str(name), root / name) for name in names]
+    names = dict.fromkeys(name for path in paths for name in _texts(path, root))
+    return [LocalFile(printable(name), root / name) for name in names]
 
 
-def _expand(path: str, root: Path) -> list[Path]:
-    # Path.glob refuses absolute patterns
-    is_name = bool(path) and (root / path).exists()
-    matches = [path] if is_name else sorted(glob.glob(path, root_dir=root, recursive=True))  # noqa: PTH207
-    names = [name for match in map(Path, matches) for name in _below(match, root)]
-    names = [name for name in names if name.suffix.lower() in SUFFIXES and (root / name).is_file()]
+def left_out(paths: Sequence[str]) -> Counter[str]:
+    """How many files below `paths` are not read, by the end of their names; folders that are links count as one."""
+    root = project_root()
+    names = dict.fromkeys(name for path in paths for name in _matches(path, root))
+    return Counter(_kind(root / name) for name in names if not _is_text(root / name))
+
+
+def printable(path: Path) -> str:
+    """A path as text of UTF-8, whatever the bytes of its name."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _texts(path: str, root: Path) -> list[Path]:
+    names = [name for name in _matches(path, root) if _is_text(root / name)]
     if not names:
         raise DataError(f"`{path}` matches no {', '.join(SUFFIXES)} file", fix="change `paths` in corpus.sources")
     return names
 
 
-def _below(name: Path, root: Path) -> Iterator[Path]:
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _kind(path: Path) -> str:
+    if path.is_file():
+        return path.suffix.lower() or "no suffix"
+    return "folder that is a link" if path.is_dir() else "no regular file"
+
+
+def _matches(path: str, root: Path) -> list[Path]:
+    """Whatever `path` stands for and what lies below it, but for folders; all relative to `root`, or absolute."""
+    try:
+        # Path.glob refuses absolute patterns
+        is_name = bool(path) and (root / path).exists()
+        matches = [path] if is_name else sorted(glob.glob(path, root_dir=root, recursive=True))  # noqa: PTH207
+        return [name for match in map(Path, matches) for name in _below(match, root)]
+    except (OSError, ValueError) as error:  # a name that no file can have, or a folder that cannot be listed
+        raise DataError(f"`{path}` cannot be read", str(error), "change `paths` in corpus.sources") from error
+
+
+def _below(name: Path, root: Path) -> list[Path]:
+    """The files below a folder, sorted, and links to folders, which are not followed; a file itself."""
     if not (root / name).is_dir():
-        return iter([name])
-    return (name / found.relative_to(root / name) for found in sorted((root / name).rglob("*")))
+        return [name]
+    found: list[Path] = []
+    for folder, folders, files in os.walk(root / name, onerror=_raise):
+        links = [each for each in folders if Path(folder, each).is_symlink()]
+        found += [Path(folder, each).relative_to(root / name) for each in [*files, *links]]
+    return [name / each for each in sorted(found)]
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -69,7 +69,7 @@ class SkipLog:
     """Counts and examples of the skipped documents of each source, by reason."""
 
     def __init__(self, sources: Sequence[str]) -> None:
-        self._counts: dict[str, Counter[str]] = {source: Counter() for source in sources}
+        self._counts: dict[str, Counter[Reason]] = {source: Counter() for source in sources}
         self._examples: dict[str, dict[str, list[Json]]] = {source: {} for source in sources}
 
     def add(self, source: str, skip: Skip) -> None:
@@ -80,6 +80,10 @@ class SkipLog:
         examples = self._examples[source].setdefault(skip.reason, [])
         if len(examples) < EXAMPLES:
             examples.append({"file": skip.file, "line": skip.line})
+
+    def total(self) -> Counter[Reason]:
+        """How many documents of all sources were skipped, by reason."""
+        return sum(self._counts.values(), Counter[Reason]())
 
     def to_json(self) -> Json:
         """`{source: {reason: {"count": int, "examples": [{"file": str, "line": int}, …]}}}`."""

@@ -11,11 +11,6 @@ from moe_distill.corpus.raw import RawDocument, Skip, examine
 from moe_distill.corpus.text_files import file_documents
 
 
-def source_name(source: Source) -> str:
-    """The name under which the metrics of a source are reported."""
-    return "python_docs" if isinstance(source, PythonDocs) else source.name
-
-
 def read_source(source: Source) -> Iterator[RawDocument | Skip]:
     """Yield a source's usable documents, at most `max_documents`, and the skips between them.
 

@@ -1,7 +1,8 @@
 """Read local text. A .txt file is one document; so is a .jsonl line or .parquet row, unless rows are joined."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from moe_distill.corpus.resize import join_rows
 from moe_distill.errors import DataError
 
 BATCH_ROWS = 64  # few, since a row can be a book
+SHOWN_KEYS, SHOWN_CHARACTERS = 20, 500  # of a file without the field
 READ_BYTES = 2**20  # with pre_buffer=False; otherwise pyarrow holds a row group or the whole file in memory
 
 
@@ -67,12 +69,28 @@ def _read_jsonl(file: LocalFile, field: str) -> Iterator[RawDocument | Skip]:
 
     The file is read as bytes: as text, lines would end at a carriage return too, and one bad byte would end the file.
     """
+    keys: dict[str, None] = {}  # of objects without the field
+    found = False
     with file.path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            yield _parse_line(line, field, file.name, number)
+            item = _parse_line(line, field, file.name, number, keys)
+            found = found or isinstance(item, RawDocument) or item.reason == "not text"
+            yield item
+    if keys and not found:
+        raise DataError(
+            f"no line of {file.name} has the key `{field}`",
+            f"their keys: {_listed(keys)}",
+            "change `field` in corpus.sources, or take the file out of `paths`",
+        )
 
 
-def _parse_line(line: bytes, field: str, file: str, number: int) -> RawDocument | Skip:
+def _listed(names: Iterable[str]) -> str:
+    """The first of some keys or columns, on one line."""
+    return " ".join(", ".join(islice(names, SHOWN_KEYS)).split())[:SHOWN_CHARACTERS]
+
+
+def _parse_line(line: bytes, field: str, file: str, number: int, keys: dict[str, None]) -> RawDocument | Skip:
+    """A document or a skip; the keys of an object without the field are added to `keys`."""
     if not line.strip():
         return Skip("empty", file, number)
     try:
@@ -84,6 +102,8 @@ def _parse_line(line: bytes, field: str, file: str, number: int) -> RawDocument 
     if not isinstance(record, dict):
         return Skip("not a JSON object", file, number)
     if field not in record:
+        if len(keys) < SHOWN_KEYS:
+            keys.update(dict.fromkeys(record))
         return Skip("missing field", file, number)
     return from_value(record[field], file, number)
 
@@ -101,8 +121,11 @@ def _read_parquet(file: LocalFile, field: str) -> Iterator[RawDocument | Skip]:
 
 def _check_column(schema: pa.Schema, file: str, field: str) -> None:
     if field not in schema.names:
-        columns = f"its columns: {', '.join(schema.names)}"
-        raise DataError(f"{file} has no column `{field}`", columns, "change `field` in corpus.sources")
+        columns = f"its columns: {_listed(schema.names)}"
+        fix = "change `field` in corpus.sources, or take the file out of `paths`"
+        raise DataError(f"{file} has no column `{field}`", columns, fix)
+    if schema.names.count(field) > 1:
+        raise DataError(f"{file} has {schema.names.count(field)} columns `{field}`", fix="give each its own name")
     kind = schema.field(field).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):

@@ -75,9 +75,11 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     teacher_parameters, teacher_weights = sizes["teacher_parameters"], sizes["teacher_bytes"]
     assert isinstance(teacher_parameters, int)
     assert isinstance(teacher_weights, int)
+    has_router = "router_logits" in targets.index.fields
     metrics = {f"{name}_bits_per_byte": value for name, value in bpb.items()}
     metrics |= {
         "gain_over_lm_only": bpb["lm_only"] - bpb["student"],
+        "teacher_experts": float(targets.index.fields["router_logits"].shape[-1]) if has_router else 0.0,
         "teacher_parameters": float(teacher_parameters),
         "student_parameters": float(parameters),
         "compression_ratio": teacher_parameters / parameters,

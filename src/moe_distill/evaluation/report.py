@@ -27,7 +27,12 @@ def write_report(params: Params, metrics: dict[str, float], curves: Path, studen
         "metrics": metrics,
         "params": params,
         "has_router": plot_experts(curves, folder / "experts.png"),
-        "samples": sample_texts(student, params.profile.evaluate.samples, params.profile.evaluate.sample_tokens),
+        "samples": sample_texts(
+            student,
+            params.profile.evaluate.samples,
+            params.profile.evaluate.sample_tokens,
+            params.profile.windows.student_max_length,
+        ),
     }
     environment = Environment(
         loader=PackageLoader("moe_distill.evaluation", "templates"),
@@ -43,8 +48,12 @@ def write_report(params: Params, metrics: dict[str, float], curves: Path, studen
 
 
 @torch.inference_mode()
-def sample_texts(student: Path, n_samples: int, n_tokens: int) -> list[tuple[str, str]]:
-    """Sample texts by the student: pairs of a prompt and its greedy continuation of `n_tokens` tokens."""
+def sample_texts(student: Path, n_samples: int, n_tokens: int, max_length: int) -> list[tuple[str, str]]:
+    """Sample texts by the student: pairs of a prompt and its greedy continuation of `n_tokens` tokens.
+
+    Args:
+        max_length: tokens of the longest window that it was trained on; a continuation ends there.
+    """
     model = load_causal_lm(student, torch.float32, torch.device("cpu"))
     tokenizer = load_tokenizer(student)
     prefix = prefix_token_id(student, tokenizer)  # every training window began with it
@@ -52,7 +61,9 @@ def sample_texts(student: Path, n_samples: int, n_tokens: int) -> list[tuple[str
     for prompt in PROMPTS[:n_samples]:
         ids = torch.tensor([[prefix, *tokenizer.encode(prompt, add_special_tokens=False).ids]])
         n_prompt = ids.shape[1]
-        for _ in range(n_tokens):  # not by `generate`, which would use the model's sampling settings
+        for _ in range(
+            min(n_tokens, max_length - n_prompt)
+        ):  # not by `generate`, which would use the model's sampling settings
             logits = model(input_ids=ids, use_cache=False).logits
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
         result.append((prompt, tokenizer.decode(ids[0, n_prompt:].tolist())))

@@ -1,9 +1,10 @@
 """Fingerprints of the local files that a profile names: text of kind `files`, models of kind `folder`.
 
 DVC knows only the dependencies in dvc.yaml, and these paths stand in the profile. So the stage `check`, which always
-runs, writes a fingerprint of their content to data/sources.json, and the stages that read them depend on it.
+runs, writes fingerprints of their content to data/sources.json, and the stages that read them depend on them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from moe_distill.config.profile import Corpus, Files, FolderModel, HubModel, Profile, TinyStudent, TinyTeacher
@@ -17,6 +18,7 @@ from moe_distill.utils.files import fingerprint, project_root, sha256_file
 OUTPUT = Path("data/sources.json")
 NOTHING_LOCAL = "none"
 Model = TinyTeacher | TinyStudent | HubModel | FolderModel
+Recorded = str | Mapping[str, str]
 STAGES = {
     "corpus": "corpus",
     "teacher": "models@teacher",
@@ -24,42 +26,67 @@ STAGES = {
 }  # key -> its stage
 
 
-def local_inputs(profile: Profile) -> dict[str, str]:
-    """The content of data/sources.json: for corpus, teacher and student a fingerprint of local files' names and bytes.
+def local_inputs(profile: Profile) -> dict[str, Recorded]:
+    """The content of data/sources.json: fingerprints of the names and bytes of local files.
 
-    Where a path does not exist, the fingerprint is the one in dvc.lock: a clone that has pulled windows and shards
-    trains without the text that they were made from.
+    For teacher and student it is one, for the corpus one of each of its `paths`. Where a path is not here, the
+    fingerprint is the one in dvc.lock: a clone that has pulled windows and shards trains without the text that they
+    were made from, and an edit to another path is still seen.
+
+    Raises:
+        DataError: a path is not here and no stage has ever read it, or a file cannot be read.
     """
-    found = {
+    return {
         "corpus": _texts(profile.corpus),
-        "teacher": _weights(profile.models.teacher),
-        "student": _weights(profile.models.student),
+        "teacher": _weights("teacher", profile.models.teacher),
+        "student": _weights("student", profile.models.student),
     }
-    return {name: _recorded(name) if content is None else content for name, content in found.items()}
 
 
-def _texts(corpus: Corpus) -> str | None:
-    """Fingerprint of the local texts; None: a path matches nothing."""
-    paths = [source.paths for source in corpus.sources if isinstance(source, Files)]
-    if not paths:
-        return NOTHING_LOCAL
+def _texts(corpus: Corpus) -> Recorded:
+    """Fingerprint of each path of a local source."""
+    paths = dict.fromkeys(path for source in corpus.sources if isinstance(source, Files) for path in source.paths)
+    return {path: _text(path) for path in paths} if paths else NOTHING_LOCAL
+
+
+def _text(path: str) -> str:
     try:
-        files = [[[file.name, sha256_file(file.path)] for file in local_files(each)] for each in paths]
+        files = local_files([path])
     except DataError:
-        return None
-    return fingerprint(files)
+        recorded = _recorded("corpus")
+        if not isinstance(recorded, Mapping) or path not in recorded:
+            raise
+        log(f"check: `{path}` of the corpus is not here; the corpus is made again only if something else of it changes")
+        return recorded[path]
+    return fingerprint([[file.name, _sha256(file.path)] for file in files])
 
 
-def _weights(model: Model) -> str | None:
-    """Fingerprint of a model's local folder; None: there is no such folder."""
+def _weights(role: str, model: Model) -> str:
+    """Fingerprint of a model's local folder."""
     if not isinstance(model, FolderModel):
         return NOTHING_LOCAL
     folder = project_root() / model.path
-    return fingerprint({path.name: sha256_file(path) for path in model_files(folder)}) if folder.is_dir() else None
+    if folder.is_dir():
+        return fingerprint({path.name: _sha256(path) for path in model_files(folder)})
+    recorded = _recorded(role)
+    if not isinstance(recorded, str) or recorded == NOTHING_LOCAL:
+        fix = f"change `models.{role}.path` in the profile; a relative path is below {project_root()}"
+        raise DataError(f"{model.path} is no folder", fix=fix)
+    log(f"check: the {role}'s folder {model.path} is not here; it is read again only if its parameters change")
+    return recorded
 
 
-def _recorded(name: str) -> str:
-    """The fingerprint with which the stage ran last; `none` before its first run, which then names what is missing."""
-    log(f"check: local files of `{name}` are not here; it is made again only if its parameters change")
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read", error.strerror or str(error), "give it the rights to be read"
+        ) from error
+
+
+def _recorded(name: str) -> Recorded | None:
+    """What its stage ran with last; None before its first run."""
     recorded = recorded_stages(Path()).get(STAGES[name], {}).get("params", {}).get(OUTPUT.as_posix(), {})
-    return str(recorded.get(name, NOTHING_LOCAL))
+    found: Recorded | None = recorded.get(name)
+    return found

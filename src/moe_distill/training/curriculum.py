@@ -6,6 +6,8 @@ by default) nothing else is; then ramps open one after the other, each linear fr
 first phase the ramps share what remains in the same proportions, so that none is cut.
 """
 
+from moe_distill.config.params import ExperimentParams
+
 PHASE1_END = 0.1
 RAMPS = {
     "feature": (0.1, 0.4),
@@ -46,3 +48,18 @@ def phase2_progress(progress: float, phase1_share: float) -> float:
 def linear(progress: float, start: float, end: float) -> float:
     """A schedule from `start` to `end`."""
     return start + (end - start) * progress
+
+
+def experts_warning(experiment: ExperimentParams, num_experts: int) -> str | None:
+    """What to say where the router's schedule asks for more experts than the teacher's last block has.
+
+    Args:
+        num_experts: 0 = that is dense, and there is no router.
+    """
+    router = experiment.router
+    asked = max(router.experts_start, router.experts_end)
+    is_used = any(weight > 0.0 for name, weight in experiment.losses if name.startswith("router_"))
+    if not is_used or not 0 < num_experts < asked:
+        return None
+    keys = "`router.experts_start` and `router.experts_end`"
+    return f"{keys} go up to {asked}, the teacher has {num_experts} experts: no more are mixed"

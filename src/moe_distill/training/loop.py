@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from moe_distill.batches.batch import Batch
 from moe_distill.batches.batch_order import batches_from
 from moe_distill.batches.loader import BatchReader, LoaderSettings, load_batches, requests
 from moe_distill.config.params import EarlyStopping
-from moe_distill.config.profile import Train
-from moe_distill.errors import DataError, DivergenceError
+from moe_distill.config.profile import Train, require_a_batch
+from moe_distill.errors import DivergenceError
 from moe_distill.log import log
 from moe_distill.training.balance import updated_scales
 from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
@@ -82,7 +83,7 @@ def run_phase(trainer: Trainer, phase: Phase, context: TrainingContext, work: Pa
         DataError: fewer training windows than one batch.
     """
     train = context.train
-    _require_a_batch(len(context.window_lengths), train)
+    require_a_batch(len(context.window_lengths), train.batch_windows)
     checkpoint = newest_checkpoint(work)
     if checkpoint is not None:
         restore(trainer, checkpoint)
@@ -139,6 +140,7 @@ def _advance(trainer: Trainer, phase: Phase, context: TrainingContext, parts: li
     train, step = context.train, trainer.step
     objective = phase.objective_at(step, trainer.counters.scales)
     set_learning_rate(trainer.optimizer, learning_rate_fraction(step, train))
+    torch.manual_seed(noise_seed(context.seed, step))  # of dropout: a resumed run draws what the unbroken one does
     update = optimizer_step(
         trainer.student,
         parts,
@@ -187,14 +189,6 @@ def _validation_parts(context: TrainingContext) -> list[Batch]:
     windows = [number * total // n_windows for number in range(n_windows)]
     wanted = requests(windows, context.train.micro_batch_windows)
     return [to_device(context.validation_batches.read(request), context.runtime.device) for request in wanted]
-
-
-def _require_a_batch(n_windows: int, train: Train) -> None:
-    if n_windows < train.batch_windows:
-        raise DataError(
-            f"the training split has {n_windows} windows, one batch has {train.batch_windows}",
-            fix="lower `train.batch_windows`, or raise `windows.train_fraction` or the corpus",
-        )
 
 
 def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, windows: list[int]) -> None:

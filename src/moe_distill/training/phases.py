@@ -22,6 +22,7 @@ from moe_distill.shards.provenance import check_same_teacher
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
+from moe_distill.training.curriculum import experts_warning
 from moe_distill.training.input_checks import check_inputs, check_student_rows
 from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Objective, Student
@@ -72,6 +73,9 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
     assert inputs.targets is not None
     with_states = bool(experiment.losses.terms_of_states())
     num_experts = _replayable_experts(inputs.targets / "train", inputs.teacher_head) if with_states else 0
+    warning = experts_warning(experiment, num_experts)
+    if warning is not None:
+        log(f"train_router: warning: {warning}")
 
     def objective(step: int, scales: Mapping[str, float]) -> Objective:
         return objective_at(step, experiment, train, dict(scales))

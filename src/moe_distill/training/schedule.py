@@ -29,7 +29,7 @@ def ramps_are_complete(step: int, experiment: ExperimentParams, train: Train) ->
 
 
 def noise_seed(seed: int, step: int) -> int:
-    """Of the gate's exploration noise at a step."""
+    """Of all that is drawn at a step: the gate's exploration noise, and the student's dropout."""
     return seed * 1_000_003 + step
 
 

@@ -31,7 +31,7 @@ def canonical_json(value: Json) -> str:
 
 def fingerprint(value: Json) -> str:
     """SHA-256 over the canonical JSON of `value`, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()  # any file name
 
 
 def sha256_file(path: Path) -> str:
