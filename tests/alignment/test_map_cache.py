@@ -13,8 +13,10 @@ from moe_distill.alignment.map_cache import write_vocabulary_map
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
 from moe_distill.shards.vocabulary_store import read_merges, read_tokenizer, read_vocabulary_map
+from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
+from moe_distill.targets.next_token_counts import load_vocabulary_map
 
-from .toy import byte_level, encoder, unigram
+from .toy import TEXT, byte_level, encoder, make_split, unigram
 
 ENCODERS = encoder(byte_level(500), "teacher"), encoder(byte_level(300, digits=True), "student")
 
@@ -72,6 +74,19 @@ def test_the_students_tokenizer_lies_beside_them_with_the_bytes_of_its_ids(root:
     assert Tokenizer.from_str(found[0]).to_str() == ENCODERS[1].tokenizer.to_str()
     assert found[1] == [token or b"" for token in ENCODERS[1].token_bytes.table]
     assert b"\xe6" in found[1], "a byte beyond int8"
+
+
+def test_training_asks_the_tokenizer_that_encoded_the_windows(root: Path) -> None:
+    write(root)
+    make_split([TEXT], *ENCODERS, root / "windows")
+    found = load_vocabulary_map(root / "map", WindowStore(root / "windows/student", STUDENT_WINDOWS))
+    assert found.merges is not None
+    assert found.merges.trials is not None
+    special = "<|endoftext|>"
+    tokenizers = found.merges.trials.tokenizer, ENCODERS[1].tokenizer
+    read, expected = (tokenizer.encode(special, add_special_tokens=False).ids for tokenizer in tokenizers)
+    assert read == expected
+    assert len(read) > 1, "a special token is read as text"
 
 
 def test_a_student_without_bpe_has_no_merges(root: Path) -> None:

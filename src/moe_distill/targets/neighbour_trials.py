@@ -43,7 +43,7 @@ class NeighbourTrials:
     """
 
     def __init__(self, tokenizer: Tokenizer, spellings: Sequence[bytes]) -> None:
-        self._tokenizer, self._spellings = tokenizer, spellings
+        self.tokenizer, self._spellings = tokenizer, spellings
         self._lengths = [len(spelling) for spelling in spellings]
         self._kept: dict[tuple[int, int], bool] = {}
         self._kept_texts: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -93,7 +93,7 @@ class NeighbourTrials:
 
         Where one of them is None, the pre-tokenizer must cut there.
         """
-        encoding = self._tokenizer.encode(left + right, add_special_tokens=False)
+        encoding = self.tokenizer.encode(left + right, add_special_tokens=False)
         ids, rest, place = encoding.ids, len(left.encode()), 0
         while rest > 0 and place < len(ids):
             rest -= self._lengths[ids[place]]
