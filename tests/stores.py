@@ -26,6 +26,13 @@ DOCUMENTS = [0, 0, 1, 3, 3]
 TEACHER_TOKENS = [8, 1, 12, 5, 15]
 TEACHER_DOCUMENTS = [0, 0, 1, 2, 3]  # the student has no window of document 2
 
+# What a vocabulary map says of a student whose tokenizer is not known
+NO_TOKENIZER = {
+    "student_bytes": torch.zeros(0, dtype=torch.int32),
+    "student_spelling": torch.zeros(0, dtype=torch.int8),
+    "student_tokenizer": torch.zeros(0, dtype=torch.int8),
+}
+
 
 @dataclass(frozen=True)
 class Stores:

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from moe_distill.alignment import map_cache as map_store
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.map_cache import write_vocabulary_map
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
-from moe_distill.shards.vocabulary_store import read_merges, read_vocabulary_map
+from moe_distill.shards.vocabulary_store import read_merges, read_tokenizer, read_vocabulary_map
+from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
+from moe_distill.targets.next_token_counts import load_vocabulary_map
 
-from .toy import byte_level, encoder, unigram
+from .toy import TEXT, byte_level, encoder, make_split, unigram
 
 ENCODERS = encoder(byte_level(500), "teacher"), encoder(byte_level(300, digits=True), "student")
 
@@ -62,14 +65,35 @@ def test_the_students_merges_lie_beside_the_map_in_the_order_of_their_ranks(root
     expected = [[left, right, left + right] for left, right in description["merges"]]
     assert [[token_of[number] for number in row] for row in found] == expected
     assert len(expected) > 20
-    texts = [ENCODERS[1].token_bytes.table[number] for number in merges.results.tolist()]
-    assert merges.are_blank.tolist() == [text.isspace() for text in texts]
+
+
+def test_the_students_tokenizer_lies_beside_them_with_the_bytes_of_its_ids(root: Path) -> None:
+    write(root)
+    found = read_tokenizer(root / "map")
+    assert found is not None
+    assert Tokenizer.from_str(found[0]).to_str() == ENCODERS[1].tokenizer.to_str()
+    assert found[1] == [token or b"" for token in ENCODERS[1].token_bytes.table]
+    assert b"\xe6" in found[1], "a byte beyond int8"
+
+
+def test_training_asks_the_tokenizer_that_encoded_the_windows(root: Path) -> None:
+    write(root)
+    make_split([TEXT], *ENCODERS, root / "windows")
+    found = load_vocabulary_map(root / "map", WindowStore(root / "windows/student", STUDENT_WINDOWS))
+    assert found.merges is not None
+    assert found.merges.trials is not None
+    special = "<|endoftext|>"
+    tokenizers = found.merges.trials.tokenizer, ENCODERS[1].tokenizer
+    read, expected = (tokenizer.encode(special, add_special_tokens=False).ids for tokenizer in tokenizers)
+    assert read == expected
+    assert len(read) > 1, "a special token is read as text"
 
 
 def test_a_student_without_bpe_has_no_merges(root: Path) -> None:
     write(root, (ENCODERS[0], encoder(unigram(), "student")))
     merges, _ = read_merges(root / "map")
     assert len(merges.results) == 0
+    assert read_tokenizer(root / "map") is None
 
 
 def test_another_tokenizer_or_another_number_of_rows_has_its_own_map(root: Path, computed: list[int]) -> None:

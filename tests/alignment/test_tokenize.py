@@ -86,7 +86,8 @@ def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
         teacher_windows.append((window.document, window.start, window.stop))
         for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
             position[window.document, start] = (window.first_row + number, end, window.ids[number])
-    aligned = one_to_one = longer = 0
+    aligned = one_to_one = longer = shorter_context = 0
+    teacher_starts = {(document, start) for document, start, _ in teacher_windows}
     for window in split.student:
         assert any(
             document == window.document and start <= window.start and window.stop <= stop
@@ -101,6 +102,7 @@ def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
             expected = NextToken.UNALIGNED
             if row >= 0:
                 aligned += 1
+                shorter_context += (window.document, window.start) not in teacher_starts
                 expected = NextToken.SHORTER if end < teacher_end else NextToken.LONGER
                 expected = NextToken.SAME if end == teacher_end else expected
             assert window.fields["next_tokens"][number] == expected
@@ -108,6 +110,7 @@ def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
             longer += expected == NextToken.LONGER
     split_counts = split.counts
     assert (split_counts.aligned, split_counts.one_to_one, split_counts.overhanging) == (aligned, one_to_one, longer)
+    assert split_counts.shorter_context == shorter_context
     assert (split_counts.windows, split_counts.student_windows) == (len(split.teacher), len(split.student))
     assert split_counts.teacher_tokens == sum(len(window.ids) for window in split.teacher)
     assert split_counts.student_tokens == sum(len(window.ids) for window in split.student)

@@ -146,7 +146,7 @@ def test_the_target_of_a_position_knows_the_token_before_it(stores: Stores) -> N
     ids = torch.arange(STUDENT_VOCABULARY)
     lefts, rights = (each.flatten() for each in torch.meshgrid(ids, ids, indexing="ij"))
     results = len(ids) + torch.arange(len(ids) ** 2)
-    rules = merge_rules(Merges(lefts, rights, results, torch.zeros_like(results).bool()), len(ids) + len(results))
+    rules = merge_rules(Merges(lefts, rights, results), len(ids) + len(results))
     window = 4
     previous = [PREFIX, *stores.token_ids[window][:-1]]
     aligned = [place for place, row in enumerate(stores.teacher_rows[window]) if row >= 0]

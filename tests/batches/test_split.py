@@ -15,7 +15,7 @@ from moe_distill.targets.canonical import may_follow
 from moe_distill.targets.next_token_counts import count_next_tokens, load_vocabulary_map
 from moe_distill.targets.token_shares import MAX_STUDENT_TOKENS
 from tests.replay.teachers import make_teacher as random_moe
-from tests.stores import STUDENT_VOCABULARY, Stores
+from tests.stores import NO_TOKENIZER, STUDENT_VOCABULARY, Stores
 from tests.teacher.conftest import make_teacher
 from tests.training.folders import WINDOWS, Folders, make_folders
 
@@ -70,8 +70,8 @@ def test_neighbours_meet_inside_a_window(stores: Stores, tmp_path: Path) -> None
             "merge_lefts": columns[0].contiguous(),
             "merge_rights": columns[1].contiguous(),
             "merge_results": STUDENT_VOCABULARY + torch.arange(len(pairs), dtype=torch.int32),
-            "merge_are_blank": torch.zeros(len(pairs), dtype=torch.int8),
-        },
+        }
+        | NO_TOKENIZER,
         next_input=0,
     )
     writer.finish(VOCABULARY_MAP, "map", {"student_ids": STUDENT_VOCABULARY + len(pairs)})

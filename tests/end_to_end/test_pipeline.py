@@ -24,7 +24,7 @@ ALL = {"check", "corpus", "models@teacher", "models@student", "tokenize", "teach
 ALL |= {"control", "evaluate"}
 CONTRACT = {
     "tokenize": "windows train_tokens_student train_tokens_teacher aligned_position_coverage one_to_one_coverage "
-    "exact_vocabulary_share",
+    "shorter_context_row_share exact_vocabulary_share",
     "teacher": "positions bytes_per_position logit_bytes_per_position positions_per_second nonfinite_batches "
     "text_token_probability",
     "train_kd": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_lm_weighted "

@@ -60,11 +60,16 @@ def targets(tmp_path: Path) -> ShardReader:
 
 @pytest.fixture
 def vocabulary_map(tmp_path: Path) -> Path:
-    """Five teacher ids, six student ids."""
+    """Five teacher ids, six student ids: five of one byte, and one that stands for no text."""
+    tokenizer = {
+        "student_bytes": torch.tensor([1, 1, 0, 1, 1, 1]).int(),
+        "student_spelling": torch.tensor([97, 98, 99, 100, -61], dtype=torch.int8),
+        "student_tokenizer": torch.tensor([123, 125], dtype=torch.int8),
+    }
     writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 4)
     for student_ids in ([5, -1, 0, 2], [-1]):
         merges = {name: torch.tensor([3, 1]).int() for name in MERGE_IDS}
-        merges["merge_are_blank"] = torch.tensor([0, 1], dtype=torch.int8)
-        writer.append({"student_ids": torch.tensor(student_ids).int(), **merges}, next_input=0)
+        writer.append({"student_ids": torch.tensor(student_ids).int(), **merges, **tokenizer}, next_input=0)
+        tokenizer = {name: column[:0] for name, column in tokenizer.items()}
     writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
     return tmp_path / "map"

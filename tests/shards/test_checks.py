@@ -11,11 +11,18 @@ from moe_distill.errors import DataError
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.value_checks import check_finite, check_range
-from moe_distill.shards.vocabulary_store import MAP_FIELDS, VOCABULARY_MAP, read_merges, read_vocabulary_map
+from moe_distill.shards.vocabulary_store import (
+    MAP_FIELDS,
+    VOCABULARY_MAP,
+    read_merges,
+    read_tokenizer,
+    read_vocabulary_map,
+)
 from moe_distill.shards.window_store import TEACHER_WINDOWS, WindowStore, check_aligned
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.utils.checksummed_json import read_json_object
 from tests.shards.forge import forge_column, forge_metadata
+from tests.stores import NO_TOKENIZER
 
 from .conftest import OUTPUT_ROWS
 from .toy import FORMAT, write_store
@@ -125,6 +132,12 @@ def test_a_merge_of_an_id_that_the_student_lacks_is_refused(vocabulary_map: Path
     refusal(lambda: read_merges(vocabulary_map), "field merge_results, row 1 is 6", "from 0 to 5")
 
 
+def test_a_tokenizer_is_read_with_the_bytes_of_its_ids_which_must_be_as_many_as_there_are(vocabulary_map: Path) -> None:
+    assert read_tokenizer(vocabulary_map) == ("{}", [b"a", b"b", b"", b"c", b"d", b"\xc3"])
+    forge_column(vocabulary_map, 0, "student_bytes", lambda column: column[1].fill_(2))
+    refusal(lambda: read_tokenizer(vocabulary_map), f"{vocabulary_map} spells 6 ids of 6 bytes with 5")
+
+
 @pytest.mark.parametrize(("field", "value"), [("merge_lefts", 4), ("merge_rights", 4), ("merge_rights", 5)])
 def test_a_merge_of_a_token_that_is_made_later_is_refused(tmp_path: Path, field: str, value: int) -> None:
     """Ids 0 to 3 are bytes; 0 and 1 make 4, 2 and 3 make 5: forged, 4 is made of itself or of what is made of it."""
@@ -134,9 +147,8 @@ def test_a_merge_of_a_token_that_is_made_later_is_refused(tmp_path: Path, field:
         "merge_lefts": torch.tensor([0, 2]).int(),
         "merge_rights": torch.tensor([1, 3]).int(),
         "merge_results": torch.tensor([4, 5]).int(),
-        "merge_are_blank": torch.zeros(2, dtype=torch.int8),
     }
-    writer.append(columns, next_input=0)
+    writer.append(columns | NO_TOKENIZER, next_input=0)
     writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
     assert read_merges(tmp_path)[0].results.tolist() == [4, 5]
     path = forge_column(tmp_path, 0, field, lambda column: column[0].fill_(value))

@@ -37,7 +37,7 @@ def test_windows_are_numbered_over_all_files(windows: WindowStore) -> None:
 
 
 def test_windows_of_the_other_kind_are_refused(windows: WindowStore) -> None:
-    with pytest.raises(DataError, match=r"moe-distill/teacher-windows version 5, expected moe-distill/student-windows"):
+    with pytest.raises(DataError, match=r"moe-distill/teacher-windows version 6, expected moe-distill/student-windows"):
         WindowStore(windows.reader.folder, "moe-distill/student-windows")
 
 

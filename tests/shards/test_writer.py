@@ -19,8 +19,8 @@ def test_index_is_complete(tmp_path: Path) -> None:
     index = write_store(tmp_path)
     described = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
     assert set(described) == {"format", "format_version", "fingerprint", "fields", "files", "metadata", "sha256"}
-    assert (described["format"], described["format_version"], described["fingerprint"]) == (FORMAT, 5, "key")
-    assert FORMAT_VERSION == 5
+    assert (described["format"], described["format_version"], described["fingerprint"]) == (FORMAT, 6, "key")
+    assert FORMAT_VERSION == 6
     assert described["metadata"] == {"name": "toy", "sizes": [1, 2]}
     assert described["fields"]["scales"] == {"table": "windows", "dtype": "float32", "shape": [2, 2]}
     assert described["files"] == [

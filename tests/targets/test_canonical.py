@@ -2,10 +2,11 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from moe_distill.alignment.bpe_merges import merges_of
 from moe_distill.alignment.encode import Encoder
@@ -20,18 +21,19 @@ from moe_distill.targets.canonical import (
     stays_apart,
     with_text,
 )
+from moe_distill.targets.neighbour_trials import NeighbourTrials
 from moe_distill.targets.sparse_rows import Entries, pair_keys
 
 WORDS = ["the", "configuration", "configure", "con", "figures", "aaaa", "banana", "nab", "tion", "action"]
 
 
-def trained(seed: int, alphabet: str, vocabulary: int, splits: bool = False, space: str = " ") -> Tokenizer:
+def trained(seed: int, alphabet: str, vocabulary: int) -> Tokenizer:
     """A byte-level BPE; without GPT-2's splitting rules nothing but its merges decides."""
     generator = random.Random(seed)
     letters = ["".join(generator.choices(alphabet, k=generator.randint(1, 12))) for _ in range(400)]
-    texts = [space.join(generator.choices(WORDS + letters, k=8)) for _ in range(200)]
+    texts = [" ".join(generator.choices(WORDS + letters, k=8)) for _ in range(200)]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splits)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False))
     return tokenizer
@@ -59,21 +61,6 @@ def test_every_pair_is_judged_as_the_tokenizer_encodes_it(seed: int, alphabet: s
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("space", [" ", "   ", "\n    ", "\n\n        "])
-def test_a_run_of_whitespace_leaves_its_last_space_to_any_word(space: str) -> None:
-    """GPT-2's rules cut there, whatever the merges say; the word is one that the merges have never met after a run."""
-    tokenizer = trained(3, "abcdefgh", 300, splits=True, space="\n    ")
-    rules = rules_of(tokenizer)
-    for word in WORDS:
-        ids = torch.tensor(tokenizer.encode(f"x{space} {word}").ids)
-        assert stays_apart(rules, ids[:-1], ids[1:]).all()
-    blank = [number for number in range(tokenizer.get_vocab_size()) if tokenizer.decode([number]).isspace()]
-    assert len(blank) >= 4
-    banana = torch.tensor(tokenizer.encode("banana").ids[:1])
-    joined = [not bool(stays_apart(rules, torch.tensor([number]), banana)) for number in blank]
-    assert any(joined), "a space before a word without one is still joined to it"
-
-
 def test_a_token_that_several_merges_make_leaves_no_rules() -> None:
     tokenizer = trained(0, "ab", 260)
     description = json.loads(tokenizer.to_str())
@@ -96,8 +83,28 @@ def test_marks_inside_a_word_leave_no_rules() -> None:
 
 
 # ids 0 a, 1 b, 2 c, 3 ab, 4 abc
-MERGES = Merges(torch.tensor([0, 3]), torch.tensor([1, 2]), torch.tensor([3, 4]), torch.zeros(2, dtype=torch.bool))
+MERGES = Merges(torch.tensor([0, 3]), torch.tensor([1, 2]), torch.tensor([3, 4]))
 FIRST, SECOND = torch.tensor([0, 3, 1, 0, 0]), torch.tensor([1, 2, 0, 0, 1])
+
+
+def test_what_the_rules_deny_the_tokenizer_is_asked_and_nothing_else() -> None:
+    """Of digits in groups of three the merges would join two; inside a group nothing cuts."""
+    tokenizer = Tokenizer(models.BPE())
+    three = pre_tokenizers.Split(Regex(r"\p{N}{1,3}|\p{L}+"), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([three, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = [f"{number:03}" for number in range(1000)]
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1200, show_progress=False))
+    spellings = [tokenizer.decode([number]).encode() for number in range(tokenizer.get_vocab_size())]
+    trials, rules = NeighbourTrials(tokenizer, spellings), rules_of(tokenizer)
+    pairs = [("123", "456"), ("456", "789"), ("12", "3"), ("999", "99")]
+    previous, following = torch.tensor([[spellings.index(text.encode()) for text in pair] for pair in pairs]).T
+    assert may_follow(rules, previous, following).tolist() == [False] * 4
+    found = may_follow(replace(rules, trials=trials), previous, following)
+    assert found.tolist() == [True, True, False, True]
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert may_follow(replace(rules, trials=trials), nothing, nothing).shape == (0,)
 
 
 def test_what_the_text_has_may_follow() -> None:

@@ -122,7 +122,7 @@ def test_what_the_tokenizer_would_have_joined_gets_nothing_and_the_rest_is_renor
     """After token 0 no 1, for a merge of the two; the dense target is that of a teacher who knows it."""
     probs = torch.tensor([[0.4, 0.3, 0.2, 0.06, 0.04], [0.1, 0.5, 0.2, 0.1, 0.1]])
     to_student, previous = rule_map(torch.tensor([3, 1, 1, 4, 2])), torch.tensor([0, 0])
-    merges = merge_rules(Merges(torch.tensor([0]), torch.tensor([1]), torch.tensor([2]), torch.tensor([False])), 6)
+    merges = merge_rules(Merges(torch.tensor([0]), torch.tensor([1]), torch.tensor([2])), 6)
     knowing = probs.clone()
     knowing[0, [1, 2]] = 0.0  # in the second row 1 follows in the text
     text = NextTokens(torch.tensor([0, 1]), torch.tensor([3, 1]))
@@ -148,7 +148,7 @@ def test_what_cannot_follow_is_judged_by_its_mass_at_temperature_one(
     """A quarter of token 1's probability goes to a student token that cannot follow: 0.02, or less than LEAST_PROB."""
     counts = NextTokenCounts(torch.tensor([1, 1]), torch.tensor([1, 4]), torch.tensor([1, 2]))
     to_student = counted_shares(torch.tensor([3, 4, 5, 3]), counts)
-    merges = merge_rules(Merges(torch.tensor([0]), torch.tensor([1]), torch.tensor([2]), torch.tensor([False])), 6)
+    merges = merge_rules(Merges(torch.tensor([0]), torch.tensor([1]), torch.tensor([2])), 6)
     rows = teacher_rows(torch.tensor([[0.88, prob, 0.119 - prob, 0.001]]).log(), 3, 0)
     knowing, previous = replace(to_student, merges=merges), torch.tensor([0])
     found = target_of_all(rows, knowing, temperature, order, previous_ids_N=previous)

@@ -26,6 +26,7 @@ from moe_distill.teacher.run import export_head
 from moe_distill.training.stage_folders import TrainingInputs, TrainingOutputs
 from tests.params import fixed_params
 from tests.replay.teachers import VOCABULARY
+from tests.stores import NO_TOKENIZER
 
 TOKENIZER = b"{}"  # what the folders are told apart by; nothing here is text
 TOKENIZER_SHA256 = hashlib.sha256(TOKENIZER).hexdigest()
@@ -115,8 +116,7 @@ def make_folders(root: Path, teacher: PreTrainedModel, **changes: object) -> Fol
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", VOCABULARY)
     ids = torch.arange(VOCABULARY, dtype=torch.int32)
     merges = {name: torch.zeros(0, dtype=torch.int32) for name in MERGE_IDS}
-    merges["merge_are_blank"] = torch.zeros(0, dtype=torch.int8)
-    writer.append({"student_ids": ids, **merges}, next_input=1)
+    writer.append({"student_ids": ids, **merges, **NO_TOKENIZER}, next_input=1)
     tokenizers: Metadata = {"teacher_tokenizer": TOKENIZER_SHA256, "student_tokenizer": TOKENIZER_SHA256}
     writer.finish(VOCABULARY_MAP, "m", {"student_ids": VOCABULARY, **tokenizers})
     _write_student(root)

@@ -33,8 +33,9 @@ def code_point_boundaries(text: bytes) -> Flags:
 def aligned_rows(student_starts: Offsets, teacher_starts: Offsets) -> Offsets:
     """For each student token the number of the teacher token that starts at the same byte, or -1: [student tokens].
 
-    The position that predicts a token has read exactly the bytes before it, so equal starts mean that both models have
-    read the same text. `teacher_starts` is strictly increasing.
+    The position that predicts a token has read the bytes before it, from the start of its window on. So equal starts
+    mean that both models have read the same text, or that the student has read the end of it, where its window begins
+    after the teacher's. `teacher_starts` is strictly increasing.
     """
     found = np.searchsorted(teacher_starts, student_starts)
     within = np.minimum(found, len(teacher_starts) - 1)

@@ -18,16 +18,14 @@ def merges_of(encoder: Encoder) -> Merges:
     pairs = model["merges"] if model["type"] == "BPE" and not model["continuing_subword_prefix"] else []
     if len({left + right for left, right in pairs}) < len(pairs):
         pairs = []
-    merges = _as_ids(pairs, model["vocab"], encoder.token_bytes.table)
-    return _as_ids([], {}, ()) if out_of_order(merges, len(encoder.token_bytes.table)).any() else merges
+    merges = _as_ids(pairs, model["vocab"])
+    return _as_ids([], {}) if out_of_order(merges, len(encoder.token_bytes.table)).any() else merges
 
 
-def _as_ids(pairs: Sequence[Sequence[str]], ids: Mapping[str, int], table: Sequence[bytes | None]) -> Merges:
-    """Pairs of token strings as tensors of ids; `table` has the bytes of each id."""
-    results = [ids[left + right] for left, right in pairs]
+def _as_ids(pairs: Sequence[Sequence[str]], ids: Mapping[str, int]) -> Merges:
+    """Pairs of token strings as tensors of ids."""
     return Merges(
         lefts=torch.tensor([ids[left] for left, _ in pairs], dtype=torch.int64),
         rights=torch.tensor([ids[right] for _, right in pairs], dtype=torch.int64),
-        results=torch.tensor(results, dtype=torch.int64),
-        are_blank=torch.tensor([(table[number] or b"").isspace() for number in results], dtype=torch.bool),
+        results=torch.tensor([ids[left + right] for left, right in pairs], dtype=torch.int64),
     )

@@ -138,6 +138,7 @@ def _metrics(train: SplitCounts, validation: SplitCounts) -> dict[str, float]:
         "train_tokens_teacher": float(train.teacher_tokens),
         "aligned_position_coverage": aligned / student_tokens,
         "one_to_one_coverage": sum(split_counts.one_to_one for split_counts in both) / student_tokens,
+        "shorter_context_row_share": sum(split_counts.shorter_context for split_counts in both) / max(aligned, 1),
         "overhanging_row_share": sum(split_counts.overhanging for split_counts in both) / max(aligned, 1),
         "skipped_documents": float(sum(len(split_counts.skipped) for split_counts in both)),
         "forced_cuts": float(sum(split_counts.forced_cuts for split_counts in both)),

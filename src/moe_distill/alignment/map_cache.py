@@ -8,6 +8,7 @@ computes the map. The copy's hash is verified before it is used.
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock
 
@@ -41,14 +42,7 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
     with FileLock(kept.with_suffix(".lock")):  # experiments in several workspaces may start together
         if not _is_valid(kept):
             student_ids = vocabulary_map(*encoders, output_rows=output_rows)
-            merges = merges_of(encoders[1])
-            columns = {
-                "student_ids": torch.from_numpy(student_ids),
-                "merge_lefts": merges.lefts.int(),
-                "merge_rights": merges.rights.int(),
-                "merge_results": merges.results.int(),
-                "merge_are_blank": merges.are_blank.to(torch.int8),
-            }
+            columns = {"student_ids": torch.from_numpy(student_ids)} | _segmentation_columns(encoders[1])
             metadata: Metadata = {
                 "student_ids": len(encoders[1].token_bytes.table),
                 "teacher_tokenizer": tokenizers[0],
@@ -59,6 +53,21 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
                 writer.append(columns, next_input=0)
                 writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), metadata)
         publish(kept, output)
+
+
+def _segmentation_columns(student: Encoder) -> dict[str, torch.Tensor]:
+    """What decides which of the student's tokens may follow one another: nothing where its merges are not known."""
+    merges, token_bytes = merges_of(student), student.token_bytes
+    tokenizer = student.tokenizer.to_str().encode() if len(merges.results) else b""
+    n_ids, n_bytes = (len(token_bytes.lengths), len(token_bytes.spelling)) if tokenizer else (0, 0)
+    return {
+        "merge_lefts": merges.lefts.int(),
+        "merge_rights": merges.rights.int(),
+        "merge_results": merges.results.int(),
+        "student_bytes": torch.from_numpy(token_bytes.lengths[:n_ids]).int(),
+        "student_spelling": torch.from_numpy(token_bytes.spelling[:n_bytes].view(np.int8).copy()),
+        "student_tokenizer": torch.from_numpy(np.frombuffer(tokenizer, np.int8).copy()),
+    }
 
 
 def _is_valid(folder: Path) -> bool:

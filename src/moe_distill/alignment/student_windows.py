@@ -51,6 +51,8 @@ def student_columns(
     split_counts.student_tokens += len(encoded.ids)
     split_counts.aligned += int((rows >= 0).sum())
     split_counts.one_to_one += int((relation == NextToken.SAME).sum())
+    is_later = starts[first] > windows.window_starts[owners]
+    split_counts.shorter_context += int((rows[np.repeat(is_later, counts)] >= 0).sum())
     split_counts.overhanging += int((relation == NextToken.LONGER).sum())
     split_counts.forced_cuts += forced
     return {

@@ -25,6 +25,7 @@ class SplitCounts:
     teacher_tokens: int = 0
     aligned: int = 0  # student positions with an aligned teacher position
     one_to_one: int = 0  # aligned positions where both next tokens span the same bytes
+    shorter_context: int = 0  # aligned positions in a student window that begins after the teacher's: it has read less
     overhanging: int = 0  # aligned positions where the student's next token ends after the teacher's
     forced_cuts: int = 0  # student windows that end where the teacher's tokens do not
     skipped: list[str] = field(default_factory=list)  # a line for each skipped document

@@ -16,7 +16,7 @@ from moe_distill.errors import DataError
 from moe_distill.utils.checksummed_json import read_json_object, verified_content
 from moe_distill.utils.files import Json
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 WRITTEN_BY = {"moe-distill/teacher-targets": "teacher"}  # format -> stage; all other formats: tokenize
 INDEX_NAME = "index.json"
 DTYPES = {

@@ -1,9 +1,11 @@
 """The map from the teacher's ids to the student's on disk, and beside it what is known of both vocabularies.
 
-Tables: a row for each row of the teacher's output matrix, and for each merge of the student's tokenizer.
+Tables: a row for each row of the teacher's output matrix, for each merge of the student's tokenizer, and for each byte
+of that tokenizer and of its tokens.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,7 +21,9 @@ MAP_FIELDS = {
     "merge_lefts": FieldSpec(table="merges", dtype="int32"),  # of the student's BPE, in the order of their ranks
     "merge_rights": FieldSpec(table="merges", dtype="int32"),
     "merge_results": FieldSpec(table="merges", dtype="int32"),  # what left and right become
-    "merge_are_blank": FieldSpec(table="merges", dtype="int8"),  # 1: the result is whitespace alone
+    "student_bytes": FieldSpec(table="student_ids", dtype="int32"),  # of each id; 0: it stands for no text
+    "student_spelling": FieldSpec(table="spelling", dtype="int8"),  # the bytes of all ids, one after the other
+    "student_tokenizer": FieldSpec(table="tokenizer", dtype="int8"),  # bytes of its tokenizer.json
 }
 MERGE_IDS = ("merge_lefts", "merge_rights", "merge_results")
 
@@ -34,7 +38,6 @@ class Merges:
     lefts: Tensor  # int64
     rights: Tensor  # int64
     results: Tensor  # int64: what left and right become
-    are_blank: Tensor  # bool: the result is whitespace alone
 
 
 def open_vocabulary_map(folder: Path) -> ShardReader:
@@ -42,9 +45,9 @@ def open_vocabulary_map(folder: Path) -> ShardReader:
     reader = ShardReader(folder, VOCABULARY_MAP)
     n_ids = _n_student_ids(reader)
     reader.expect("student_ids", range(-1, n_ids))
+    reader.expect("student_bytes", range(1 << 31))
     for name in MERGE_IDS:
         reader.expect(name, range(n_ids))
-    reader.expect("merge_are_blank", range(2))
     return reader
 
 
@@ -61,7 +64,7 @@ def read_merges(folder: Path) -> tuple[Merges, int]:
     """
     reader = open_vocabulary_map(folder)
     lefts, rights, results = (_column(reader, name) for name in MERGE_IDS)
-    merges, n_ids = Merges(lefts, rights, results, _column(reader, "merge_are_blank").bool()), _n_student_ids(reader)
+    merges, n_ids = Merges(lefts, rights, results), _n_student_ids(reader)
     wrong = out_of_order(merges, n_ids).nonzero()
     if len(wrong):
         number = int(wrong[0])
@@ -74,6 +77,26 @@ def read_merges(folder: Path) -> tuple[Merges, int]:
     return merges, n_ids
 
 
+def read_tokenizer(folder: Path) -> tuple[str, list[bytes]] | None:
+    """The student's tokenizer.json, as it encodes windows, and the bytes of each of its ids; None: there are no merges.
+
+    Raises:
+        DataError: the ids have not as many bytes as there are.
+    """
+    reader = open_vocabulary_map(folder)
+    if not reader.rows("tokenizer"):
+        return None
+    lengths, spelling = _column(reader, "student_bytes"), _bytes(reader, "student_spelling")
+    stops = lengths.cumsum(0).tolist()
+    if len(stops) != _n_student_ids(reader) or stops[-1] != len(spelling):
+        raise DataError(
+            f"{reader.folder} spells {len(stops)} ids of {int(lengths.sum())} bytes with {len(spelling)}",
+            fix=reader.fix,
+        )
+    spellings = [spelling[start:stop] for start, stop in pairwise([0, *stops])]
+    return _bytes(reader, "student_tokenizer").decode(), spellings
+
+
 def out_of_order(merges: Merges, n_ids: int) -> Tensor:
     """Which merges are of a token that is not made before, bool [merges]."""
     ranks = torch.arange(len(merges.results))
@@ -83,6 +106,10 @@ def out_of_order(merges: Merges, n_ids: int) -> Tensor:
 
 def _column(reader: ShardReader, name: str) -> Tensor:
     return torch.cat(list(reader.columns(name))).long()
+
+
+def _bytes(reader: ShardReader, name: str) -> bytes:
+    return torch.cat(list(reader.columns(name))).numpy().tobytes()
 
 
 def _n_student_ids(reader: ShardReader) -> int:

@@ -42,9 +42,9 @@ STUDENT_FIELDS = TEACHER_FIELDS | {
 
 
 class NextToken(IntEnum):
-    """The student's next token compared with the teacher's, at a position where both have read the same bytes."""
+    """The student's next token compared with the teacher's, at a position where both stand at the same byte."""
 
-    UNALIGNED = 0  # there is no teacher position that has read the same bytes
+    UNALIGNED = 0  # no teacher token begins where the student's does
     SAME = 1  # both tokens span the same bytes
     SHORTER = 2  # the student's ends before the teacher's
     LONGER = 3  # the student's ends after the teacher's: it overhangs, and the teacher's distribution says less of it

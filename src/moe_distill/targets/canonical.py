@@ -10,8 +10,8 @@ the rank of the merge that makes it to the rank of the merge that uses it up. Wh
 sides of the border are the right spine of the one's tree and the left spine of the other's. The border falls if, while
 two of them stand there, a merge of the two is due before either is used up.
 
-A pre-tokenizer may keep texts apart that these rules would merge. Of a run of whitespace the last space goes to the
-word that follows, so merges into whitespace alone are no reason at a border; and what the training text has is allowed.
+A pre-tokenizer may keep texts apart that these rules would merge. So what the training text has is allowed, and for
+every other pair that the rules deny the tokenizer itself is asked (targets/neighbour_trials), once.
 
 Shapes: N positions, Z entries, V student vocabulary, X pairs, Q merges.
 """
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from moe_distill.shards.vocabulary_store import Merges
+from moe_distill.targets.neighbour_trials import NeighbourTrials
 from moe_distill.targets.sparse_rows import Entries, index_of, pair_keys, pairs_of
 
 NEVER = torch.iinfo(torch.int64).max  # rank of a merge that no rule makes
@@ -40,18 +41,19 @@ class MergeRules:
     pairs: Tensor  # int64 [Q]: what merges at a border, as `pair_keys`, ascending
     pair_ranks: Tensor  # int64 [Q]
     met: Tensor  # int64: pairs of the text that the rules deny, as `pair_keys`, ascending
+    trials: NeighbourTrials | None = None  # of the tokenizer; None: the rules alone decide
 
 
 def merge_rules(merges: Merges, n_ids: int) -> MergeRules:
     """Rules from a tokenizer's merges, of which there is at least one; each token is made by one merge at most."""
     ranks_Q, zeros_V = torch.arange(len(merges.results)), torch.zeros(n_ids, dtype=torch.int64)
-    pairs, order = pair_keys(merges.lefts, merges.rights)[~merges.are_blank].sort()
+    pairs, order = pair_keys(merges.lefts, merges.rights).sort()
     return MergeRules(
         ranks=(zeros_V - 1).index_copy(0, merges.results, ranks_Q),
         lefts=zeros_V.index_copy(0, merges.results, merges.lefts),
         rights=zeros_V.index_copy(0, merges.results, merges.rights),
         pairs=pairs,
-        pair_ranks=ranks_Q[~merges.are_blank][order],
+        pair_ranks=ranks_Q[order],
         met=torch.zeros(0, dtype=torch.int64),
     )
 
@@ -70,6 +72,9 @@ def may_follow(rules: MergeRules, previous_ids_X: Tensor, next_ids_X: Tensor) ->
     keys, place_X = pair_keys(previous_ids_X, next_ids_X).unique(return_inverse=True)
     allowed = index_of(rules.met, keys) >= 0
     allowed[~allowed] = stays_apart(rules, *pairs_of(keys[~allowed]))
+    if rules.trials is not None:
+        denied = zip(*(ids.tolist() for ids in pairs_of(keys[~allowed])), strict=True)
+        allowed[~allowed] = torch.tensor([rules.trials.ever_written(*pair) for pair in denied], dtype=torch.bool)
     return allowed[place_X]
 
 

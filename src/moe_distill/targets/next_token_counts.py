@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from moe_distill.shards.vocabulary_store import read_merges, read_vocabulary_map
+from moe_distill.shards.vocabulary_store import read_merges, read_tokenizer, read_vocabulary_map
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.targets.canonical import merge_rules, with_text
+from moe_distill.targets.neighbour_trials import NeighbourTrials
 from moe_distill.targets.sparse_rows import pair_keys, pairs_of
 from moe_distill.targets.token_shares import NextTokenCounts, VocabularyMap, counted_shares
 
@@ -20,7 +22,17 @@ def load_vocabulary_map(folder: Path, windows: WindowStore) -> VocabularyMap:
     merges, n_ids = read_merges(folder)
     if not len(merges.results):
         return found
-    return replace(found, merges=with_text(merge_rules(merges, n_ids), _neighbours(windows)))
+    rules = replace(merge_rules(merges, n_ids), trials=_trials(folder))
+    return replace(found, merges=with_text(rules, _neighbours(windows)))
+
+
+def _trials(folder: Path) -> NeighbourTrials | None:
+    found = read_tokenizer(folder)
+    if found is None:
+        return None
+    tokenizer = Tokenizer.from_str(found[0])
+    tokenizer.encode_special_tokens = True  # which no tokenizer.json says: windows read special tokens as text
+    return NeighbourTrials(tokenizer, found[1])
 
 
 def count_next_tokens(windows: WindowStore) -> NextTokenCounts:

@@ -3,7 +3,7 @@
 The vocabulary map gives each teacher id the student token that its bytes alone begin with. In running text the
 student's next token often reaches beyond the teacher's ("con|figuration" for the teacher, "configuration" for the
 student), and then that rule names a token which the student never meets. The training text shows what really follows:
-how often the student's next token is s where the teacher's is t, both having read the same bytes. Those counts, with
+how often the student's next token is s where the teacher's is t, both beginning at the same byte. Those counts, with
 the rule as one more observation, are the shares by which t's probability is handed out. Each row of shares sums to 1,
 so mass is conserved; where text and rule agree, the share of the rule is 1.
 
