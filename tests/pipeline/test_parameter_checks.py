@@ -1,6 +1,5 @@
 """Keys that ask for more than a model, a machine or the number of steps gives are refused before anything runs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def test_what_is_accepted_leaves_both_phases_a_step(max_steps: int, share: float
 
 
 def test_a_model_that_cannot_be_used_is_refused_at_once() -> None:
-    Path("student/config.json").write_text(json.dumps(STUDENT | {"model_type": "t5"}))
+    write_bare_model(Path("student"), STUDENT | {"model_type": "t5"})
     with pytest.raises(DataError, match="a t5 model is no causal language model"):
         list(check_parameters(params({})))
     Path("student/tokenizer.json").unlink()
