@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from moe_distill.losses.router import (
     expert_entropy,
@@ -11,6 +12,7 @@ from moe_distill.losses.router import (
     importance_kl,
     load_balancing_loss,
     mixture,
+    router_auxiliary_loss,
 )
 
 LOGITS = 2 * torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
@@ -101,3 +103,15 @@ def test_r11_entropy_from_uniform_to_collapse() -> None:
     assert float(expert_entropy(torch.full((4,), 0.25))) == pytest.approx(math.log(4))
     assert float(expert_entropy(torch.eye(4)[0])) == 0.0
     assert float(expert_entropy(torch.tensor([0.5, 0.5, 0.0, 0.0]))) == pytest.approx(math.log(2))
+
+
+def test_balancing_loss_sees_layers_whose_imbalances_cancel() -> None:
+    one, other = torch.tensor([[9.0, 9.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 9.0, 9.0]])
+    assert router_auxiliary_loss([one, other], 2) == pytest.approx(4.0, rel=1e-3)
+    assert router_auxiliary_loss([torch.cat([one, other])], 2) == pytest.approx(2.0, rel=1e-3)
+    pooled = load_balancing_loss_func((one, other), num_experts=4, top_k=2)  # type: ignore[arg-type]  # "a tuple of one"
+    assert pooled == pytest.approx(2.0, rel=1e-3)  # what transformers would train with
+    logits_TE = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    assert router_auxiliary_loss([logits_TE], 3) == pytest.approx(
+        float(load_balancing_loss_func((logits_TE,), num_experts=4, top_k=3))
+    )
