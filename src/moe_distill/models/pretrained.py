@@ -15,7 +15,12 @@ from transformers.utils import logging
 from moe_distill.errors import DataError
 from moe_distill.shards.value_checks import is_finite
 
-WRITTEN_BY = {"student_kd": "train_kd", "student": "train_router", "student_lm_only": "control"}  # else models
+WRITTEN_BY = {  # else models
+    "teacher_corrected": "teacher_correction",
+    "student_kd": "train_kd",
+    "student": "train_router",
+    "student_lm_only": "control",
+}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
