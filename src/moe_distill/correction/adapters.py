@@ -1,5 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2021) on a teacher's matrices, by the library `peft`; the rest is frozen."""
 
+import warnings
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -37,7 +39,8 @@ def attach_adapters(model: PreTrainedModel, params: TeacherCorrection, seed: int
         target_modules=modules,
         target_parameters=parameters or None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what peft finds out by itself, and of what it asks transformers
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)

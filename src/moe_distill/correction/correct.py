@@ -77,8 +77,6 @@ def correct_teacher(
     found = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     require_space(output, needed - found, "the corrected teacher", "lower `models.teacher_correction.rank`")
     log(f"teacher_correction: {trained:,} weights in {len(adapters) // 2} adapters")
-    if params.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     counters = tune(model, adapters, stores["train"], params, seed, runtime, output)
     save_causal_lm(merge_adapters(adapted), teacher, output / TEACHER_FOLDER)
     write_json(output / TEACHER_FOLDER / CORRECTION_NAME, {"corrected": True, **params.model_dump(mode="json")})

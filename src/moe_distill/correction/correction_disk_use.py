@@ -1,4 +1,4 @@
-"""Bytes and weights of a teacher's correction, computed before it starts."""
+"""What a teacher's correction takes of disk and memory, computed before it starts."""
 
 import math
 
@@ -33,3 +33,18 @@ def most_adapter_weights(shapes: dict[str, list[int]], rank: int) -> int:
         if len(shape) in (2, 3) and "embed" not in name and "lm_head" not in name
     )
     return sum(math.prod(shape[:-2]) * rank * (shape[-2] + shape[-1]) for shape in matrices)
+
+
+def least_memory(weights: int, adapter_weights: int, item_bytes: int, positions: int, output_rows: int) -> int:
+    """Bytes that a step holds at once but for the layers' activations, which gradient checkpointing makes few.
+
+    That is the frozen weights; the adapters, their gradients and moments, in fp32; and the logits of a micro-batch with
+    their gradient, in the model's dtype and in fp32, beside their log-softmax.
+
+    Args:
+        weights: of the teacher.
+        adapter_weights: trained ones.
+        item_bytes: of a weight in the model's dtype.
+        positions: of a micro-batch.
+    """
+    return weights * item_bytes + adapter_weights * 16 + positions * output_rows * (2 * item_bytes + 12)

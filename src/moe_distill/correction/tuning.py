@@ -8,6 +8,7 @@ E experts.
 
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,10 @@ def tune(
     names: dict[Tensor, str] = {parameter: name for name, parameter in adapters.items()}
     first_step, counters = _restore(work, adapters, names, optimizer, scaler)
     balance = _balance(model)
+    if params.gradient_checkpointing:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its name is another one in later versions of transformers
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     batches = batches_from(windows.token_counts, params.batch_windows, seed, first_step)
     warmup_steps, said_at = max(1, round(WARMUP_SHARE * params.steps)), -math.inf
