@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moe_distill.config.params import Params
 from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate
 from moe_distill.evaluation.report import write_report
 from tests.chain import Chain
+from tests.correction.conftest import PARAMS as CORRECTION
 
 
 def test_r27_parameters_and_bytes_of_both_models_are_reported(
@@ -29,3 +31,11 @@ def test_r27_parameters_and_bytes_of_both_models_are_reported(
     report = (tmp_path / "report.md").read_text()
     assert f"| bytes of the weights | {figures['teacher_bytes']:,.0f} " in report
     assert f"| {figures['student_bytes']:,.0f} (fp32" in report
+    assert "corrected" not in report
+
+    values = chain.params.model_dump()
+    values["profile"]["models"]["teacher_correction"] = CORRECTION.model_dump()
+    corrected = Params.model_validate(values)
+    write_report(corrected, figures | {"teacher_tokens_per_second": 1.0}, tmp_path, student, tmp_path)
+    assert "| teacher, corrected on the training text | " in (tmp_path / "report.md").read_text()
+    assert "and was tuned on the training text first" in (tmp_path / "MODEL_CARD.md").read_text()

@@ -167,7 +167,7 @@ class TeacherCorrection(Section):
     train_router: bool
     batch_windows: Positive  # teacher windows of an optimizer step
     micro_batch_windows: Positive  # of one forward pass, whose logits are held whole; the rest is accumulated
-    gradient_checkpointing: bool  # layers are computed twice: far less memory, a third more time
+    gradient_checkpointing: bool  # layers are computed twice: less memory, a half more time
     validation_windows: Positive  # evenly spread teacher windows, measured before and after
     checkpoint_every: Positive
 
