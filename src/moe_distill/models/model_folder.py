@@ -80,25 +80,16 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def count_parameters(folder: Path) -> int:
-    """Parameters in the folder's safetensors files; tied matrices count once.
+    """Parameters in the folder's safetensors files, from their headers alone; tied matrices count once.
 
     Raises:
         DataError: a file is not safetensors.
     """
-    return sum(map(math.prod, tensor_shapes(folder).values()))
-
-
-def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Names and shapes of the tensors in the folder's safetensors files, from their headers alone.
-
-    Raises:
-        DataError: a file is not safetensors.
-    """
-    shapes: dict[str, list[int]] = {}
+    total = 0
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as tensors:
-                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
         except SafetensorError as error:
             raise DataError(f"{path} is not a readable safetensors file", str(error)) from error
-    return shapes
+    return total
