@@ -1,5 +1,6 @@
 """The steps: the same however they are split and wherever they are broken off; a reference computes the first one."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from moe_distill.batches.batch_order import batches_from
 from moe_distill.correction import tuning
@@ -20,7 +21,7 @@ from moe_distill.losses.router import router_auxiliary_loss
 from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.utils.device import Runtime
 from tests.correction.conftest import PARAMS
-from tests.teacher.conftest import VOCABULARY, make_teacher, windows
+from tests.teacher.conftest import SIZES, VOCABULARY, make_teacher, windows
 
 __all__ = ["windows"]
 
@@ -34,7 +35,7 @@ def tuned(
     """The trained weights of all adapters, and the counters."""
     params = PARAMS.model_copy(update={"batch_windows": 4, "micro_batch_windows": 4, "steps": 3} | changes)
     adapters = adapter_parameters(attach_adapters(model, params, seed=0))
-    counters = tune(model, adapters, windows, params, SEED, CPU, work)
+    counters = tune(model, adapters, windows, params, SEED, Runtime(torch.device("cpu"), model.dtype), work)
     return {name: each.detach().clone() for name, each in adapters.items()}, counters
 
 
@@ -115,7 +116,29 @@ def with_dropout() -> PreTrainedModel:
     return GPT2LMHeadModel(config)
 
 
-@pytest.mark.parametrize("make", [with_dropout, lambda: with_balance(0.01)])
+def in_fp16() -> PreTrainedModel:
+    """Frozen weights as on a 16 GB GPU; the loss is scaled."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=48))
+    nn.Module.half(model)
+    return model
+
+
+def test_a_teacher_in_fp16_learns_with_a_scaled_loss(windows: WindowStore, tmp_path: Path) -> None:
+    in_fp32, _ = tuned(in_fp16().float(), windows, tmp_path / "fp32")
+    weights, counters = tuned(in_fp16(), windows, tmp_path / "fp16")
+    assert counters.skipped_steps == 0
+    state = json.loads((tmp_path / "fp16/checkpoint_000003/state.json").read_text())
+    assert state["scaler"]["scale"] > 1.0
+    agree = [
+        F.cosine_similarity(weight.flatten(), in_fp32[name].flatten(), dim=0)
+        for name, weight in weights.items()
+        if "lora_B" in name
+    ]
+    assert min(agree) > 0.9
+
+
+@pytest.mark.parametrize("make", [with_dropout, lambda: with_balance(0.01), in_fp16])
 @pytest.mark.parametrize("broken_after", [1, 2, 3, 4])
 def test_r21_a_broken_off_tuning_ends_with_the_same_bits(
     make: Callable[[], PreTrainedModel],
