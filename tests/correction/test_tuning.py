@@ -138,6 +138,25 @@ def test_a_teacher_in_fp16_learns_with_a_scaled_loss(windows: WindowStore, tmp_p
     assert min(agree) > 0.9
 
 
+def test_r21_the_scale_of_the_loss_survives_a_resume(
+    windows: WindowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = tuning._losses
+
+    def overflowing(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        nll, loss = losses(*arguments)  # type: ignore[arg-type]
+        return nll, loss * float("inf")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "_losses", overflowing)
+        tuned(in_fp16(), windows, tmp_path, steps=1)
+    tuned(in_fp16(), windows, tmp_path, steps=2)
+    scales = [
+        json.loads((tmp_path / f"checkpoint_00000{step}/state.json").read_text())["scaler"]["scale"] for step in (1, 2)
+    ]
+    assert scales == [2.0**15, 2.0**15]  # half of where it begins
+
+
 @pytest.mark.parametrize("make", [with_dropout, lambda: with_balance(0.01), in_fp16])
 @pytest.mark.parametrize("broken_after", [1, 2, 3, 4])
 def test_r21_a_broken_off_tuning_ends_with_the_same_bits(
