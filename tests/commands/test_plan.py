@@ -9,10 +9,12 @@ from transformers import AutoConfig
 from moe_distill import cli
 from moe_distill.batches.loader import BatchReader, BatchRequest
 from moe_distill.batches.split import open_split
-from moe_distill.commands.plan import describe
+from moe_distill.commands.plan import bytes_to_come, describe
 from moe_distill.config.params import Losses, Params
+from moe_distill.shards.window_store import TEACHER_WINDOWS, WindowStore
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
 from moe_distill.training.schedule import ramps_are_complete
+from tests.correction.conftest import PARAMS as CORRECTION
 from tests.params import fixed_params
 from tests.replay.teachers import make_teacher
 from tests.training.folders import CAPTURE, WINDOWS, Folders, make_folders, make_params
@@ -158,6 +160,43 @@ def test_estimates_from_the_windows_hold_for_the_shards(workspace: Path, folders
         assert number(pattern, estimated) == number(pattern, counted) > 0
     assert estimated[2].count("about") == 2
     assert "about" not in counted[2] + counted[3]
+
+
+def with_correction(**changes: object) -> Params:
+    values = with_capture().model_dump()
+    values["profile"]["models"]["teacher_correction"] = CORRECTION.model_dump() | changes
+    return Params.model_validate(values)
+
+
+def correction_line(params: Params) -> str:
+    [line] = [line for line in describe(params) if line.startswith("teacher correction")]
+    return line
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_correction_has_a_line_before_anything_is_made() -> None:
+    said = "teacher correction: 6 steps of 8 windows; memory and disk are not known before: dvc repro models"
+    assert correction_line(with_correction()) == said
+    assert "corrected teacher" not in bytes_to_come(with_correction())
+
+
+def test_work_memory_and_disk_of_a_correction(workspace: Path, folders: Folders) -> None:
+    link(workspace, "data/windows/teacher", folders.root / "teacher_windows")
+    models = workspace / "models/teacher"
+    make_teacher("olmoe", 1).save_pretrained(models)
+    params = with_correction(steps=3, batch_windows=WINDOWS["train"], micro_batch_windows=1, validation_windows=1000)
+    tokens = {
+        split: int(WindowStore(folders.root / "teacher_windows" / split, TEACHER_WINDOWS).token_counts.sum())
+        for split in WINDOWS
+    }
+    passes = (2 * 3 * tokens["train"] + 2 * tokens["validation"]) / sum(tokens.values())
+    line = correction_line(params)
+    assert f"windows, 3.0 epochs, the work of about {passes:.1f} passes of the teacher over all windows; " in line
+    disk = bytes_to_come(params)["corrected teacher"]
+    assert line.endswith(f"GB of memory and the layers' activations, at most {disk / 1e9:.2f} GB of disk")
+    assert disk > sum(path.stat().st_size for path in models.glob("*.safetensors"))
+    link(workspace, "models/teacher_corrected", models)
+    assert "corrected teacher" not in bytes_to_come(params)
 
 
 def test_positions_of_a_step_are_those_that_batches_hold(workspace: Path, folders: Folders) -> None:

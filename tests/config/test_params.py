@@ -85,6 +85,13 @@ MISTAKES = {  # file, what stands there, what somebody writes, key named, said o
     "profile, truth value": ("profiles/tiny.yaml", r"k: \d+", "k: yes", "teacher.k", "not true"),
     "profile, huge": ("profiles/tiny.yaml", r"max_steps: \d+", f"max_steps: {10**30}", "train.max_steps", "less than"),
     "profile, samples": ("profiles/tiny.yaml", r"samples: \d+", "samples: 4", "evaluate.samples", "not 4"),
+    "correction": (
+        "profiles/tiny.yaml",
+        r"teacher_correction: null",
+        "teacher_correction: {}",
+        "models.teacher_correction.steps",
+        "is missing",
+    ),
     "profile, fraction": ("profiles/tiny.yaml", r"max_steps: \d+", "max_steps: 1.5", "train.max_steps", "not 1.5"),
 }
 
@@ -226,6 +233,13 @@ MISFITS = {  # pattern, what somebody writes, what is said; the first match in p
     "teacher windows": (r"teacher_max_length: \d+", "teacher_max_length: 129", "not exceed models.teacher.max_length"),
     "student windows": (r"student_max_length: \d+", "student_max_length: 193", "not exceed models.student.max_length"),
     "samples": (r"sample_tokens: \d+", "sample_tokens: 192", "must be below windows.student_max_length"),
+    "correction": (
+        r"teacher_correction: null",
+        "teacher_correction: {steps: 1, learning_rate: 1.0e-4, rank: 4, train_experts: true, train_router: true, "
+        "batch_windows: 4, micro_batch_windows: 3, gradient_checkpointing: true, validation_windows: 1, "
+        "checkpoint_every: 1}",
+        "`models.teacher_correction`: batch_windows must be a multiple of micro_batch_windows",
+    ),
     "micro batch": (r"micro_batch_windows: \d+", "micro_batch_windows: 32", "multiple of micro_batch_windows"),
 }
 

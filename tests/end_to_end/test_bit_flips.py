@@ -15,10 +15,10 @@ from moe_distill.batches.split import open_split
 from moe_distill.commands.verify import verify
 from moe_distill.errors import DataError
 from moe_distill.replay.block import load_teacher_head
+from moe_distill.shards.checkpoint import newest_checkpoint
 from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
-from moe_distill.training.checkpoint import newest_checkpoint
 from moe_distill.training.phases import train_kd
 from tests.chain import Chain
 

@@ -20,11 +20,11 @@ from moe_distill.models import model_disk_use as model_estimate
 from moe_distill.models import model_folder
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.provide import provide_student, provide_teacher
+from moe_distill.shards.checkpoint import Checkpoint, save_checkpoint
 from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.shards_disk_use import shard_bytes
 from moe_distill.training import loop, phases
-from moe_distill.training.checkpoint import Checkpoint, save_checkpoint
 from moe_distill.training.phases import train_kd, train_router
 from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
 from moe_distill.utils.disk_space import disk_full, require_space

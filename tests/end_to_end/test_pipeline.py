@@ -20,11 +20,12 @@ from tests.end_to_end.conftest import Checkout, ran, runs_of
 
 pytestmark = pytest.mark.usefixtures("first_run")
 
-ALL = {"check", "corpus", "models@teacher", "models@student", "tokenize", "teacher", "train_kd", "train_router"}
-ALL |= {"control", "evaluate"}
+ALL = {"check", "corpus", "models@teacher", "models@student", "tokenize", "teacher_correction", "teacher"}
+ALL |= {"train_kd", "train_router", "control", "evaluate"}
 CONTRACT = {
     "tokenize": "windows train_tokens_student train_tokens_teacher aligned_position_coverage one_to_one_coverage "
     "shorter_context_row_share exact_vocabulary_share",
+    "teacher_correction": "corrected",
     "teacher": "positions bytes_per_position logit_bytes_per_position positions_per_second nonfinite_batches "
     "text_token_probability",
     "train_kd": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_lm_weighted "

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moe_distill.config.params import Params
 from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate
 from moe_distill.evaluation.report import sample_texts, write_report
 from moe_distill.models.tokenizer_files import load_tokenizer
 from tests.chain import Chain
+from tests.correction.conftest import PARAMS as CORRECTION
 from tests.params import ROOT
 
 TEMPLATES = ROOT / "src/moe_distill/evaluation/templates"
@@ -41,6 +43,14 @@ def test_r27_parameters_and_bytes_of_both_models_are_reported(
     report = (tmp_path / "report.md").read_text()
     assert f"| bytes of the weights | {figures['teacher_bytes']:,.0f} " in report
     assert f"| {figures['student_bytes']:,.0f} (fp32" in report
+    assert "corrected" not in report
+
+    values = chain.params.model_dump()
+    values["profile"]["models"]["teacher_correction"] = CORRECTION.model_dump()
+    corrected = Params.model_validate(values)
+    write_report(corrected, figures | TRAININGS, tmp_path, student, tmp_path)
+    assert "| teacher, corrected on the training text | " in (tmp_path / "report.md").read_text()
+    assert "and was tuned on the training text first" in (tmp_path / "MODEL_CARD.md").read_text()
 
 
 @pytest.mark.parametrize(

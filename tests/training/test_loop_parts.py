@@ -15,9 +15,9 @@ from moe_distill.config.params import EarlyStopping, ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
+from moe_distill.shards.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from moe_distill.tracking.curves import Curve
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales
-from moe_distill.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
 from moe_distill.training.loop import Phase, _account, _validation_parts
 from moe_distill.training.objective import Student

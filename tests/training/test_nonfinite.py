@@ -11,8 +11,8 @@ import torch
 from moe_distill.batches.batch import Batch
 from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
+from moe_distill.shards.checkpoint import newest_checkpoint
 from moe_distill.training import loop
-from moe_distill.training.checkpoint import newest_checkpoint
 from moe_distill.training.loop import Result, result_metrics
 from moe_distill.training.objective import Student
 from moe_distill.training.phases import control

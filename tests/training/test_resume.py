@@ -21,11 +21,11 @@ from moe_distill.batches.loader import BatchReader
 from moe_distill.batches.split import Split
 from moe_distill.config.params import EarlyStopping, ExperimentParams
 from moe_distill.config.profile import Train
+from moe_distill.shards.checkpoint import newest_checkpoint, save_checkpoint
 from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.training import loop
-from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
 from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Student
 from moe_distill.training.phases import control, train_kd, train_router

@@ -3,13 +3,17 @@
 What is on disk already is counted. The rest is estimated from the parameters, and the line says so.
 """
 
+import json
 from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from moe_distill.batches.split import mean_positions_with_states
 from moe_distill.config.params import Params
-from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TinyTeacher
+from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TeacherCorrection, TinyTeacher
+from moe_distill.correction.correction_disk_use import least_memory, most_adapter_weights, tensor_shapes, work_bytes
 from moe_distill.models.config_checks import read_sizes
 from moe_distill.models.model_weights import count_parameters
 from moe_distill.pipeline.parameter_checks import model_sizes
@@ -23,6 +27,7 @@ from moe_distill.training.trainer import phase_bytes
 
 WINDOWS, TARGETS = Path("data/windows"), Path("data/teacher_shards")
 TEACHER, STUDENT = Path("models/teacher"), Path("models/student_init")
+CORRECTED = Path("models/teacher_corrected")
 
 
 def describe(params: Params) -> Iterator[str]:
@@ -33,6 +38,8 @@ def describe(params: Params) -> Iterator[str]:
     else:
         yield "windows: not known before: dvc repro tokenize"
     yield _steps(params, len(student["train"]) if student else None)
+    if params.profile.models.teacher_correction is not None:
+        yield _correction(params, params.profile.models.teacher_correction, teacher)
     yield _rows(params, teacher)
     yield _router(params, student, teacher)
     yield _stopping(params)
@@ -57,6 +64,41 @@ def _steps(params: Params, n_windows: int | None) -> str:
     return f"{line}: {train.max_steps * train.batch_windows / n_windows:.1f} epochs"
 
 
+def _correction(params: Params, correction: TeacherCorrection, teacher: dict[str, WindowStore]) -> str:
+    """A line about steps, work, memory and disk of the teacher's correction, as far as they are known yet."""
+    line = f"teacher correction: {correction.steps:,} steps of {correction.batch_windows} windows"
+    if teacher:
+        windows = {split: len(store) for split, store in teacher.items()}
+        tokens = {split: int(store.token_counts.sum()) for split, store in teacher.items()}
+        epochs = correction.steps * correction.batch_windows / windows["train"]
+        measured = 2 * min(1.0, correction.validation_windows / windows["validation"]) * tokens["validation"]
+        # Forward, and backward to the states alone, which costs as much; a second forward pass where layers are twice.
+        trained = (3 if correction.gradient_checkpointing else 2) * epochs * tokens["train"]
+        passes = (trained + measured) / sum(tokens.values())
+        line += f", {epochs:.1f} epochs, the work of about {passes:.1f} passes of the teacher over all windows"
+    shapes = tensor_shapes(TEACHER)
+    if not shapes:
+        return f"{line}; memory and disk are not known before: dvc repro models"
+    rows = json.loads((TEACHER / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    positions = correction.micro_batch_windows * params.profile.windows.teacher_max_length
+    adapters = most_adapter_weights(shapes, correction.rank)
+    memory = least_memory(count_parameters(TEACHER), adapters, _teacher_item_bytes(params), positions, rows) / 1e9
+    disk = _correction_bytes(params, correction) / 1e9
+    return f"{line}; {memory:.2f} GB of memory and the layers' activations, at most {disk:.2f} GB of disk"
+
+
+def _teacher_item_bytes(params: Params) -> int:
+    """Bytes of a teacher's weight in the precision that it runs in on this machine."""
+    precision = params.profile.teacher.precision
+    return 4 if precision == "fp32" or (precision == "auto" and not torch.cuda.is_available()) else 2
+
+
+def _correction_bytes(params: Params, correction: TeacherCorrection) -> int:
+    """Bytes of the corrected teacher and of the checkpoints on the way to it, at most."""
+    adapters = most_adapter_weights(tensor_shapes(TEACHER), correction.rank)
+    return count_parameters(TEACHER) * _teacher_item_bytes(params) + work_bytes(4 * adapters)
+
+
 def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
     """A line about rows and bytes of the shards."""
     if (TARGETS / "validation" / INDEX_NAME).is_file():
@@ -79,7 +121,9 @@ def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
 
 def bytes_to_come(params: Params) -> dict[str, float]:
     """Bytes of shards and checkpoints that the stages will write, by name, as far as they are known yet."""
-    found = {}
+    found, correction = dict[str, float](), params.profile.models.teacher_correction
+    if correction is not None and TEACHER.is_dir() and not (CORRECTED / "config.json").is_file():
+        found["corrected teacher"] = float(_correction_bytes(params, correction))
     teacher, each = _stores("teacher", TEACHER_WINDOWS), _row_bytes(params)
     if teacher and each is not None and not (TARGETS / "validation" / INDEX_NAME).is_file():
         rows = _expected_rows(params, teacher)

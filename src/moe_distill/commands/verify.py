@@ -14,12 +14,12 @@ from moe_distill.errors import DataError, restore_command
 from moe_distill.pipeline.dvc_lock import Output, cache_folder, files_of, md5_file, recorded_outputs
 from moe_distill.pipeline.resumable_work import RECORD_NAME, check_finished
 from moe_distill.replay.head import DESCRIPTION_NAME, read_head
+from moe_distill.shards.checkpoint import check_checkpoint
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import TEACHER_TARGETS, open_targets
 from moe_distill.shards.vocabulary_store import VOCABULARY_MAP, open_vocabulary_map
 from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
-from moe_distill.training.checkpoint import check_checkpoint
 from moe_distill.utils.checksummed_json import read_json_object
 from moe_distill.utils.files import sha256_file
 

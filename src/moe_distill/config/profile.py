@@ -202,11 +202,33 @@ class FolderModel(Section):
     prefix_token: PrefixToken = None
 
 
+class TeacherCorrection(Section):
+    """Low-rank adapters, tuned on the training text and merged into the teacher before it is captured."""
+
+    steps: Positive  # optimizer steps
+    learning_rate: Rate  # at the peak: a short warm-up, then a cosine to a tenth
+    rank: Positive  # of the adapters
+    train_experts: bool  # adapters on the experts too, where the teacher has any; else these stay as they are
+    train_router: bool
+    batch_windows: Positive  # teacher windows of an optimizer step
+    micro_batch_windows: Positive  # of one forward pass, whose logits are held whole; the rest is accumulated
+    gradient_checkpointing: bool  # layers are computed twice: less memory, a half more time
+    validation_windows: Positive  # evenly spread teacher windows, measured before and after
+    checkpoint_every: Positive
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Self:
+        if self.batch_windows % self.micro_batch_windows:
+            raise ValueError("batch_windows must be a multiple of micro_batch_windows")
+        return self
+
+
 class Models(Section):
     """Where teacher and student come from."""
 
-    seed: Seed  # of both models' random weights, where they are made here
+    seed: Seed  # of both models' random weights, where they are made here, and of the teacher's correction
     teacher: Annotated[TinyTeacher | HubModel | FolderModel, Field(discriminator="kind")]
+    teacher_correction: TeacherCorrection | None  # null: the teacher is captured as it is
     student: Annotated[TinyStudent | HubModel | FolderModel, Field(discriminator="kind")]
 
 

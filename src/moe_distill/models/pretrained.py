@@ -14,7 +14,12 @@ from moe_distill.errors import DataError
 from moe_distill.models.tokenizer_files import copy_tokenizer
 from moe_distill.shards.value_checks import is_finite
 
-WRITTEN_BY = {"student_kd": "train_kd", "student": "train_router", "student_lm_only": "control"}  # else models
+WRITTEN_BY = {  # else models
+    "teacher_corrected": "teacher_correction",
+    "student_kd": "train_kd",
+    "student": "train_router",
+    "student_lm_only": "control",
+}
 
 
 def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

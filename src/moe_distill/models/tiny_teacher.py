@@ -1,11 +1,11 @@
 """The teacher of the profile `tiny`: a small Qwen3-MoE, trained from random weights on the training split.
 
-Shapes: B windows of a batch, L positions of a window, N positions of a batch, R rows of the output matrix, E experts.
+Shapes: B windows of a batch, L positions of a window, N positions of a batch, R rows of the output matrix.
 """
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from moe_distill.config.profile import TinyTeacher
 from moe_distill.corpus.documents import read_documents
 from moe_distill.errors import DivergenceError
 from moe_distill.log import log, progress_bar
+from moe_distill.losses.auxiliary import router_auxiliary_loss
 from moe_distill.models.model_disk_use import require_model_space
 from moe_distill.models.packed_windows import Batch, document_batches, packed_tokens, training_batches
 from moe_distill.models.tiny_models import decoder_settings, random_model, save_model
@@ -62,24 +63,6 @@ def train_tiny_teacher(
     log(f"teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
     save_model(model, tokenizer, params.max_length, output)
     return {"teacher_bits_per_byte": bits_per_byte, "teacher_steps": float(params.steps)}
-
-
-def router_auxiliary_loss(router_logits: Sequence[torch.Tensor], experts_per_token: int) -> torch.Tensor:
-    """Load-balancing loss (Fedus et al. 2021): the mean over the layers of E * sum over the experts of f * P.
-
-    Here f is the share of positions that choose an expert and P its mean probability. The loss is `experts_per_token`
-    where all experts are used evenly. transformers' own loss pools all layers first, so that an imbalance of one layer
-    can cancel that of another: at its minimum one expert got 97% of a layer's tokens.
-
-    Args:
-        router_logits: of each layer, [N, E].
-    """
-    losses = []
-    for logits_NE in router_logits:
-        probs_NE = logits_NE.softmax(dim=-1)
-        chosen_E = probs_NE.topk(experts_per_token).indices.flatten().bincount(minlength=probs_NE.shape[1])
-        losses.append(chosen_E.float() @ probs_NE.mean(dim=0) * probs_NE.shape[1] / len(probs_NE))
-    return torch.stack(losses).mean()
 
 
 def output_rows(tokens: int) -> int:

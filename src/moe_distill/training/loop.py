@@ -18,8 +18,8 @@ from moe_distill.config.params import EarlyStopping
 from moe_distill.config.profile import Train, require_a_batch
 from moe_distill.errors import DivergenceError
 from moe_distill.log import log
+from moe_distill.shards.checkpoint import newest_checkpoint, save_checkpoint
 from moe_distill.training.balance import updated_scales
-from moe_distill.training.checkpoint import newest_checkpoint, save_checkpoint
 from moe_distill.training.early_stopping import observe, should_stop
 from moe_distill.training.objective import Objective
 from moe_distill.training.optimizer import set_learning_rate

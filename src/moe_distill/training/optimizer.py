@@ -1,6 +1,4 @@
-"""AdamW over the student and its heads, each with its own learning rate, and its state as named tensors."""
-
-from collections.abc import Iterator
+"""AdamW over the student and its heads, each with its own learning rate."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +6,6 @@ from torch import Tensor, nn
 from moe_distill.config.profile import Train
 
 BETAS = (0.9, 0.95)
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(model: nn.Module, heads: nn.Module | None, train: Train) -> torch.optim.AdamW:
@@ -31,33 +28,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None
         group["lr"] = group["peak"] * fraction
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
-    """The moments of each parameter as `moment:parameter name`."""
-    return {
-        f"{moment}:{names[parameter]}": optimizer.state[parameter][moment]
-        for parameter in _parameters(optimizer)
-        for moment in MOMENTS
-        if parameter in optimizer.state
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
-    """Put saved moments back; parameters without any start afresh."""
-    for parameter in _parameters(optimizer):
-        name = names[parameter]
-        if f"step:{name}" in tensors:
-            saved = {moment: tensors[f"{moment}:{name}"].clone() for moment in MOMENTS}
-            optimizer.state[parameter] = {moment: tensor.to(parameter.device) for moment, tensor in saved.items()}
-
-
 def parameter_names(model: nn.Module, heads: nn.Module | None) -> dict[Tensor, str]:
     """A unique name of every trained tensor; tied weights have one."""
     names: dict[Tensor, str] = {parameter: f"student.{name}" for name, parameter in model.named_parameters()}
     if heads is not None:
         names |= {parameter: f"heads.{name}" for name, parameter in heads.named_parameters()}
     return names
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]

@@ -18,6 +18,7 @@ from moe_distill.models.decoder import find_decoder
 from moe_distill.models.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.replay.block import load_teacher_head
 from moe_distill.replay.head import read_description
+from moe_distill.shards.checkpoint import optimizer_tensors, restore_optimizer
 from moe_distill.shards.provenance import check_same_teacher
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.targets.next_token_counts import load_vocabulary_map
@@ -26,7 +27,6 @@ from moe_distill.training.curriculum import experts_warning
 from moe_distill.training.input_checks import check_inputs, check_student_rows
 from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Objective, Student
-from moe_distill.training.optimizer import optimizer_tensors, restore_optimizer
 from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.replay_check import replay_fault
 from moe_distill.training.schedule import LM_ONLY, first_phase_steps, objective_at, ramps_are_complete

@@ -7,10 +7,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from moe_distill.config.profile import Train
-from moe_distill.training.checkpoint import KEPT, Checkpoint
+from moe_distill.shards.checkpoint import KEPT, Checkpoint, optimizer_tensors, restore_optimizer
 from moe_distill.training.early_stopping import EarlyStoppingState
 from moe_distill.training.objective import Student
-from moe_distill.training.optimizer import make_optimizer, optimizer_tensors, parameter_names, restore_optimizer
+from moe_distill.training.optimizer import make_optimizer, parameter_names
 from moe_distill.utils.device import Runtime
 
 

@@ -1,15 +1,18 @@
 """Checkpoints as atomic, hashed folders: the newest valid one is taken, a broken one is named and skipped.
 
 A folder `checkpoint_000200` holds `tensors.safetensors`, `state.json` and, written last, `manifest.json` with the
-SHA-256 of both. It gets its name by a rename when all three are on the disk.
+SHA-256 of both. It gets its name by a rename when all three are on the disk. An optimizer's moments are tensors among
+others, by the names of the parameters.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +22,7 @@ from moe_distill.utils.files import Json, sha256_file, sync, write_json
 
 KEPT = 2
 FILES = ("tensors.safetensors", "state.json")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,25 @@ def check_checkpoint(folder: Path) -> None:
         raise DataError(f"{folder} is broken", reason, "run: dvc repro; it continues from the one before it")
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
+    """The moments of each parameter as `moment:parameter name`."""
+    return {
+        f"{moment}:{names[parameter]}": optimizer.state[parameter][moment]
+        for parameter in _parameters(optimizer)
+        for moment in MOMENTS
+        if parameter in optimizer.state
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
+    """Put saved moments back; parameters without any start afresh."""
+    for parameter in _parameters(optimizer):
+        name = names[parameter]
+        if f"step:{name}" in tensors:
+            saved = {moment: tensors[f"{moment}:{name}"].clone() for moment in MOMENTS}
+            optimizer.state[parameter] = {moment: tensor.to(parameter.device) for moment, tensor in saved.items()}
+
+
 def _folders(folder: Path) -> list[Path]:
     """Newest first."""
     return sorted(folder.glob("checkpoint_*"), reverse=True)
@@ -83,3 +106,8 @@ def _fault(candidate: Path) -> str | None:
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{differing[0]} differs from its hash" if differing else None
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]

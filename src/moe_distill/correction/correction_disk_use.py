@@ -1,0 +1,69 @@
+"""What a teacher's correction takes of disk and memory, computed before it starts."""
+
+import math
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from moe_distill.errors import DataError
+from moe_distill.shards.checkpoint import KEPT
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Names and shapes of the tensors in a model folder, from the headers of its safetensors files alone.
+
+    Raises:
+        DataError: a file is not safetensors.
+    """
+    shapes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise DataError(f"{path} is not a readable safetensors file", str(error)) from error
+    return shapes
+
+
+def model_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the weights, tied ones once, in the dtype that the model has."""
+    return sum(weight.nbytes for weight in model.parameters())
+
+
+def work_bytes(trained: int) -> int:
+    """The most bytes of checkpoints at once, one being written among them: every trained weight and its two moments.
+
+    Args:
+        trained: bytes of the adapters.
+    """
+    return (KEPT + 1) * 3 * trained
+
+
+def most_adapter_weights(shapes: dict[str, list[int]], rank: int) -> int:
+    """The weights of adapters on every matrix of a model folder but embeddings and output: no fewer than there will be.
+
+    Args:
+        shapes: of the folder's tensors, by name; experts may lie one by one or in tensors of three dimensions.
+    """
+    matrices = (
+        shape
+        for name, shape in shapes.items()
+        if len(shape) in (2, 3) and "embed" not in name and "lm_head" not in name
+    )
+    return sum(math.prod(shape[:-2]) * rank * (shape[-2] + shape[-1]) for shape in matrices)
+
+
+def least_memory(weights: int, adapter_weights: int, item_bytes: int, positions: int, output_rows: int) -> int:
+    """Bytes that a step holds at once but for the layers' activations, which gradient checkpointing makes few.
+
+    That is the frozen weights; the adapters, their gradients and moments, in fp32; and the logits of a micro-batch with
+    their gradient, in the model's dtype and in fp32, beside their log-softmax.
+
+    Args:
+        weights: of the teacher.
+        adapter_weights: trained ones.
+        item_bytes: of a weight in the model's dtype.
+        positions: of a micro-batch.
+    """
+    return weights * item_bytes + adapter_weights * 16 + positions * output_rows * (2 * item_bytes + 12)
