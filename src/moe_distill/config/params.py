@@ -67,9 +67,10 @@ class ExperimentParams(Section):
     seed: int  # of the order of windows, the weights of the heads and the noise of the router
     precision: Precision
     temperature: Annotated[float, Field(ge=1.0, le=4.0)]
-    kd_weight: Share
+    kd_weight: Literal["auto"] | Share
     kd_order: KdOrder
     kd_tail: KdTail
+    teacher_must_lead: bool
     balance: Literal["fixed", "adaptive"]
     losses: Losses
     curriculum: Curriculum
@@ -102,7 +103,7 @@ def _validate(section: type[Section], path: Path) -> Section:
     except ValidationError as error:
         # a misspelt key is unknown and leaves the right one missing: name what the user wrote
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"]).removesuffix(".constrained-float")  # a number or a word
         if first["type"] == "value_error":  # keys that do not fit each other; the message names them
             said = first["msg"].removeprefix("Value error, ")
             raise ConfigError(f"{path}: {f'`{key}`: ' if key else ''}{said}", fix=f"change it in {path}") from error

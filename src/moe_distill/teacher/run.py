@@ -1,5 +1,6 @@
 """The work of the `teacher` stage: capture the targets of both splits, and export the head."""
 
+import math
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -10,6 +11,8 @@ from moe_distill.models.pretrained import load_causal_lm, load_tokenizer, text_t
 from moe_distill.replay.head import HeadDescription, write_head
 from moe_distill.shards.format import read_index, row_bytes
 from moe_distill.shards.provenance import check_tokenizer, windows_fingerprint
+from moe_distill.shards.teacher_nll import teacher_nll
+from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.architecture import find_modules
 from moe_distill.teacher.capture import Captured, capture
@@ -77,7 +80,10 @@ def run_teacher(
         for split, store in stores.items()
     }
     export_head(model, teacher_fingerprint, output / "head")
-    return _metrics(list(captured.values()))
+    nll, n_bytes = teacher_nll(stores["validation"], open_targets(output / "shards/validation"), documents=None)
+    bits_per_byte = nll / math.log(2) / n_bytes
+    log(f"teacher: {bits_per_byte:.3f} bits per byte of the validation text")
+    return _metrics(list(captured.values())) | {"validation_bits_per_byte": bits_per_byte}
 
 
 def export_head(model: PreTrainedModel, teacher_fingerprint: str, folder: Path) -> None:
