@@ -67,7 +67,7 @@ class ExperimentParams(Section):
     seed: int  # of the order of windows, the weights of the heads and the noise of the router
     precision: Precision
     temperature: Annotated[float, Field(ge=1.0, le=4.0)]
-    kd_weight: Literal["auto"] | Share
+    kd_weight: Share | Literal["auto"]
     kd_order: KdOrder
     kd_tail: KdTail
     teacher_must_lead: bool
