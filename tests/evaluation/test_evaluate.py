@@ -1,14 +1,20 @@
 """All figures together, of a real small chain whose four students are the untrained one."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate
+from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate, gain_metrics
+from moe_distill.evaluation.measure import Score
+from moe_distill.evaluation.metrics import resampled_gain
 from moe_distill.evaluation.report import write_report
 from tests.chain import Chain
+from tests.stores import BYTES, Stores
+
+NLL = ([20.0, 3.0, 40.0, 12.0, 55.0], [18.0, 4.0, 31.0, 12.5, 50.0])  # of each window: LM alone, student
 
 
 def test_r27_parameters_and_bytes_of_both_models_are_reported(
@@ -27,5 +33,58 @@ def test_r27_parameters_and_bytes_of_both_models_are_reported(
     monkeypatch.setattr("moe_distill.evaluation.report.plot_experts", lambda *_: False)
     write_report(chain.params, figures | {"teacher_tokens_per_second": 1.0}, tmp_path, student, tmp_path)
     report = (tmp_path / "report.md").read_text()
+    assert "**Whether distillation gained cannot be told**: +0.0000" in report, "student and LM baseline are one"
     assert f"| bytes of the weights | {figures['teacher_bytes']:,.0f} " in report
     assert f"| {figures['student_bytes']:,.0f} (fp32" in report
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((0.01, 0.03), "**Distillation gained 0.0200 bits per byte** over the same training"),
+        ((-0.03, -0.01), "**Distillation lost 0.0200 bits per byte** against the same training"),
+        ((-0.01, 0.05), "**Whether distillation gained cannot be told**: +0.0200 bits per byte"),
+    ],
+    ids=["gained", "lost", "cannot be told"],
+)
+def test_the_report_begins_with_what_distillation_has_brought(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: tuple[float, float], verdict: str
+) -> None:
+    student = chain.folder / "models/student_init"
+    inputs = EvaluationInputs(chain.folder / "data/windows", chain.targets, student, student, student, student)
+    figures = evaluate(inputs, chain.params.profile.evaluate, torch.device("cpu")) | {"teacher_tokens_per_second": 1.0}
+    gain = -0.02 if interval[1] < 0 else 0.02
+    figures |= {
+        "gain_over_lm_only": gain,
+        "gain_over_lm_only_low": interval[0],
+        "gain_over_lm_only_high": interval[1],
+    }
+    monkeypatch.setattr("moe_distill.evaluation.report.plot_bits_per_byte", lambda *_: None)
+    monkeypatch.setattr("moe_distill.evaluation.report.plot_experts", lambda *_: False)
+    write_report(chain.params, figures, tmp_path, student, tmp_path)
+    first, second = (tmp_path / "report.md").read_text().split("\n\n")[1:3]
+    assert first.startswith(verdict)
+    assert f"({interval[0]:+.4f} to {interval[1]:+.4f} in 95% of resamples" in first
+    assert "not over seeds" in first
+    assert second.startswith("Profile")
+
+
+def test_a_gain_is_of_documents_where_there_are_many_and_else_of_windows(stores: Stores) -> None:
+    """Five windows of three documents: windows. Were three many, windows of one document would go together."""
+    lm_only, student = (Score(torch.tensor(nll, dtype=torch.float64), 49, 147, 1.0) for nll in NLL)
+    by_window = gain_metrics(student, lm_only, stores.student)
+    gain_W = torch.tensor([a - b for a, b in zip(*NLL, strict=True)], dtype=torch.float64)
+    bytes_W = torch.tensor(BYTES)
+    assert (by_window["gain_over_lm_only_low"], by_window["gain_over_lm_only_high"]) == resampled_gain(gain_W, bytes_W)
+    assert by_window["gain_over_lm_only"] == pytest.approx(float(gain_W.sum()) / math.log(2) / 147)
+
+
+def test_windows_of_a_document_are_resampled_together(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_distill.evaluation.evaluate.FEW_DOCUMENTS", 3)
+    lm_only, student = (Score(torch.tensor(nll, dtype=torch.float64), 49, 147, 1.0) for nll in NLL)
+    found = gain_metrics(student, lm_only, stores.student)
+    gain_W = [a - b for a, b in zip(*NLL, strict=True)]
+    of_documents = torch.tensor([gain_W[0] + gain_W[1], gain_W[2], gain_W[3] + gain_W[4]], dtype=torch.float64)
+    bytes_of_documents = torch.tensor([BYTES[0] + BYTES[1], BYTES[2], BYTES[3] + BYTES[4]])
+    low, high = resampled_gain(of_documents, bytes_of_documents)
+    assert (found["gain_over_lm_only_low"], found["gain_over_lm_only_high"]) == (low, high)

@@ -52,13 +52,18 @@ def told(lead: dict[str, float]) -> str:
     return f"bits per byte of the validation text: teacher {teacher:.3f}, student before training {student:.3f}"
 
 
+def is_ahead(lead: dict[str, float]) -> bool:
+    """Whether the teacher knows more of the text than the student, by any margin."""
+    return lead["lead_bits_per_byte"] > 0.0
+
+
 def require_lead(lead: dict[str, float]) -> None:
     """Refuse to distil from a teacher that knows no more of the text than the student does.
 
     Raises:
         DataError: naming both figures and what helps.
     """
-    if lead["lead_bits_per_byte"] <= 0.0:
+    if not is_ahead(lead):
         raise DataError(
             f"this teacher cannot teach this text: {told(lead)}",
             "it would pull the student away from what plain training makes of it",
