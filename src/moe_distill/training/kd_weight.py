@@ -2,8 +2,8 @@
 
 Both models have predicted the same validation text. Take each window of it for the work of one of them, the teacher's
 with probability w: the w under which the text is likeliest (the maximum-likelihood weight of a mixture, where the EM
-algorithm ends) is the weight. It is near 1 while the teacher is ahead nearly everywhere, 0 where it never is, and the
-share of the windows in which it leads where the two are level.
+algorithm ends) is the teacher's share. It is 1 while the teacher is ahead nearly everywhere, 0 where it never is, and
+near the share of the windows in which it leads in between. KD has that share of its largest weight.
 
 Two tokenizers cut a window differently, so it is counted from the first to the last place where both have a boundary:
 there both have predicted the same bytes, whatever lies between.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from moe_distill.batches.split import Split
 
+LARGEST_KD_WEIGHT = 0.9  # the text itself always has a say: the teacher errs too, and its tail is sampled
 HALVINGS = 30  # of [0, 1]
 
 
@@ -63,7 +64,7 @@ def earned_weight(shared: SharedText, nll_N: Tensor) -> float:
     """
     nll_W = torch.zeros_like(shared.teacher_nll_W)
     nll_W.index_add_(0, shared.windows_N, nll_N[shared.positions_N].double())
-    return mixture_weight(shared.teacher_nll_W, nll_W)
+    return LARGEST_KD_WEIGHT * mixture_weight(shared.teacher_nll_W, nll_W)
 
 
 def mixture_weight(first_nll_W: Tensor, second_nll_W: Tensor) -> float:

@@ -4,6 +4,7 @@ from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.training.curriculum import linear, phase1_steps, phase2_progress, progress_at, ramp
+from moe_distill.training.kd_weight import LARGEST_KD_WEIGHT
 from moe_distill.training.objective import Objective
 from moe_distill.training.routing import RouterSettings
 from moe_distill.utils.learning_rate import warmup_cosine
@@ -48,12 +49,13 @@ def objective_at(
 
     Args:
         scales: factor of each term by adaptive balancing; a term without one has 1.
-        earned: where `kd_weight` is auto: the weight that the teacher has earned, which the other terms follow.
+        earned: where `kd_weight` is auto: the weight that the teacher has earned, which the other terms follow; they
+            have theirs in full where KD has its largest.
     """
     progress = progress_at(step, train.max_steps, experiment.curriculum.curriculum_share)
     share = experiment.curriculum.phase1_share
     maxima = experiment.losses.model_dump()
-    trust = 1.0 if earned is None else earned
+    trust = 1.0 if earned is None else earned / LARGEST_KD_WEIGHT
     weights = {
         name: trust * maxima[name] * ramp(progress, share, name) * scales.get(name, 1.0)
         for name in HIDDEN_TERMS + ROUTER_TERMS
