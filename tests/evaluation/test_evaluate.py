@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate, gain_metrics
 from moe_distill.evaluation.measure import Score
 from moe_distill.evaluation.metrics import resampled_gain
-from moe_distill.evaluation.report import write_report
+from moe_distill.evaluation.report import kd_weight_told, write_report
 from tests.chain import Chain
+from tests.params import fixed_params
 from tests.stores import BYTES, Stores
 
 NLL = ([20.0, 3.0, 40.0, 12.0, 55.0], [18.0, 4.0, 31.0, 12.5, 50.0])  # of each window: LM alone, student
@@ -67,6 +68,14 @@ def test_the_report_begins_with_what_distillation_has_brought(
     assert f"({interval[0]:+.4f} to {interval[1]:+.4f} in 95% of resamples" in first
     assert "not over seeds" in first
     assert second.startswith("Profile")
+
+
+def test_the_report_tells_what_the_teacher_had_earned_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "train_router_validation.tsv").write_text("step\tkd_weight\n10\t0.9\n20\t0.625\n")
+    params = fixed_params()
+    assert kd_weight_told(params, tmp_path) == "0.9"
+    experiment = params.experiment.model_copy(update={"kd_weight": "auto"})
+    assert kd_weight_told(params.model_copy(update={"experiment": experiment}), tmp_path) == "auto (0.625 at the end)"
 
 
 def test_a_gain_is_of_documents_where_there_are_many_and_else_of_windows(stores: Stores) -> None:

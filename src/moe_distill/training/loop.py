@@ -54,6 +54,7 @@ class Result:
     stopped_early: bool
     skipped_steps: int
     tokens_per_second: float
+    kd_weight: float | None = None  # that the teacher had earned last; None where it was not measured
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def run_phase(trainer: Trainer, phase: Phase, context: TrainingContext, work: Pa
         stopped_early=trainer.step < phase.last_step,
         skipped_steps=trainer.counters.skipped_steps,
         tokens_per_second=trainer.counters.tokens / max(trainer.counters.seconds, 1e-9),
+        kd_weight=trainer.counters.kd_weight,
     )
 
 
@@ -254,6 +256,7 @@ def result_metrics(result: Result) -> dict[str, float]:
         "stopped_early": float(result.stopped_early),
         "skipped_steps": float(result.skipped_steps),
         "train_tokens_per_second": result.tokens_per_second,
+        **({} if result.kd_weight is None else {"kd_weight": result.kd_weight}),
         "validation_bits_per_byte": result.final.bits_per_byte,
         "validation_total": result.final.total,
         **{f"validation_{name}": value for name, value in term_values(result.final).items()},
