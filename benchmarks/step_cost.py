@@ -39,6 +39,7 @@ from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.stretches import stretches
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
+from moe_distill.training.kd_weight import LARGEST_KD_WEIGHT
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.schedule import LM_ONLY, objective_at
 from moe_distill.training.step import optimizer_step
@@ -86,7 +87,7 @@ def tiny_case(params: Params, n_steps: int) -> Case:
         heads=make_heads(pairs, model.config.hidden_size, size, experts, seed=0),
         teacher_head=load_teacher_head(Path("models/teacher_head"), CPU.device),
         steps=steps,
-        phase2=objective_at(train.max_steps - 1, experiment, train, {}),
+        phase2=objective_at(train.max_steps - 1, experiment, train, {}, LARGEST_KD_WEIGHT),
         params=params,
     )
 
@@ -130,7 +131,9 @@ def real_case(params: Params, batch_windows: int, n_steps: int) -> Case:
         heads=make_heads(layer_pairs(layers, 28, 30), 576, teacher_size, experts, seed=0),
         teacher_head=TeacherHead(description, tensors),
         steps=steps,
-        phase2=objective_at(params.profile.train.max_steps - 1, params.experiment, params.profile.train, {}),
+        phase2=objective_at(
+            params.profile.train.max_steps - 1, params.experiment, params.profile.train, {}, LARGEST_KD_WEIGHT
+        ),
         params=params,
     )
 
@@ -192,7 +195,7 @@ def make_step(case: Case, kind: str) -> Callable[[int], None]:
     objective = LM_ONLY
     if kind == "kd":
         no_states = dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.0)
-        objective = replace(LM_ONLY, kd_weight=case.params.experiment.kd_weight, weights=no_states)
+        objective = replace(LM_ONLY, kd_weight=case.phase2.kd_weight, weights=no_states)
     if kind == "phase2":
         student, objective = Student(model, copy.deepcopy(case.heads), case.teacher_head), case.phase2
     steps = [[as_read(batch, kind) for batch in parts] for parts in case.steps]

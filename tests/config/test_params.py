@@ -56,6 +56,13 @@ def test_the_shipped_params_parse_whatever_their_values() -> None:
     assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) == set(ExperimentParams.model_fields)
 
 
+def test_kd_weight_is_a_share_or_auto(tree: Path, replace: Replace) -> None:
+    replace("params.yaml", r"kd_weight: [\d.]+", "kd_weight: 0.25")
+    assert load_params(tree).experiment.kd_weight == 0.25
+    replace("params.yaml", r"kd_weight: [\d.]+", "kd_weight: auto")
+    assert load_params(tree).experiment.kd_weight == "auto"
+
+
 def test_the_embedded_default_is_shipped() -> None:
     assert {"tiny", "test"} <= set(PROFILES)
 
@@ -67,6 +74,7 @@ MISTAKES = {  # file, what stands there, what somebody writes, key named, said o
     "ill-typed": ("params.yaml", r"temperature: [\d.]+", "temperature: hot", "temperature", "not 'hot'"),
     "out of range": ("params.yaml", r"temperature: [\d.]+", "temperature: 4.5", "temperature", "not 4.5"),
     "not finite": ("params.yaml", r"kd_weight: [\d.]+", "kd_weight: .nan", "kd_weight", "not nan"),
+    "neither": ("params.yaml", r"kd_weight: [\d.]+", "kd_weight: atuo", "kd_weight", "not 'atuo'"),
     "nested": ("params.yaml", r"phase1_share: [\d.]+", "phase1_share: 1.0", "curriculum.phase1_share", "not 1.0"),
     "no such choice": ("params.yaml", r"kd_order: \w+", "kd_order: both", "kd_order", "not 'both'"),
     "profile, misspelt": ("profiles/tiny.yaml", r"max_steps:", "max_stps:", "train.max_stps", "is not a known key"),

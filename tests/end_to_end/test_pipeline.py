@@ -20,21 +20,24 @@ from tests.end_to_end.conftest import Checkout, ran, runs_of
 
 pytestmark = pytest.mark.usefixtures("first_run")
 
-ALL = {"check", "corpus", "models@teacher", "models@student", "tokenize", "teacher_correction", "teacher"}
+ALL = {"check", "corpus", "models@teacher", "models@student", "self_test", "tokenize", "teacher_correction"}
+ALL |= {"teacher", "teacher_lead"}
 ALL |= {"train_kd", "train_router", "control", "evaluate"}
 CONTRACT = {
     "tokenize": "windows train_tokens_student train_tokens_teacher aligned_position_coverage one_to_one_coverage "
     "shorter_context_row_share exact_vocabulary_share",
     "teacher_correction": "corrected",
     "teacher": "positions bytes_per_position logit_bytes_per_position positions_per_second nonfinite_batches "
-    "text_token_probability",
+    "text_token_probability validation_bits_per_byte",
+    "teacher_lead": "teacher_bits_per_byte student_init_bits_per_byte lead_bits_per_byte",
     "train_kd": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_lm_weighted "
     "validation_kd_raw validation_kd_weighted",
     "train_router": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_kd_raw "
     "validation_feature_raw validation_router_balance_weighted expert_share_0 expert_share_3 expert_entropy "
     "gate_divergence",
     "evaluate": "teacher_bits_per_byte student_init_bits_per_byte student_bits_per_byte student_kd_bits_per_byte "
-    "lm_only_bits_per_byte gain_over_lm_only retention student_nll_per_token student_perplexity top1_agreement "
+    "lm_only_bits_per_byte gain_over_lm_only gain_over_lm_only_low gain_over_lm_only_high "
+    "retention student_nll_per_token student_perplexity top1_agreement "
     "top5_overlap kl_teacher_student expected_calibration_error teacher_parameters student_parameters "
     "compression_ratio teacher_bytes student_bytes bytes_ratio student_tokens_per_second teacher_tokens_per_second",
 }

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from moe_distill.evaluation import measure as module
 from moe_distill.evaluation.evaluate import AGREED_WITH, source_metrics
-from moe_distill.evaluation.measure import Comparison, Score, compare, score, teacher_nll
+from moe_distill.evaluation.measure import Comparison, Score, compare, score
 from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.shards.teacher_nll import teacher_nll
 from moe_distill.shards.window_store import model_inputs
 from moe_distill.targets.teacher_rows import read_rows
 from moe_distill.targets.token_shares import rule_map

@@ -1,4 +1,5 @@
 import math
+import random
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from moe_distill.evaluation.metrics import (
     bits_per_byte,
     expected_calibration_error,
     perplexity,
+    resampled_gain,
     retention,
 )
 
@@ -69,3 +71,26 @@ def test_r20_calibration_error_of_certainty() -> None:
     assert expected_calibration_error(certain, torch.ones(4, dtype=torch.bool)) == 0.0
     assert expected_calibration_error(certain, torch.zeros(4, dtype=torch.bool)) == 1.0
     assert expected_calibration_error(torch.full((4,), 0.5), torch.tensor([True, False] * 2)) == 0.0
+
+
+def test_a_resampled_gain_is_the_plain_bootstrap() -> None:
+    """Against loops over Python's own random numbers: other draws, so the ends agree within their own error."""
+    generator = torch.Generator().manual_seed(1)
+    bytes_X = torch.randint(50, 500, (60,), generator=generator)
+    gain_X = bytes_X * (0.02 + 0.1 * torch.randn(60, generator=generator, dtype=torch.float64))
+    drawing, gains = random.Random(2), []
+    for _ in range(2000):
+        drawn = [drawing.randrange(60) for _ in range(60)]
+        nats, n_bytes = sum(float(gain_X[text]) for text in drawn), sum(int(bytes_X[text]) for text in drawn)
+        gains.append(nats / n_bytes / math.log(2))
+    gains.sort()
+    low, high = resampled_gain(gain_X, bytes_X)
+    assert low == pytest.approx(gains[50], abs=0.004)
+    assert high == pytest.approx(gains[1950], abs=0.004)
+    assert high - low > 0.04
+    assert resampled_gain(gain_X, bytes_X) == (low, high), "the same texts give the same interval"
+
+
+def test_of_one_text_the_gain_has_no_spread() -> None:
+    low, high = resampled_gain(torch.tensor([3.0 * math.log(2)], dtype=torch.float64), torch.tensor([6]))
+    assert low == high == pytest.approx(0.5)

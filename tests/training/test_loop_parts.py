@@ -43,7 +43,7 @@ def metrics_of(**terms: float) -> StepMetrics:
 
 
 def phase(stage: str = "train_kd") -> Phase:
-    return Phase(stage, 100, ("lm",), 0, False, lambda _step, _scales: LM_ONLY, lambda _step: False)
+    return Phase(stage, 100, ("lm",), 0, False, lambda _step, _scales, _earned: LM_ONLY, lambda _step: False)
 
 
 def test_r09_schedule_is_of_optimizer_steps_and_never_zero(train: Train) -> None:

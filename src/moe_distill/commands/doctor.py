@@ -1,5 +1,6 @@
 """`moe-distill doctor`: checks that take seconds, before a long run or after a killed one (R25)."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from moe_distill.commands.plan import bytes_to_come
 from moe_distill.config.params import Params
 from moe_distill.config.profile import Precision
 from moe_distill.errors import DataError, MoeDistillError
+from moe_distill.evaluation.teacher_lead import is_ahead, told
 from moe_distill.pipeline.dvc_repair import killed_experiment, live_program, stale_rwlock_pids
 from moe_distill.pipeline.parameter_checks import check_parameters
 from moe_distill.pipeline.resumable_work import unheld_folders, workspace_holder
 from moe_distill.utils.device import make_runtime
 from moe_distill.utils.files import project_root
 
+LEAD, OF_TEACHER = Path("metrics/teacher_lead.json"), Path("metrics/teacher.json")
 SPARE_BYTES = 2 << 30  # free bytes to keep on top of what the stages will write
 
 
@@ -36,6 +39,7 @@ def examine(params: Params) -> Iterator[Finding]:
     yield _runtime("device", params.experiment.precision)
     yield _runtime("teacher", params.profile.teacher.precision)
     yield _disk(params)
+    yield from _teacher_lead(params)
     holder = workspace_holder()
     if holder is not None:
         yield Finding("stage", f"{holder[0]} runs here as process {holder[1]}")
@@ -70,6 +74,21 @@ def _disk(params: Params) -> Finding:
     parts = [f"{n_bytes / 2**30:.1f} GiB of {name}" for name, n_bytes in needs.items()]
     text = f"{free / 2**30:.0f} GiB free; to come: {', '.join(parts) or 'not known before: dvc repro tokenize'}"
     return Finding("disk", text, ok=free > SPARE_BYTES + sum(needs.values()))
+
+
+def _teacher_lead(params: Params) -> Iterator[Finding]:
+    """Yield what teacher and untrained student know of the validation text, as far as stages have measured it."""
+    if LEAD.is_file():
+        lead = json.loads(LEAD.read_text(encoding="utf-8"))
+        ok = is_ahead(lead) or not params.experiment.teacher_must_lead
+        yield Finding("lead", told(lead), ok)
+    elif OF_TEACHER.is_file():
+        bits_per_byte = json.loads(OF_TEACHER.read_text(encoding="utf-8")).get("validation_bits_per_byte")
+        if bits_per_byte is not None:  # else of an earlier version
+            text = (
+                f"teacher {bits_per_byte:.3f} bits per byte of the validation text; the student: dvc repro teacher_lead"
+            )
+            yield Finding("lead", text)
 
 
 def _killed_dvc() -> Iterator[Finding]:

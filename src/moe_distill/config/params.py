@@ -79,9 +79,10 @@ class ExperimentParams(Section):
     seed: Seed  # of the order of windows, the weights of the heads, the noise of the router and dropout
     precision: Precision
     temperature: Annotated[Real, Field(ge=1.0, le=4.0)]
-    kd_weight: Share
+    kd_weight: Share | Literal["auto"]
     kd_order: KdOrder
     kd_tail: KdTail
+    teacher_must_lead: bool
     balance: Literal["fixed", "adaptive"]
     losses: Losses
     curriculum: Curriculum
@@ -116,7 +117,8 @@ def _validate(section: type[Section], path: Path) -> Section:
     except ValidationError as error:
         # a misspelt key is unknown and leaves the right one missing: name what the user wrote
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        key = ".".join(str(part) for part in first["loc"])
+        named = [str(part) for part in first["loc"]]  # in a union, the last is what was expected, and no key
+        key = ".".join(part for part in named if part.isidentifier() or part.isdigit())
         if first["type"] == "value_error":  # keys that do not fit each other; the message names them
             said = first["msg"].removeprefix("Value error, ")
             raise ConfigError(f"{path}: {f'`{key}`: ' if key else ''}{said}", fix=f"change it in {path}") from error

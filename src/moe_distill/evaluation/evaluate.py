@@ -8,10 +8,17 @@ import torch
 
 from moe_distill.config.profile import Evaluate
 from moe_distill.errors import DataError
-from moe_distill.evaluation.measure import Comparison, Score, compare, score, teacher_nll
-from moe_distill.evaluation.metrics import bits_per_byte, expected_calibration_error, perplexity, retention
+from moe_distill.evaluation.measure import Comparison, Score, compare, score
+from moe_distill.evaluation.metrics import (
+    bits_per_byte,
+    expected_calibration_error,
+    perplexity,
+    resampled_gain,
+    retention,
+)
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
+from moe_distill.shards.teacher_nll import teacher_nll
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.vocabulary_store import open_vocabulary_map
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, check_aligned
@@ -20,6 +27,8 @@ from moe_distill.targets.window_targets import TargetSettings, WindowTargets
 
 # The text's own next token is left to the map: given to the target, top-1 agreement would measure the text.
 AGREED_WITH = TargetSettings(temperature=1.0, order="map_then_temper", tail="residual", follows_text=False)
+
+FEW_DOCUMENTS = 30  # fewer say little of how documents differ
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,6 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     has_router = "router_logits" in targets.index.fields
     metrics = {f"{name}_bits_per_byte": value for name, value in bpb.items()}
     metrics |= {
-        "gain_over_lm_only": bpb["lm_only"] - bpb["student"],
         "teacher_experts": float(targets.index.fields["router_logits"].shape[-1]) if has_router else 0.0,
         "teacher_parameters": float(teacher_parameters),
         "student_parameters": float(parameters),
@@ -87,9 +95,29 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
         "student_bytes": float(n_bytes),  # in fp32, as exported
         "bytes_ratio": teacher_weights / n_bytes,
     }
+    metrics |= gain_metrics(scores["student"], scores["lm_only"], windows)
     kept = retention(bpb["student_init"], bpb["student"], bpb["teacher"])
     metrics |= {"retention_undefined": 1.0} if kept is None else {"retention": kept}
     return metrics | student_metrics(scores["student"], comparison) | source_metrics(scores["student"], windows)
+
+
+def gain_metrics(student: Score, lm_only: Score, windows: WindowStore) -> dict[str, float]:
+    """What distillation has gained over LM alone in bits per byte, and the 95% interval of it over texts.
+
+    A text is a document, whose windows are alike; with few documents it is a window.
+    """
+    _, text_W = torch.cat(list(windows.reader.columns("documents"))).unique(return_inverse=True)
+    if int(text_W.max()) + 1 < FEW_DOCUMENTS:
+        text_W = torch.arange(len(windows))
+    gain_W, n_texts = lm_only.nll_W - student.nll_W, int(text_W.max()) + 1
+    gain_X = torch.zeros(n_texts, dtype=torch.float64).index_add(0, text_W, gain_W)
+    bytes_X = torch.zeros(n_texts, dtype=torch.int64).index_add(0, text_W, windows.byte_counts)
+    low, high = resampled_gain(gain_X, bytes_X)
+    return {
+        "gain_over_lm_only": lm_only.bits_per_byte - student.bits_per_byte,
+        "gain_over_lm_only_low": low,
+        "gain_over_lm_only_high": high,
+    }
 
 
 def source_metrics(student: Score, windows: WindowStore) -> dict[str, float]:

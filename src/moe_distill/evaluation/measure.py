@@ -17,7 +17,6 @@ from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, likeliest_
 from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.models.decoder import find_decoder
-from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.targets.sparse_target import joined
 from moe_distill.targets.stretches import stretches
@@ -136,12 +135,3 @@ def _clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def teacher_nll(teacher_windows: WindowStore, targets: ShardReader, documents: Tensor) -> tuple[float, int]:
-    """The teacher's cached NLL in nats over the windows of the given documents (their numbers), and their bytes."""
-    numbers = torch.cat(list(teacher_windows.reader.columns("documents")))
-    kept = torch.isin(numbers, documents)
-    logprobs = torch.cat(list(targets.columns("target_logprob"))).double()
-    per_position = kept.repeat_interleave(teacher_windows.token_counts)
-    return -float(logprobs[per_position].sum()), int(teacher_windows.byte_counts[kept].sum())

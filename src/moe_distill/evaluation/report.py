@@ -6,7 +6,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from moe_distill.config.params import Params
-from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts
+from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts, read_curve
 from moe_distill.models.prefix_token import prefix_token_id
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.tokenizer_files import load_tokenizer
@@ -26,6 +26,7 @@ def write_report(params: Params, metrics: dict[str, float], curves: Path, studen
     values = {
         "metrics": metrics,
         "params": params,
+        "kd_weight": kd_weight_told(params, curves),
         "has_router": plot_experts(curves, folder / "experts.png"),
         "samples": sample_texts(
             student,
@@ -45,6 +46,14 @@ def write_report(params: Params, metrics: dict[str, float], curves: Path, studen
     for name in ("report.md", "MODEL_CARD.md"):
         text = environment.get_template(f"{name}.jinja").render(values)
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def kd_weight_told(params: Params, curves: Path) -> str:
+    """The KD weight that was set; where it was auto, with what the teacher had earned at the end."""
+    if params.experiment.kd_weight != "auto":
+        return str(params.experiment.kd_weight)
+    validations = read_curve(curves / "train_router_validation.tsv")
+    return f"auto ({validations['kd_weight'][-1]:.3f} at the end)"
 
 
 @torch.inference_mode()

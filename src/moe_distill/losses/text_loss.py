@@ -45,12 +45,13 @@ class Text:
 
 @dataclass(frozen=True)
 class TextLoss:
-    """Sums over positions, fp32 scalars in nats; only `loss` has a gradient."""
+    """Sums over positions, fp32 scalars in nats, and beside them each position's; only `loss` has a gradient."""
 
     loss: Tensor  # weighted cross-entropy + kd_weight * T^2 * KD
     nll: Tensor
     weighted_nll: Tensor
     kl: Tensor | None  # the bucketed KL, where it was asked for
+    nll_N: Tensor
 
 
 def text_loss(
@@ -69,10 +70,10 @@ def text_loss(
     """
     has_kl = text.target is not None and (with_kl or not text.target.is_sampled)
     with_gradient = torch.is_grad_enabled()
-    loss, nll, weighted_nll, kl = _TextLoss.apply(  # type: ignore[no-untyped-call]
+    loss, nll, weighted_nll, kl, nll_N = _TextLoss.apply(  # type: ignore[no-untyped-call]
         hidden_ND, head.weight_VD, head.bias_V, head, text, kd_weight, dtype, has_kl, with_gradient
     )
-    return TextLoss(loss, nll, weighted_nll, kl if has_kl else None)
+    return TextLoss(loss, nll, weighted_nll, kl if has_kl else None, nll_N)
 
 
 class _TextLoss(torch.autograd.Function):
@@ -97,6 +98,7 @@ class _TextLoss(torch.autograd.Function):
         weight_gradient_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if with_gradient else None
         bias_gradient_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         sums = hidden_ND.new_zeros(4, dtype=torch.float32)
+        nll_N = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
         for stretch in text.stretches:
             read_nD = read_ND[stretch.start : stretch.stop]
             logits_nV = buffer_nV[: len(read_nD)]
@@ -104,7 +106,9 @@ class _TextLoss(torch.autograd.Function):
             if bias_V is not None:
                 logits_nV += bias_V.to(dtype)
             slope_nV = None if head.softcap is None else _cap_(logits_nV, head.softcap)
-            sums += _losses(logits_nV, text, stretch, kd_weight, has_kl, with_gradient)
+            of_stretch, nll_n = _losses(logits_nV, text, stretch, kd_weight, has_kl, with_gradient)
+            sums += of_stretch
+            nll_N[stretch.start : stretch.stop] = nll_n
             if hidden_gradient_ND is None or weight_gradient_VD is None:
                 continue
             if slope_nV is not None:
@@ -121,7 +125,7 @@ class _TextLoss(torch.autograd.Function):
             if head.scale != 1.0:
                 hidden_gradient_ND *= head.scale
             ctx.save_for_backward(hidden_gradient_ND, weight_gradient_VD, bias_gradient_V)
-        loss, *others = sums.unbind()
+        loss, *others = (*sums.unbind(), nll_N)
         ctx.mark_non_differentiable(*others)
         return loss, *others
 
@@ -144,8 +148,11 @@ def _cap_(logits_nV: Tensor, softcap: float) -> Tensor:
 
 def _losses(
     logits_nV: Tensor, text: Text, stretch: Stretch, kd_weight: float, has_kl: bool, with_gradient: bool
-) -> Tensor:
-    """Loss, NLL, weighted NLL and KL of a stretch, [4]; the logits become the gradient of the loss, in place."""
+) -> tuple[Tensor, Tensor]:
+    """Loss, NLL, weighted NLL and KL of a stretch, [4], and each position's NLL, [n].
+
+    The logits become the gradient of the loss, in place.
+    """
     first_n = torch.arange(len(logits_nV), device=logits_nV.device) * logits_nV.shape[1]
     labels = _Listed(first_n + text.labels_N[stretch.start : stretch.stop], logits_nV.view(-1))
     if text.target is None:
@@ -209,14 +216,15 @@ class _Listed:
         self._flat_logits.index_add_(0, self._places, gradient.to(self._flat_logits.dtype))
 
 
-def _lm(logits_nV: Tensor, labels: _Listed, with_gradient: bool) -> Tensor:
+def _lm(logits_nV: Tensor, labels: _Listed, with_gradient: bool) -> tuple[Tensor, Tensor]:
     """Cross-entropy alone."""
     ones_n = torch.ones_like(labels.logits)
     sums = softmax_(logits_nV, 1.0, None, Pulls(ones_n) if with_gradient else None)
     if with_gradient:
         labels.add_gradient(-ones_n)
-    nll = (sums.at_one - labels.logits).sum()
-    return torch.stack([nll, nll, nll, torch.zeros_like(nll)])
+    nll_n = sums.at_one - labels.logits
+    nll = nll_n.sum()
+    return torch.stack([nll, nll, nll, torch.zeros_like(nll)]), nll_n
 
 
 def _sampled(
@@ -228,7 +236,7 @@ def _sampled(
     kd_weight: float,
     has_kl: bool,
     with_gradient: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the text, and against entries and samples; whether the KL is wanted changes no gradient."""
     temperature, kd_scale = part.temperature, kd_weight * part.temperature  # T^2, and 1 / T from inside the softmax
     lm_weight_n = 1.0 - kd_weight * part.has_target_n
@@ -251,12 +259,12 @@ def _sampled(
     if has_kl:
         entry_logprobs_Z = entries.logits / temperature - sums.tempered.index_select(0, part.entry_rows_Z)
         kl = _kl(part, entry_logprobs_Z, rest_n - sums.tempered)
-    return torch.stack([loss, nll_n.sum(), weighted_nll, kl])
+    return torch.stack([loss, nll_n.sum(), weighted_nll, kl]), nll_n
 
 
 def _bucketed(
     logits_nV: Tensor, labels: _Listed, entries: _Listed, part: _Part, kd_weight: float, with_gradient: bool
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the text, and the bucketed KL.
 
     The entries' logits are taken out first, so that what is left of a row is the bucket of all the rest.
@@ -283,7 +291,7 @@ def _bucketed(
         of_entries_Z += kd_scale * (drawn_n.index_select(0, rows_Z) * entry_logprobs_Z.exp() - part.entry_probs_Z)
         entries.add_gradient(of_entries_Z)
         labels.add_gradient(-lm_weight_n)
-    return torch.stack([weighted_nll + kd_weight * temperature**2 * kl, nll_n.sum(), weighted_nll, kl])
+    return torch.stack([weighted_nll + kd_weight * temperature**2 * kl, nll_n.sum(), weighted_nll, kl]), nll_n
 
 
 def _kl(part: _Part, entry_logprobs_Z: Tensor, rest_logprobs_n: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from moe_distill.log import log
 from moe_distill.shards.checkpoint import newest_checkpoint, save_checkpoint
 from moe_distill.training.balance import updated_scales
 from moe_distill.training.early_stopping import observe, should_stop
+from moe_distill.training.kd_weight import SharedText, earned_weight
 from moe_distill.training.objective import Objective
 from moe_distill.training.optimizer import set_learning_rate
 from moe_distill.training.recorder import Recorder, expert_values, term_values
-from moe_distill.training.schedule import learning_rate_fraction, noise_seed
+from moe_distill.training.schedule import LM_ONLY, kd_weight_is_due, learning_rate_fraction, noise_seed
 from moe_distill.training.step import StepMetrics, Update, optimizer_step, validate
 from moe_distill.training.trainer import Trainer, load_student_weights, restore, student_weights, to_checkpoint
 from moe_distill.utils.device import Runtime
@@ -41,7 +42,7 @@ class Phase:
     term_names: tuple[str, ...]  # that can appear
     num_experts: int  # the router's; 0 = no router
     adaptive: bool
-    objective_at: Callable[[int, Mapping[str, float]], Objective]
+    objective_at: Callable[[int, Mapping[str, float], float | None], Objective]
     watches: Callable[[int], bool]  # early stopping and the best weights: from which step on
 
 
@@ -54,6 +55,7 @@ class Result:
     stopped_early: bool
     skipped_steps: int
     tokens_per_second: float
+    kd_weight: float | None = None  # that the teacher had earned last; None where it was not measured
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class TrainingContext:
     stopping: EarlyStopping
     seed: int
     runtime: Runtime
+    shared_text: SharedText | None = None  # of the validation windows, for `kd_weight: auto`; None: nothing is measured
 
 
 def run_phase(trainer: Trainer, phase: Phase, context: TrainingContext, work: Path, recorder: Recorder) -> Result:
@@ -91,6 +94,8 @@ def run_phase(trainer: Trainer, phase: Phase, context: TrainingContext, work: Pa
     recorder.open(trainer.step)
     validation_parts = _validation_parts(context)
     trainer.student.model.train()
+    if trainer.counters.kd_weight is None:
+        _measure_kd_weight(trainer, context, validation_parts)
 
     metrics: StepMetrics | None = None  # of the validation that the last step ended with
     with postponed_signals() as postponed, closing(_steps(context, trainer.step, phase.last_step)) as steps:
@@ -108,7 +113,7 @@ def run_phase(trainer: Trainer, phase: Phase, context: TrainingContext, work: Pa
     if trainer.best:
         load_student_weights(trainer, trainer.best)
     if trainer.best or metrics is None:
-        objective = phase.objective_at(trainer.step - 1, trainer.counters.scales)
+        objective = phase.objective_at(trainer.step - 1, trainer.counters.scales, trainer.counters.kd_weight)
         metrics = validate(trainer.student, validation_parts, objective)
     return Result(
         final=metrics,
@@ -116,6 +121,7 @@ def run_phase(trainer: Trainer, phase: Phase, context: TrainingContext, work: Pa
         stopped_early=trainer.step < phase.last_step,
         skipped_steps=trainer.counters.skipped_steps,
         tokens_per_second=trainer.counters.tokens / max(trainer.counters.seconds, 1e-9),
+        kd_weight=trainer.counters.kd_weight,
     )
 
 
@@ -138,7 +144,7 @@ def _steps(context: TrainingContext, first_step: int, last_step: int) -> Generat
 def _advance(trainer: Trainer, phase: Phase, context: TrainingContext, parts: list[Batch]) -> tuple[Update, Objective]:
     """One optimizer step, counted."""
     train, step = context.train, trainer.step
-    objective = phase.objective_at(step, trainer.counters.scales)
+    objective = phase.objective_at(step, trainer.counters.scales, trainer.counters.kd_weight)
     set_learning_rate(trainer.optimizer, learning_rate_fraction(step, train))
     torch.manual_seed(noise_seed(context.seed, step))  # of dropout: a resumed run draws what the unbroken one does
     update = optimizer_step(
@@ -170,8 +176,12 @@ def _record(
         learning_rate = train.learning_rate * learning_rate_fraction(step - 1, train)
         recorder.record_step(step, update, learning_rate, trainer.counters)
     if step != phase.last_step and step % train.validate_every:
+        if kd_weight_is_due(step, train):
+            _measure_kd_weight(trainer, context, validation_parts)
         return None
     metrics = validate(trainer.student, validation_parts, objective)
+    if context.shared_text is not None and metrics.nll_N is not None:
+        trainer.counters.kd_weight = earned_weight(context.shared_text, metrics.nll_N)
     if phase.watches(step):
         _watch(trainer, metrics, context.stopping)
     recorder.record_validation(step, metrics, trainer.counters)
@@ -182,11 +192,22 @@ def _is_logged(step: int, phase: Phase, train: Train) -> bool:
     return step == phase.last_step or step % train.log_every == 0
 
 
-def _validation_parts(context: TrainingContext) -> list[Batch]:
+def _measure_kd_weight(trainer: Trainer, context: TrainingContext, validation_parts: list[Batch]) -> None:
+    """Measure what the teacher has earned beside the student as it is, where that is wanted."""
+    if context.shared_text is not None:
+        metrics = validate(trainer.student, validation_parts, LM_ONLY)
+        assert metrics.nll_N is not None
+        trainer.counters.kd_weight = earned_weight(context.shared_text, metrics.nll_N)
+
+
+def validation_windows(train: Train, total: int) -> list[int]:
     """The same windows at every validation, evenly spread over the split: its sources lie one after the other."""
-    total = context.n_validation_windows
-    n_windows = min(context.train.validation_windows, total)
-    windows = [number * total // n_windows for number in range(n_windows)]
+    n_windows = min(train.validation_windows, total)
+    return [number * total // n_windows for number in range(n_windows)]
+
+
+def _validation_parts(context: TrainingContext) -> list[Batch]:
+    windows = validation_windows(context.train, context.n_validation_windows)
     wanted = requests(windows, context.train.micro_batch_windows)
     return [to_device(context.validation_batches.read(request), context.runtime.device) for request in wanted]
 
@@ -229,6 +250,7 @@ def result_metrics(result: Result) -> dict[str, float]:
         "stopped_early": float(result.stopped_early),
         "skipped_steps": float(result.skipped_steps),
         "train_tokens_per_second": result.tokens_per_second,
+        **({} if result.kd_weight is None else {"kd_weight": result.kd_weight}),
         "validation_bits_per_byte": result.final.bits_per_byte,
         "validation_total": result.final.total,
         **{f"validation_{name}": value for name, value in term_values(result.final).items()},

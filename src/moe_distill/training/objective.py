@@ -15,7 +15,7 @@ from moe_distill.batches.batch import Batch, Counts, HiddenRuns
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms, total_of
-from moe_distill.losses.text_loss import text_loss
+from moe_distill.losses.text_loss import TextLoss, text_loss
 from moe_distill.models.decoder import Decoder, find_decoder
 from moe_distill.replay.block import TeacherHead
 from moe_distill.training.routing import GateInputs, RouterSettings, route, routed_state_terms
@@ -55,6 +55,7 @@ class LossOutput:
     loss: Tensor  # what the gradient is of
     terms: Terms  # detached; without `kd` where its value was not wanted
     nll_sum: Tensor  # nats over the batch's tokens, for bits per byte
+    nll_N: Tensor  # of each token
     gate: GateInputs | None  # what the router's gate has read, detached; None where no expert was asked
 
 
@@ -78,7 +79,7 @@ def evaluate_objective(
     wanted = student.heads.pairs if runs is not None and student.heads is not None else ()
     with torch.autocast(batch.input_ids_BL.device.type, dtype=autocast, enabled=autocast is not None):
         states = run_student(student.decoder, batch.input_ids_BL, wanted)
-    loss, terms, nll_sum = _text_terms(student.decoder.head, states, batch, objective, counts, autocast, with_kl)
+    loss, terms, text = _text_terms(student.decoder.head, states, batch, objective, counts, autocast, with_kl)
     gate = None
     if runs is not None and student.heads is not None:
         state_terms = _hidden_terms(student.heads, states, runs, objective, counts)
@@ -92,7 +93,7 @@ def evaluate_objective(
         if state_terms:
             loss = loss + total_of(state_terms)
             terms |= {name: term.detached() for name, term in state_terms.items()}
-    return LossOutput(loss, terms, nll_sum, gate)
+    return LossOutput(loss, terms, text.nll, text.nll_N, gate)
 
 
 def _text_terms(
@@ -103,15 +104,15 @@ def _text_terms(
     counts: Counts,
     autocast: torch.dtype | None,
     with_kl: bool,
-) -> tuple[Tensor, Terms, Tensor]:
-    """The loss of the text, its terms `lm` and `kd`, and the summed nats."""
+) -> tuple[Tensor, Terms, TextLoss]:
+    """The loss of the text per token, its terms `lm` and `kd`, and the sums they are made of."""
     hidden_ND = states.final_BLD.flatten(0, 1).index_select(0, batch.places_N)
     found = text_loss(hidden_ND, head, batch.text, objective.kd_weight, autocast or torch.float32, with_kl)
     terms = {"lm": LossTerm(found.nll / counts.tokens, found.weighted_nll / counts.tokens)}
     if batch.text.target is not None and found.kl is not None:
         factor = objective.kd_weight * batch.text.target.temperature**2 / counts.tokens
         terms["kd"] = LossTerm(found.kl / max(counts.aligned, 1), factor * found.kl)
-    return found.loss / counts.tokens, terms, found.nll
+    return found.loss / counts.tokens, terms, found
 
 
 def _hidden_terms(heads: Heads, states: StudentStates, runs: HiddenRuns, objective: Objective, counts: Counts) -> Terms:

@@ -25,7 +25,8 @@ from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
 from moe_distill.training.curriculum import experts_warning
 from moe_distill.training.input_checks import check_inputs, check_student_rows
-from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
+from moe_distill.training.kd_weight import read_shared_text
+from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase, validation_windows
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.replay_check import replay_fault
@@ -46,7 +47,7 @@ def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -
         term_names=TEXT_TERMS,
         num_experts=0,
         adaptive=False,
-        objective_at=lambda step, _scales: objective_at(step, experiment, train, {}),
+        objective_at=lambda step, _scales, earned: objective_at(step, experiment, train, {}, earned),
         watches=lambda _step: False,
     )
     return _train(params, phase, 0, False, inputs, outputs)
@@ -61,7 +62,7 @@ def control(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) ->
         term_names=("lm",),
         num_experts=0,
         adaptive=False,
-        objective_at=lambda _step, _scales: LM_ONLY,
+        objective_at=lambda _step, _scales, _earned: LM_ONLY,
         watches=partial(ramps_are_complete, experiment=experiment, train=train),
     )
     return _train(params, phase, 0, False, inputs, outputs)
@@ -77,8 +78,8 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
     if warning is not None:
         log(f"train_router: warning: {warning}")
 
-    def objective(step: int, scales: Mapping[str, float]) -> Objective:
-        return objective_at(step, experiment, train, dict(scales))
+    def objective(step: int, scales: Mapping[str, float], earned: float | None) -> Objective:
+        return objective_at(step, experiment, train, dict(scales), earned)
 
     state_terms = HIDDEN_TERMS + (ROUTER_TERMS if num_experts else ())
     phase = Phase(
@@ -141,12 +142,14 @@ def _train(
     outputs.work.mkdir(parents=True, exist_ok=True)
     n_bytes = work_bytes(trainer) - sum(path.stat().st_size for path in outputs.work.rglob("*.safetensors"))
     require_space(outputs.work, n_bytes, f"{phase.stage}: its checkpoints", "choose a smaller student")
+    measures = inputs.targets is not None and experiment.kd_weight == "auto"
     recorder = Recorder(
         RecorderSettings(
             stage=phase.stage,
             last_step=phase.last_step,
             term_names=phase.term_names,
             num_experts=phase.num_experts,
+            measures_kd_weight=measures,
             work=outputs.work,
             curves=outputs.curves,
             on_validation=outputs.on_validation,
@@ -154,6 +157,7 @@ def _train(
     )
     memory = train.target_memory_mb * 10**6 // max(1, train.loader_workers)
     targets = _window_targets(params, inputs, splits, memory)
+    watched = validation_windows(train, len(validation_split.windows))
     context = TrainingContext(
         train_batches=BatchReader(train_split, targets[0], with_states, train.chunk_tokens),
         validation_batches=BatchReader(validation_split, targets[1], with_states, train.chunk_tokens),
@@ -163,6 +167,7 @@ def _train(
         stopping=experiment.early_stopping,
         seed=experiment.seed,
         runtime=runtime,
+        shared_text=read_shared_text(validation_split, watched) if measures else None,
     )
     result = run_phase(trainer, phase, context, outputs.work, recorder)
     save_causal_lm(student.model, inputs.student, outputs.student)

@@ -12,14 +12,15 @@ from moe_distill.training.trainer import Counters
 COLLAPSED_SHARE = 0.95
 
 
-def curve_columns(term_names: tuple[str, ...], num_experts: int) -> list[str]:
+def curve_columns(term_names: tuple[str, ...], num_experts: int, measures_kd_weight: bool = False) -> list[str]:
     """The columns of a phase's curves, beside `step`."""
     terms = [f"{name}_{kind}" for name in term_names for kind in ("raw", "weighted")]
     experts = [f"expert_share_{expert}" for expert in range(num_experts)]
     counters = ["learning_rate", "gradient_norm", "loss_scale", "skipped_steps", "padding_share"]
     if experts:
         experts += ["expert_entropy", "gate_divergence"]
-    return ["total", "bits_per_byte", *terms, *experts, *counters]
+    weight = ["kd_weight"] if measures_kd_weight else []
+    return ["total", "bits_per_byte", *terms, *weight, *experts, *counters]
 
 
 def curve_row(metrics: StepMetrics, counters: Counters) -> dict[str, float]:
@@ -29,7 +30,9 @@ def curve_row(metrics: StepMetrics, counters: Counters) -> dict[str, float]:
         "bits_per_byte": metrics.bits_per_byte,
         "padding_share": metrics.counts.padding_share,
     }
-    return row | term_values(metrics) | expert_values(metrics) | {"skipped_steps": float(counters.skipped_steps)}
+    weight = {} if counters.kd_weight is None else {"kd_weight": counters.kd_weight}
+    row |= term_values(metrics) | weight | expert_values(metrics)
+    return row | {"skipped_steps": float(counters.skipped_steps)}
 
 
 def step_row(update: Update, learning_rate: float, counters: Counters) -> dict[str, float]:
@@ -87,6 +90,7 @@ class RecorderSettings:
     work: Path  # the growing curves, kept over a kill
     curves: Path  # folder that gets <stage>.tsv and <stage>_validation.tsv after every validation
     on_validation: Callable[[], None]  # called when they are up to date
+    measures_kd_weight: bool = False  # a column: the weight of a step's KD, or what a validation has set it to
 
 
 class Recorder:
@@ -96,7 +100,8 @@ class Recorder:
         self._settings = settings
 
     def open(self, step: int) -> None:
-        columns = curve_columns(self._settings.term_names, self._settings.num_experts)
+        settings = self._settings
+        columns = curve_columns(settings.term_names, settings.num_experts, settings.measures_kd_weight)
         self._curve = Curve(self._settings.work / CURVE_NAME, columns, step)
         self._validation_curve = Curve(self._settings.work / VALIDATION_CURVE_NAME, columns, step)
 
@@ -109,7 +114,8 @@ class Recorder:
     def record_validation(self, step: int, metrics: StepMetrics, counters: Counters) -> None:
         settings = self._settings
         self._validation_curve.append(step, curve_row(metrics, counters))
-        log(f"{settings.stage}  step {step}: validation {metrics.bits_per_byte:.4f} bits per byte")
+        weight = "" if counters.kd_weight is None else f", KD weight {counters.kd_weight:.3f}"
+        log(f"{settings.stage}  step {step}: validation {metrics.bits_per_byte:.4f} bits per byte{weight}")
         self._curve.publish(settings.curves / f"{settings.stage}.tsv")
         self._validation_curve.publish(settings.curves / f"{settings.stage}_validation.tsv")
         settings.on_validation()

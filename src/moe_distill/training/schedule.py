@@ -4,6 +4,7 @@ from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.training.curriculum import linear, phase1_steps, phase2_progress, progress_at, ramp
+from moe_distill.training.kd_weight import LARGEST_KD_WEIGHT
 from moe_distill.training.objective import Objective
 from moe_distill.training.routing import RouterSettings
 from moe_distill.utils.learning_rate import warmup_cosine
@@ -33,17 +34,31 @@ def noise_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def objective_at(step: int, experiment: ExperimentParams, train: Train, scales: dict[str, float]) -> Objective:
+def kd_weight_is_due(step: int, train: Train) -> bool:
+    """Whether `kd_weight: auto` is measured once more after so many steps.
+
+    At each validation, and before the first one whenever the steps have doubled: an untrained student is soon another.
+    """
+    return step % train.validate_every == 0 or (step < train.validate_every and step.bit_count() == 1)
+
+
+def objective_at(
+    step: int, experiment: ExperimentParams, train: Train, scales: dict[str, float], earned: float | None = None
+) -> Objective:
     """The objective of distillation at a step counted from 0.
 
     Args:
         scales: factor of each term by adaptive balancing; a term without one has 1.
+        earned: where `kd_weight` is auto: the weight that the teacher has earned, which the other terms follow; they
+            have theirs in full where KD has its largest.
     """
     progress = progress_at(step, train.max_steps, experiment.curriculum.curriculum_share)
     share = experiment.curriculum.phase1_share
     maxima = experiment.losses.model_dump()
+    trust = 1.0 if earned is None else earned / LARGEST_KD_WEIGHT
     weights = {
-        name: maxima[name] * ramp(progress, share, name) * scales.get(name, 1.0) for name in HIDDEN_TERMS + ROUTER_TERMS
+        name: trust * maxima[name] * ramp(progress, share, name) * scales.get(name, 1.0)
+        for name in HIDDEN_TERMS + ROUTER_TERMS
     }
     inner, router = phase2_progress(progress, share), experiment.router
     settings = RouterSettings(
@@ -51,4 +66,6 @@ def objective_at(step: int, experiment: ExperimentParams, train: Train, scales: 
         n_experts=round(linear(inner, router.experts_start, router.experts_end)),
         noise=linear(inner, router.noise, 0.0),
     )
-    return Objective(experiment.kd_weight, weights, settings)
+    kd_weight = earned if experiment.kd_weight == "auto" else experiment.kd_weight
+    assert kd_weight is not None
+    return Objective(kd_weight, weights, settings)

@@ -5,7 +5,7 @@ A step asks the device for its numbers once, when all work of the step but the o
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class StepMetrics:
     nll_sum: float  # nats
     counts: Counts
     experts: ExpertValues | None  # None where no expert was asked
+    nll_N: Tensor | None = field(default=None, compare=False)  # nats of each token, on the CPU; of a validation alone
 
     @property
     def total(self) -> float:
@@ -118,7 +119,8 @@ def validate(student: Student, parts: Sequence[Batch], objective: Objective) -> 
     outputs = [evaluate_objective(student, part, objective, counts, autocast=None, with_kl=True) for part in parts]
     student.model.train()
     of_gate, experts = _gate_terms(student, outputs, objective)
-    return _on_host(outputs, of_gate, experts, counts, [])[0]
+    metrics, _ = _on_host(outputs, of_gate, experts, counts, [])
+    return replace(metrics, nll_N=torch.cat([output.nll_N for output in outputs]).cpu())
 
 
 def _gate_terms(student: Student, outputs: list[LossOutput], objective: Objective) -> tuple[Terms, ExpertUse | None]:

@@ -21,6 +21,7 @@ class Counters(BaseModel):
 
     watch: EarlyStoppingState = EarlyStoppingState()
     scales: dict[str, float] = {}  # factors of adaptive balancing
+    kd_weight: float | None = None  # that the teacher has earned; None: not measured yet, or not asked
     skipped_steps: int = 0
     consecutive_nonfinite: int = 0
     tokens: int = 0
