@@ -5,7 +5,7 @@ A step asks the device for its numbers once, when all work of the step but the o
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class StepMetrics:
     nll_sum: float  # nats
     counts: Counts
     experts: ExpertValues | None  # None where no expert was asked
-    nll_N: Tensor | None = None  # nats of each token, on the CPU; of a validation alone
+    nll_N: Tensor | None = field(default=None, compare=False)  # nats of each token, on the CPU; of a validation alone
 
     @property
     def total(self) -> float:
