@@ -62,7 +62,9 @@ def test_both_models_are_compared_on_the_same_bytes(chain: Chain) -> None:
     numbers = [3, 0, 7]
     nll_N = torch.rand(int(split.windows.token_counts[numbers].sum()))
     logprobs = torch.cat(list(split.shards.columns("target_logprob"))).double()
-    found = read_shared_text(split, numbers)
+    train = open_split(chain.windows / "train", chain.targets / "train")
+    found = read_shared_text(train, split, numbers)
+    nll_N *= 0.01  # of a student that knows more than frequencies
     first, lead = 0, []
     for stretch, number in enumerate(numbers):
         rows = split.windows.tokens("teacher_rows", number).tolist()
@@ -75,6 +77,28 @@ def test_both_models_are_compared_on_the_same_bytes(chain: Chain) -> None:
         first += len(rows)
     of_teachers, of_students = torch.tensor(lead, dtype=torch.float64).T
     assert earned_weight(found, nll_N) == 0.9 * mixture_weight(of_teachers, of_students)
+
+
+def test_beside_an_untrained_student_a_teacher_must_know_more_than_frequencies(chain: Chain) -> None:
+    """Token by token; a student that knows next to nothing makes no teacher a good one."""
+    train = open_split(chain.windows / "train", chain.targets / "train")
+    split = open_split(chain.windows / "validation", chain.targets / "validation")
+    counts: dict[int, int] = {}
+    for number in range(len(train.windows)):
+        for token in train.windows.tokens("token_ids", number).tolist():
+            counts[token] = counts.get(token, 0) + 1
+    n_ids = len(split.windows.token_bytes)
+    total = sum(counts.values()) + n_ids
+    found = read_shared_text(train, split, [2])
+    rows, ids = (split.windows.tokens(name, 2).tolist() for name in ("teacher_rows", "token_ids"))
+    aligned = [position for position, row in enumerate(rows) if row >= 0]
+    expected = -sum(math.log((counts.get(token, 0) + 1) / total) for token in ids[aligned[0] : aligned[-1]])
+    assert float(found.frequencies_nll_W) == pytest.approx(expected)
+
+    knows_nothing = torch.full((len(ids),), 50.0)
+    better, worse = (replace(found, teacher_nll_W=found.frequencies_nll_W + nats) for nats in (-1.0, 1.0))
+    assert earned_weight(better, knows_nothing) == 0.9
+    assert earned_weight(worse, knows_nothing) == 0.0
 
 
 def test_it_is_measured_at_validations_and_more_often_before_the_first(train: Train) -> None:

@@ -5,10 +5,13 @@ with probability w: the w under which the text is likeliest (the maximum-likelih
 algorithm ends) is the teacher's share. It is 1 while the teacher is ahead nearly everywhere, 0 where it never is, and
 near the share of the windows in which it leads in between. KD has that share of its largest weight.
 
+Beside an untrained student any teacher is ahead, a random one too. So where the frequencies of the training text's
+tokens say more of a window than the student does, they stand for the student: a teacher must know more than those.
+
 Two tokenizers cut a window differently, so it is counted from the first to the last place where both have a boundary:
 there both have predicted the same bytes, whatever lies between.
 
-Shapes: N positions of all windows, W windows that have such a stretch.
+Shapes: N positions of all windows, W windows that have such a stretch, V the student's vocabulary.
 """
 
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from moe_distill.batches.split import Split
+from moe_distill.shards.window_store import WindowStore
 
 LARGEST_KD_WEIGHT = 0.9  # the text itself always has a say: the teacher errs too, and its tail is sampled
 HALVINGS = 30  # of [0, 1]
@@ -25,21 +29,25 @@ HALVINGS = 30  # of [0, 1]
 
 @dataclass(frozen=True)
 class SharedText:
-    """The stretches that both models have predicted: the student's positions in them, the teacher's NLL of them."""
+    """The stretches that both models have predicted: the student's positions in them, and what is known of them."""
 
     positions_N: Tensor  # int64: of all windows' positions in order, those in a stretch
     windows_N: Tensor  # int64: the stretch of each
     teacher_nll_W: Tensor  # nats, fp64
+    frequencies_nll_W: Tensor  # under the frequencies of the training text's tokens
 
 
-def read_shared_text(split: Split, numbers: Sequence[int]) -> SharedText:
+def read_shared_text(train: Split, split: Split, numbers: Sequence[int]) -> SharedText:
     """What both models have predicted of some windows.
 
     Args:
+        train: whose tokens are counted.
+        split: that the windows are of.
         numbers: of the windows, in the order in which the student reads them.
     """
     assert split.shards is not None
-    positions, windows, teacher_nll, first = [], [], list[Tensor](), 0
+    surprise_V = token_surprise(train.windows)
+    positions, windows, teacher_nll, frequencies_nll, first = [], [], list[Tensor](), [], 0
     for number in numbers:
         rows = split.windows.tokens("teacher_rows", number)
         aligned = (rows >= 0).nonzero().squeeze(1)
@@ -49,11 +57,22 @@ def read_shared_text(split: Split, numbers: Sequence[int]) -> SharedText:
             windows.append(torch.full((stop - start,), len(teacher_nll)))
             logprobs = split.shards.slice("target_logprob", int(rows[start]), int(rows[stop]))
             teacher_nll.append(-logprobs.double().sum())
+            ids = split.windows.tokens("token_ids", number)[start:stop].long()
+            frequencies_nll.append(surprise_V[ids].sum())
         first += len(rows)
     if not positions:
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return SharedText(nothing, nothing, torch.zeros(0, dtype=torch.float64))
-    return SharedText(torch.cat(positions), torch.cat(windows), torch.stack(teacher_nll))
+        no_place, no_nll = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+        return SharedText(no_place, no_place, no_nll, no_nll)
+    of_teacher, of_frequencies = torch.stack(teacher_nll), torch.stack(frequencies_nll)
+    return SharedText(torch.cat(positions), torch.cat(windows), of_teacher, of_frequencies)
+
+
+def token_surprise(windows: WindowStore) -> Tensor:
+    """Nats of each token of the student's under its frequency in some windows, each counted once more, fp64 [V]."""
+    counts_V = torch.ones(len(windows.token_bytes), dtype=torch.float64)
+    for ids in windows.reader.columns("token_ids"):
+        counts_V += torch.bincount(ids.long(), minlength=len(counts_V))
+    return -(counts_V / counts_V.sum()).log()
 
 
 def earned_weight(shared: SharedText, nll_N: Tensor) -> float:
@@ -64,7 +83,7 @@ def earned_weight(shared: SharedText, nll_N: Tensor) -> float:
     """
     nll_W = torch.zeros_like(shared.teacher_nll_W)
     nll_W.index_add_(0, shared.windows_N, nll_N[shared.positions_N].double())
-    return LARGEST_KD_WEIGHT * mixture_weight(shared.teacher_nll_W, nll_W)
+    return LARGEST_KD_WEIGHT * mixture_weight(shared.teacher_nll_W, nll_W.minimum(shared.frequencies_nll_W))
 
 
 def mixture_weight(first_nll_W: Tensor, second_nll_W: Tensor) -> float:

@@ -167,7 +167,7 @@ def _train(
         stopping=experiment.early_stopping,
         seed=experiment.seed,
         runtime=runtime,
-        shared_text=read_shared_text(validation_split, watched) if measures else None,
+        shared_text=read_shared_text(train_split, validation_split, watched) if measures else None,
     )
     result = run_phase(trainer, phase, context, outputs.work, recorder)
     save_causal_lm(student.model, inputs.student, outputs.student)
