@@ -17,7 +17,7 @@ TRAINING_KEYS = "`train.micro_batch_windows` or `train.chunk_tokens`"
 MEMORY_KEYS = {  # the keys that bound the memory of a stage on the GPU
     "models@teacher": "`models.teacher.batch_windows`",
     "self_test": "`windows.teacher_max_length` or `windows.student_max_length`",
-    "teacher_correction": "`models.teacher_correction.micro_batch_windows`, or set `models.teacher_correction.gradient_checkpointing`",
+    "teacher_correction": "`models.teacher_correction.micro_batch_windows`",
     "teacher": "`teacher.batch_windows` or `teacher.chunk_positions`",
     "train_kd": TRAINING_KEYS,
     "train_router": TRAINING_KEYS,
