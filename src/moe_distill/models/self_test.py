@@ -14,7 +14,7 @@ from moe_distill.models.decoder import Decoder, find_decoder
 
 COMPARED = 64  # positions of a window whose logits are compared: as many rows of the vocabulary exist at once
 EXACT = 1e-5  # largest difference, as a share of the largest value: rounding of fp32, and no factor or cap
-UNCHANGED = 1e-5  # the same: experts may sum the tokens of another batch in another order
+UNCHANGED = 1e-4  # the same: experts may sum the tokens of another batch in another order, in every layer
 ANOTHER = "choose another model; README.md has the families that are known to work"
 
 
@@ -42,25 +42,28 @@ def self_test(model: PreTrainedModel, name: str, window_length: int, seed: int) 
     check_positions(model, name, window_length)
     decoder = find_decoder(model)
     ids_BL = random_windows(decoder, window_length, seed)
-    changed = ids_BL.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % len(decoder.head.weight_VD)
+    short_BL = ids_BL[:, :COMPARED]
     try:
-        states, after = (decoder.body(input_ids=ids, use_cache=False).last_hidden_state for ids in (ids_BL, changed))
-        own = model(input_ids=ids_BL[:, :COMPARED], use_cache=False).logits.float()
+        causality_error = _causality_error(decoder, ids_BL)
+        if not causality_error <= UNCHANGED:  # a tie between two experts can fall either way, but not twice
+            causality_error = min(
+                causality_error, _causality_error(decoder, random_windows(decoder, window_length, seed + 1))
+            )
+        states = decoder.body(input_ids=short_BL, use_cache=False).last_hidden_state
+        own = model(input_ids=short_BL, use_cache=False).logits.float()
     except (RuntimeError, IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise DataError(f"{name}, a {kind} model, cannot be run on token ids alone", _line(error), ANOTHER) from error
     rows, size = decoder.head.weight_VD.shape
-    if states.shape != (*ids_BL.shape, size):
+    if states.shape != (*short_BL.shape, size):
         what = f"{name}, a {kind} model, has other modules between its states and its output matrix"
         raise DataError(what, f"its states are {tuple(states.shape[1:])}, the matrix is [{rows}, {size}]", ANOTHER)
-    causality_error = _largest_difference(after[:, :-1], states[:, :-1])
     if not causality_error <= UNCHANGED:
         raise DataError(
             f"{name}, a {kind} model, looks ahead",
             f"another last token changes earlier states by {causality_error:.1%} of the largest",
             "choose a model that reads from left to right; of an encoder, set `is_decoder` in its config.json",
         )
-    logit_error = _largest_difference(decoder.head.logits(states[:, :COMPARED]), own)
+    logit_error = _largest_difference(decoder.head.logits(states), own)
     if not logit_error <= EXACT:
         raise DataError(
             f"{name}, a {kind} model, makes logits in a way that is not known",
@@ -89,6 +92,16 @@ def random_windows(decoder: Decoder, length: int, seed: int) -> Tensor:
     weight_VD = decoder.head.weight_VD
     ids_BL = torch.randint(len(weight_VD), (2, length), generator=torch.Generator().manual_seed(seed))
     return ids_BL.to(weight_VD.device)
+
+
+def _causality_error(decoder: Decoder, ids_BL: Tensor) -> float:
+    """How far another last token moves the states before it."""
+    changed_BL = ids_BL.clone()
+    changed_BL[:, -1] = (changed_BL[:, -1] + 1) % len(decoder.head.weight_VD)
+    before, after = (
+        decoder.body(input_ids=each, use_cache=False).last_hidden_state[:, :-1] for each in (ids_BL, changed_BL)
+    )
+    return _largest_difference(after, before)
 
 
 def _largest_difference(found: Tensor, truth: Tensor) -> float:
