@@ -135,6 +135,7 @@ NAMES = {
     "jetmoe": "JetMoE",
     "lfm2": "LFM2",
     "llama": "Llama, SmolLM",
+    "llama4_text": "Llama 4",
     "mamba": "Mamba",
     "minimax": "MiniMax",
     "ministral": "Ministral",

@@ -45,8 +45,10 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
         DataError: it has no output matrix over states, or no list of layers.
     """
     body, projection = model.get_decoder(), model.get_output_embeddings()
-    if body is model:  # families that name no decoder of their own
-        body = getattr(model, model.base_model_prefix, None)
+    if body is model:  # families that name no decoder of their own: the part that holds the embeddings
+        embeddings = model.get_input_embeddings()
+        holders = [each for each in model.children() if any(part is embeddings for part in each.modules())]
+        body = holders[0] if holders else None
     kind = model.config.model_type
     if not isinstance(body, nn.Module) or body is model or not isinstance(projection, nn.Module):
         raise DataError(f"a {kind} model has no decoder beneath an output matrix", fix=ANOTHER)
