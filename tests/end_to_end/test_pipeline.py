@@ -28,7 +28,7 @@ CONTRACT = {
     "shorter_context_row_share exact_vocabulary_share",
     "teacher_correction": "corrected",
     "teacher": "positions bytes_per_position logit_bytes_per_position positions_per_second nonfinite_batches "
-    "text_token_probability validation_bits_per_byte",
+    "text_token_probability",
     "teacher_lead": "teacher_bits_per_byte student_init_bits_per_byte lead_bits_per_byte",
     "train_kd": "steps stopped_early train_tokens_per_second skipped_steps validation_lm_raw validation_lm_weighted "
     "validation_kd_raw validation_kd_weighted",

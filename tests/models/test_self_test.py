@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from moe_distill.errors import DataError
 from moe_distill.losses.output_head import OutputHead
@@ -101,3 +102,24 @@ def test_a_wrong_head_is_seen_whatever_its_family() -> None:
     plain = OutputHead(decoder.head.weight_VD).logits(states)
     assert float((plain - own).detach().abs().max()) > 1.0
     torch.testing.assert_close(decoder.head.logits(states), own, atol=1e-5, rtol=1e-5)
+
+
+def test_states_of_another_size_inside_are_refused() -> None:
+    """OPT-350m as released: its layers are wider than what its output matrix reads."""
+    said = refusal("opt", word_embed_proj_dim=16)
+    assert "has states of another size inside than its output matrix reads; after layer" in said
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite"])
+def test_a_head_is_found_where_the_layers_overflow(family: str) -> None:
+    model = make_model(family, 120)
+    exact = find_decoder(model).head
+    with torch.no_grad():
+        for layer in find_decoder(model).layers:
+            next(weight for name, weight in layer.named_parameters() if "norm" in name).fill_(6e4)
+    nn.Module.to(model, torch.float16)
+    ids = torch.arange(8)[None]
+    with torch.inference_mode():
+        assert not model(input_ids=ids, use_cache=False).logits.isfinite().all()
+    found = find_decoder(model).head
+    assert (found.scale, found.softcap) == (exact.scale, exact.softcap)

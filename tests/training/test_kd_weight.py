@@ -13,7 +13,7 @@ from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.shards.checkpoint import newest_checkpoint
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.training import loop
-from moe_distill.training.kd_weight import earned_weight, mixture_weight, read_shared_text
+from moe_distill.training.kd_weight import SharedText, earned_weight, mixture_weight, read_shared_text
 from moe_distill.training.phases import train_router
 from moe_distill.training.schedule import kd_weight_is_due, objective_at
 from tests.chain import Chain
@@ -101,9 +101,9 @@ def test_beside_an_untrained_student_a_teacher_must_know_more_than_frequencies(c
     assert earned_weight(worse, knows_nothing) == 0.0
 
 
-def test_it_is_measured_at_validations_and_more_often_before_the_first(train: Train) -> None:
+def test_it_is_measured_more_often_before_the_first_validation(train: Train) -> None:
     train = train.model_copy(update={"validate_every": 20})
-    assert [step for step in range(1, 70) if kd_weight_is_due(step, train)] == [1, 2, 4, 8, 16, 20, 40, 60]
+    assert [step for step in range(1, 70) if kd_weight_is_due(step, train)] == [1, 2, 4, 8, 16]
 
 
 def test_every_term_of_phase_2_follows_what_the_teacher_has_earned() -> None:
@@ -160,3 +160,9 @@ def test_a_curve_has_the_weight_of_each_step(folders: Folders) -> None:
     for validation in validations:
         following = [row["kd_weight"] for row in steps if validation["step"] < row["step"] <= validation["step"] + 5]
         assert all(weight == pytest.approx(validation["kd_weight"]) for weight in following)
+
+
+def test_a_student_that_has_diverged_leaves_the_weight_to_the_teacher() -> None:
+    nats = torch.full((2,), 9.0, dtype=torch.float64)
+    shared = SharedText(torch.arange(4), torch.tensor([0, 0, 1, 1]), nats, nats)
+    assert earned_weight(shared, torch.full((4,), math.nan)) == earned_weight(shared, torch.full((4,), 99.0))

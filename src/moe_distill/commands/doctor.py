@@ -19,7 +19,7 @@ from moe_distill.pipeline.resumable_work import unheld_folders, workspace_holder
 from moe_distill.utils.device import make_runtime
 from moe_distill.utils.files import project_root
 
-LEAD, OF_TEACHER = Path("metrics/teacher_lead.json"), Path("metrics/teacher.json")
+LEAD = Path("metrics/teacher_lead.json")
 SPARE_BYTES = 2 << 30  # free bytes to keep on top of what the stages will write
 
 
@@ -77,18 +77,11 @@ def _disk(params: Params) -> Finding:
 
 
 def _teacher_lead(params: Params) -> Iterator[Finding]:
-    """Yield what teacher and untrained student know of the validation text, as far as stages have measured it."""
+    """Yield what teacher and untrained student know of the validation text, once `teacher_lead` has measured it."""
     if LEAD.is_file():
         lead = json.loads(LEAD.read_text(encoding="utf-8"))
         ok = is_ahead(lead) or not params.experiment.teacher_must_lead
         yield Finding("lead", told(lead), ok)
-    elif OF_TEACHER.is_file():
-        bits_per_byte = json.loads(OF_TEACHER.read_text(encoding="utf-8")).get("validation_bits_per_byte")
-        if bits_per_byte is not None:  # else of an earlier version
-            text = (
-                f"teacher {bits_per_byte:.3f} bits per byte of the validation text; the student: dvc repro teacher_lead"
-            )
-            yield Finding("lead", text)
 
 
 def _killed_dvc() -> Iterator[Finding]:

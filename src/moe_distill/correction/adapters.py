@@ -52,7 +52,7 @@ def _targets(model: PreTrainedModel, params: TeacherCorrection) -> tuple[list[st
     moe, output = find_moe_modules(model), model.get_output_embeddings()
     modules, parameters = [], list(moe.fused) if params.train_experts else []
     for name, module in model.named_modules():
-        is_linear = isinstance(module, nn.Linear | Conv1D) and module is not output
+        is_linear = type(module) in (nn.Linear, Conv1D) and module is not output  # a subclass may return more
         if name in moe.routers:
             if params.train_router:
                 modules += [name] if is_linear else []

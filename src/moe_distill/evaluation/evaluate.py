@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from moe_distill.config.profile import Evaluate
-from moe_distill.errors import DataError
-from moe_distill.evaluation.measure import Comparison, Score, compare, score
+from moe_distill.evaluation.measure import Comparison, Score, compare, require_same_bytes, score
 from moe_distill.evaluation.metrics import (
     bits_per_byte,
     expected_calibration_error,
@@ -72,11 +71,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     comparison = compare(student, windows, window_targets, params.batch_windows)
     documents = torch.cat(list(windows.reader.columns("documents"))).unique()
     teacher_sum, teacher_bytes = teacher_nll(teacher_windows, targets, documents)
-    if teacher_bytes != scores["student"].n_bytes:
-        raise DataError(
-            f"the student's validation windows have {scores['student'].n_bytes} bytes, the teacher's {teacher_bytes}",
-            fix="run: dvc repro -f tokenize",
-        )
+    require_same_bytes(scores["student"], (teacher_sum, teacher_bytes))
     bpb = {name: each.bits_per_byte for name, each in scores.items()}
     bpb["teacher"] = bits_per_byte(teacher_sum, teacher_bytes)
     parameters, n_bytes = student.num_parameters(), student.get_memory_footprint(return_buffers=False)

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from moe_distill.errors import DataError
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, likeliest_ids, ranking_agreement
 from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import Text, text_loss
-from moe_distill.models.decoder import find_decoder
+from moe_distill.models.decoder import Decoder, find_decoder
 from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.targets.sparse_target import joined
 from moe_distill.targets.stretches import stretches
@@ -67,12 +69,12 @@ class _Batch:
 @torch.inference_mode()
 def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> Score:
     """Negative log-likelihood of all windows of a split."""
-    device, seconds, nll = _device(model), 0.0, []
-    for batch in _batches(model, windows, batch_windows):
+    decoder, device, seconds, nll = find_decoder(model), _device(model), 0.0, []
+    for batch in _batches(decoder, windows, batch_windows):
         began = _clock(device)
         nll += [
             F.cross_entropy(logits_NV, batch.labels_N[chunk], reduction="none")
-            for chunk, logits_NV in _logits(model, batch)
+            for chunk, logits_NV in _logits(decoder.head, batch)
         ]
         seconds += batch.seconds + _clock(device) - began
     of_windows = torch.cat(nll).double().cpu().split(windows.token_counts.tolist())
@@ -87,40 +89,39 @@ def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> S
 @torch.inference_mode()
 def compare(model: PreTrainedModel, windows: WindowStore, targets: WindowTargets, batch_windows: int) -> Comparison:
     """Agreement with the teacher at aligned positions, and confidence at all, over all windows of a split."""
-    device, agreed = _device(model), NO_AGREEMENT
-    head = find_decoder(model).head
+    decoder, device, agreed = find_decoder(model), _device(model), NO_AGREEMENT
     confidence, correct = [], []
-    for batch in _batches(model, windows, batch_windows):
+    for batch in _batches(decoder, windows, batch_windows):
         target = joined([targets.of(number) for number in batch.numbers])
         teacher_ids = likeliest_ids(target).to(device)
-        for chunk, logits_NV in _logits(model, batch):
+        for chunk, logits_NV in _logits(decoder.head, batch):
             top, chosen = logits_NV.softmax(-1).max(-1)
             confidence.append(top.cpu())
             correct.append((chosen == batch.labels_N[chunk]).cpu())
             has_target = target.has_target_N[chunk].to(device)
             agreed += ranking_agreement(logits_NV[has_target], teacher_ids[chunk][has_target])
         text = Text(batch.labels_N, to_device(target, device), stretches(len(target), CHUNK_POSITIONS, target))
-        kl = text_loss(batch.hidden_ND, head, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
+        kl = text_loss(batch.hidden_ND, decoder.head, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
         agreed += Agreement(0, 0.0, 0.0, kl=float(kl or 0.0))
     return Comparison(agreed, torch.cat(confidence), torch.cat(correct))
 
 
-def _batches(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> Iterator[_Batch]:
-    device, body = _device(model), find_decoder(model).body
+def _batches(decoder: Decoder, windows: WindowStore, batch_windows: int) -> Iterator[_Batch]:
+    device = decoder.head.weight_VD.device
     for start in range(0, len(windows), batch_windows):
         numbers = range(start, min(start + batch_windows, len(windows)))
         inputs, labels = model_inputs(windows, numbers)
         inputs_BL = inputs.to(device)
         began = _clock(device)
-        hidden_BLD = body(input_ids=inputs_BL, use_cache=False).last_hidden_state
+        hidden_BLD = decoder.body(input_ids=inputs_BL, use_cache=False).last_hidden_state
         hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
         seconds = _clock(device) - began
         yield _Batch(hidden_ND, torch.cat(labels).to(device), numbers, seconds)
 
 
-def _logits(model: PreTrainedModel, batch: _Batch) -> Iterator[tuple[slice, Tensor]]:
+def _logits(head: OutputHead, batch: _Batch) -> Iterator[tuple[slice, Tensor]]:
     """fp32 logits, some positions after the other, so that [N, vocabulary] is never held whole."""
-    head = find_decoder(model).head.to_dtype(torch.float32)
+    head = head.to_dtype(torch.float32)
     for start in range(0, len(batch.hidden_ND), CHUNK_POSITIONS):
         chunk = slice(start, start + CHUNK_POSITIONS)
         yield chunk, head.logits(batch.hidden_ND[chunk])
@@ -135,3 +136,19 @@ def _clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def require_same_bytes(student: Score, teacher: tuple[float, int]) -> None:
+    """Refuse to compare a student with a teacher that has read other text.
+
+    Args:
+        teacher: its NLL, and the bytes that it is of.
+
+    Raises:
+        DataError: naming both numbers of bytes.
+    """
+    if teacher[1] != student.n_bytes:
+        raise DataError(
+            f"the student's validation windows have {student.n_bytes} bytes, the teacher's {teacher[1]}",
+            fix="run: dvc repro -f tokenize",
+        )

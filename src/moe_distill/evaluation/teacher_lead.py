@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from moe_distill.errors import DataError
-from moe_distill.evaluation.measure import score
+from moe_distill.evaluation.measure import require_same_bytes, score
 from moe_distill.evaluation.metrics import bits_per_byte
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer
@@ -37,12 +37,14 @@ def measure_lead(
     check_tokenizer(store.reader, student)
     documents = torch.cat(list(store.reader.columns("documents"))).unique()
     of_teacher = WindowStore(windows / "teacher/validation", TEACHER_WINDOWS)
-    teacher = bits_per_byte(*teacher_nll(of_teacher, shards, documents))
-    untrained = score(load_causal_lm(student, torch.float32, device), store, batch_windows).bits_per_byte
+    of_shards = teacher_nll(of_teacher, shards, documents)
+    untrained = score(load_causal_lm(student, torch.float32, device), store, batch_windows)
+    require_same_bytes(untrained, of_shards)
+    teacher = bits_per_byte(*of_shards)
     return {
         "teacher_bits_per_byte": teacher,
-        "student_init_bits_per_byte": untrained,
-        "lead_bits_per_byte": untrained - teacher,
+        "student_init_bits_per_byte": untrained.bits_per_byte,
+        "lead_bits_per_byte": untrained.bits_per_byte - teacher,
     }
 
 

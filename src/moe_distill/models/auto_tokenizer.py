@@ -91,7 +91,8 @@ def _compare(auto: Any, tokenizer: Tokenizer) -> str:
         found = list(auto(text, add_special_tokens=False)["input_ids"])
         expected = tokenizer.encode(text, add_special_tokens=False).ids
         if found != expected:
-            place = next((n for n, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
+            pairs, shorter = enumerate(zip(found, expected, strict=False)), min(len(found), len(expected))
+            place = next((n for n, (a, b) in pairs if a != b), shorter)
             return (
                 f"AutoTokenizer ({type(auto).__name__}) reads {text[:24]!r} as {len(found)} tokens, tokenizer.json as "
                 f"{len(expected)}, other from token {place} on"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from moe_distill.errors import DataError
 from moe_distill.losses.output_head import OutputHead
@@ -118,13 +119,25 @@ def _head(body: nn.Module, projection: nn.Module, model: PreTrainedModel) -> Out
 
 @torch.inference_mode()
 def _nearest(heads: list[OutputHead], body: nn.Module, model: PreTrainedModel) -> OutputHead:
+    """The head that is nearest to what the model's own code makes of given states.
+
+    The layers' own states are not used: those of a model in fp16 may overflow.
+    """
     weight_VD, was_training = heads[0].weight_VD, model.training
-    ids = torch.randint(min(256, len(weight_VD)), (1, PROBED), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(min(256, len(weight_VD)), (1, PROBED), generator=generator).to(weight_VD.device)
+    given = torch.randn(1, PROBED, weight_VD.shape[1], generator=generator).to(weight_VD)
+
+    def replaced(_module: nn.Module, _arguments: object, output: BaseModelOutput) -> BaseModelOutput:
+        output.last_hidden_state = given
+        return output
+
     model.eval()
-    own = model(input_ids=ids.to(weight_VD.device), use_cache=False).logits.float()
-    states = body(input_ids=ids.to(weight_VD.device), use_cache=False).last_hidden_state
+    handle = body.register_forward_hook(replaced)
+    own = model(input_ids=ids, use_cache=False).logits.float()
+    handle.remove()
     model.train(was_training)
-    errors = [float((head.logits(states).float() - own).abs().max()) for head in heads]
+    errors = [float((head.logits(given).float() - own).abs().max()) for head in heads]
     return heads[errors.index(min(errors))]
 
 

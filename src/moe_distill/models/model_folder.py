@@ -57,7 +57,7 @@ def check_model_folder(folder: Path, name: str, prefix_token: str | int | None =
 
 
 def _check_weights(folder: Path, name: str, config: dict[str, Any]) -> None:
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         method = config["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
         _refuse_quantised(name, f"its config.json has `quantization_config`, method {method}")

@@ -35,7 +35,7 @@ class MoeBlock:
 
     norm: nn.Module  # reads the residual stream that enters the block
     gate: nn.Module  # the first tensor that it returns is the router's logits
-    head: TeacherHead  # replays it; of no teacher's fingerprint yet
+    head: TeacherHead  # replays it, on the CPU; of no teacher's fingerprint yet
 
     @property
     def num_experts(self) -> int:
@@ -82,8 +82,9 @@ def _replayable(model: PreTrainedModel, decoder: Decoder, block: nn.Module) -> M
     bias = _selection_bias(block, len(tensors["gate"]))
     if bias is not None:
         tensors["selection_bias"] = bias
+    tensors = {key: tensor.cpu() for key, tensor in tensors.items()}  # a teacher on a GPU keeps no second copy there
     observed = _observe(block, gate, _probe(decoder.hidden_size))
-    rule = _rule(model, observed, bias)
+    rule = _rule(model, observed, tensors.get("selection_bias"))
     description = HeadDescription(
         teacher_fingerprint="",
         num_experts=len(tensors["gate"]),
@@ -261,15 +262,14 @@ def _is_near(found: Tensor, truth: Tensor) -> bool:
 def _check(head: TeacherHead, norm: nn.Module, final_norm: nn.Module, block: nn.Module) -> None:
     """Compute block and final norm by replay and by the model's own modules, in fp32."""
     residual_NT = _probe(head.tensors["final_norm"].shape[0])
-    on_cpu = TeacherHead(head.description, {name: each.cpu() for name, each in head.tensors.items()})
     read_NT = _in_fp32(norm)(residual_NT)
     own = first_tensor(_in_fp32(block)(read_NT[None]))
     assert own is not None
-    if not _is_near(block_input(on_cpu, residual_NT), read_NT):
+    if not _is_near(block_input(head, residual_NT), read_NT):
         raise UnknownBlockError("its norm is another")
     truth_NT = residual_NT + head.description.output_scale * own.view_as(residual_NT)
-    found_NT = replayed_residual(on_cpu, residual_NT)
+    found_NT = replayed_residual(head, residual_NT)
     if not _is_near(found_NT - residual_NT, truth_NT - residual_NT):
         raise UnknownBlockError(f"replayed, its output differs by up to {float((found_NT - truth_NT).abs().max()):.2g}")
-    if not _is_near(final_hidden(on_cpu, truth_NT), _in_fp32(final_norm)(truth_NT)):
+    if not _is_near(final_hidden(head, truth_NT), _in_fp32(final_norm)(truth_NT)):
         raise UnknownBlockError("the final norm is another")

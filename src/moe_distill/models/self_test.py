@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_distill.errors import DataError
-from moe_distill.models.decoder import Decoder, find_decoder
+from moe_distill.models.decoder import Decoder, find_decoder, recorded_states
 
+MOST_CHANGED = 512  # positions of the windows whose last token is changed
 COMPARED = 64  # positions of a window whose logits are compared: as many rows of the vocabulary exist at once
 EXACT = 1e-5  # largest difference, as a share of the largest value: rounding of fp32, and no factor or cap
 UNCHANGED = 1e-4  # the same: experts may sum the tokens of another batch in another order, in every layer
@@ -36,20 +37,22 @@ def self_test(model: PreTrainedModel, name: str, window_length: int, seed: int) 
 
     Raises:
         DataError: the windows are longer than the model's positions; the model cannot run on token ids alone; logits
-            made of the parts are not the model's; or a state depends on a later token.
+            made of the parts are not the model's; states inside have another size; or a state depends on a later token.
     """
     kind = model.config.model_type
     check_positions(model, name, window_length)
-    decoder = find_decoder(model)
-    ids_BL = random_windows(decoder, window_length, seed)
-    short_BL = ids_BL[:, :COMPARED]
     try:
-        causality_error = _causality_error(decoder, ids_BL)
+        decoder = find_decoder(model)
+        depth, length = len(decoder.layers), min(window_length, MOST_CHANGED)
+        ids_BL = random_windows(decoder, window_length, seed)
+        changing_BL, short_BL = ids_BL[:, :length], ids_BL[:, :COMPARED]
+        decoder.body(input_ids=ids_BL[:1], use_cache=False)
+        causality_error = _causality_error(decoder, changing_BL)
         if not causality_error <= UNCHANGED:  # a tie between two experts can fall either way, but not twice
-            causality_error = min(
-                causality_error, _causality_error(decoder, random_windows(decoder, window_length, seed + 1))
-            )
-        states = decoder.body(input_ids=short_BL, use_cache=False).last_hidden_state
+            another_BL = random_windows(decoder, length, seed + 1)
+            causality_error = min(causality_error, _causality_error(decoder, another_BL))
+        with recorded_states(decoder, [0, 1, depth]) as layers:
+            states = decoder.body(input_ids=short_BL, use_cache=False).last_hidden_state
         own = model(input_ids=short_BL, use_cache=False).logits.float()
     except (RuntimeError, IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise DataError(f"{name}, a {kind} model, cannot be run on token ids alone", _line(error), ANOTHER) from error
@@ -57,6 +60,10 @@ def self_test(model: PreTrainedModel, name: str, window_length: int, seed: int) 
     if states.shape != (*short_BL.shape, size):
         what = f"{name}, a {kind} model, has other modules between its states and its output matrix"
         raise DataError(what, f"its states are {tuple(states.shape[1:])}, the matrix is [{rows}, {size}]", ANOTHER)
+    for number, state in layers.items():
+        if state.shape != states.shape:
+            what = f"{name}, a {kind} model, has states of another size inside than its output matrix reads"
+            raise DataError(what, f"after layer {number} {tuple(state.shape[1:])}, {tuple(states.shape[1:])}", ANOTHER)
     if not causality_error <= UNCHANGED:
         raise DataError(
             f"{name}, a {kind} model, looks ahead",

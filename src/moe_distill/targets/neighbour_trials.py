@@ -54,6 +54,7 @@ class NeighbourTrials:
         if pair not in self._kept:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
+                self._kept_texts.clear()
             self._kept[pair] = self._ever_written(first, second)
         return self._kept[pair]
 

@@ -1,6 +1,5 @@
 """The work of the `teacher` stage: capture the targets of both splits, and export the head."""
 
-import math
 from pathlib import Path
 
 from moe_distill.config.profile import Capture, require_router_positions
@@ -11,8 +10,6 @@ from moe_distill.models.tokenizer_files import count_ids, load_tokenizer
 from moe_distill.replay.head import write_head
 from moe_distill.shards.format import read_index, row_bytes
 from moe_distill.shards.provenance import check_tokenizer, windows_fingerprint
-from moe_distill.shards.teacher_nll import teacher_nll
-from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import SPLITS, TEACHER_WINDOWS, WindowStore
 from moe_distill.teacher.architecture import Architecture, find_architecture
 from moe_distill.teacher.capture import Captured, capture
@@ -91,10 +88,7 @@ def run_teacher(
             f"teacher: warning: {spare:.1%} of its probability lies on ids that stand for no text: special tokens, and "
             f"{len(text_ids_R) - n_ids} rows without a token; no student token gets it"
         )
-    nll, n_bytes = teacher_nll(stores["validation"], open_targets(output / "shards/validation"), documents=None)
-    bits_per_byte = nll / math.log(2) / n_bytes
-    log(f"teacher: {bits_per_byte:.3f} bits per byte of the validation text")
-    return metrics | {"validation_bits_per_byte": bits_per_byte}
+    return metrics
 
 
 def export_head(architecture: Architecture, teacher_fingerprint: str, folder: Path) -> None:

@@ -83,6 +83,7 @@ def earned_weight(shared: SharedText, nll_N: Tensor) -> float:
     """
     nll_W = torch.zeros_like(shared.teacher_nll_W)
     nll_W.index_add_(0, shared.windows_N, nll_N[shared.positions_N].double())
+    nll_W = nll_W.nan_to_num(torch.inf)  # a student that has diverged knows nothing
     return LARGEST_KD_WEIGHT * mixture_weight(shared.teacher_nll_W, nll_W.minimum(shared.frequencies_nll_W))
 
 
