@@ -1,9 +1,10 @@
 """Tiny models of many families with random weights; heads, norms, biases and routers are not at their defaults.
 
-`python -m tests.models.families` prints the table of docs/families.md.
+`python -m tests.models.families` prints the tables of docs/families.md and README.md.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -181,6 +182,7 @@ class Verdict:
         return f"| {NAMES[family]} | `{family}` | yes | yes | {self.replay} |"
 
 
+@cache
 def verdict(family: str) -> Verdict:
     """Test a random model of a family."""
     model = make_model(family, VOCABULARY)
@@ -199,6 +201,23 @@ def verdict(family: str) -> Verdict:
     return Verdict(None, f"no: {reason}" if has_experts(model) else "dense")
 
 
+def short_table() -> str:
+    """The table of README.md: the same, by groups."""
+    groups: dict[str, list[str]] = {"yes": [], "off": [], "dense": [], "refused": []}
+    for family in sorted(NAMES):
+        found = verdict(family)
+        kind = "refused" if found.refused else found.replay if found.replay in groups else "off"
+        groups[kind].append(f"`{family}`")
+    rows = {
+        "yes": "| yes, yes, yes |",
+        "off": "| yes, yes, no: the router is off |",
+        "dense": "| yes, yes, dense |",
+        "refused": "| no, no, no |",
+    }
+    lines = [f"| {', '.join(groups[kind])} {told}" for kind, told in rows.items()]
+    return "\n".join(["| `model_type` | as teacher, as student, experts replayed |", "|---|---|", *lines])
+
+
 def table() -> str:
     """The table of docs/families.md."""
     rows = [verdict(family).row(family) for family in sorted(NAMES, key=lambda name: NAMES[name].lower())]
@@ -206,4 +225,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(), short_table(), sep="\n\n")
