@@ -5,13 +5,8 @@ from pathlib import Path
 import pytest
 
 from moe_distill.correction.adapters import adapter_parameters, attach_adapters
-from moe_distill.correction.correction_disk_use import (
-    least_memory,
-    model_bytes,
-    most_adapter_weights,
-    tensor_shapes,
-    work_bytes,
-)
+from moe_distill.correction.correction_disk_use import least_memory, model_bytes, most_adapter_weights, work_bytes
+from moe_distill.models.model_weights import tensor_shapes
 from tests.correction.conftest import PARAMS, Corrected
 from tests.teacher.conftest import FAMILIES, make_teacher
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from moe_distill.correction.held_out import measure, spread_windows
+from moe_distill.batches.batch_order import spread_windows
+from moe_distill.correction.held_out import measure
 from moe_distill.errors import DataError
 from moe_distill.shards.window_store import WindowStore
 from tests.teacher.conftest import make_teacher, windows
@@ -45,8 +46,8 @@ def test_a_dense_teacher_has_no_shares(windows: WindowStore) -> None:
 
 
 def test_windows_are_spread_and_no_more_than_there_are(windows: WindowStore) -> None:
-    assert spread_windows(windows, 4) == [0, 3, 6, 9]
-    assert spread_windows(windows, 99) == list(range(12))
+    assert spread_windows(len(windows), 4) == [0, 3, 6, 9]
+    assert spread_windows(len(windows), 99) == list(range(12))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -34,3 +34,9 @@ def epoch_batches(lengths: Tensor, batch_windows: int, seed: int, epoch: int) ->
     batches = grouped.view(-1, batch_windows)
     shuffled: list[list[int]] = batches[torch.randperm(len(batches), generator=generator)].tolist()
     return shuffled
+
+
+def spread_windows(total: int, count: int) -> list[int]:
+    """Numbers of at most `count` windows, evenly spread over a split: its sources lie one after the other."""
+    count = min(count, total)
+    return [number * total // count for number in range(count)]

@@ -13,9 +13,9 @@ import torch
 from moe_distill.batches.split import mean_positions_with_states
 from moe_distill.config.params import Params
 from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TeacherCorrection, TinyTeacher
-from moe_distill.correction.correction_disk_use import least_memory, most_adapter_weights, tensor_shapes, work_bytes
+from moe_distill.correction.correction_disk_use import least_memory, most_adapter_weights, work_bytes
 from moe_distill.models.config_checks import read_sizes
-from moe_distill.models.model_weights import count_parameters
+from moe_distill.models.model_weights import count_parameters, tensor_shapes
 from moe_distill.pipeline.parameter_checks import model_sizes
 from moe_distill.shards.format import INDEX_NAME, row_bytes
 from moe_distill.shards.teacher_store import open_targets

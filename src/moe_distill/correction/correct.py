@@ -8,10 +8,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from moe_distill.batches.batch_order import spread_windows
 from moe_distill.config.profile import Precision, TeacherCorrection
 from moe_distill.correction.adapters import adapter_parameters, attach_adapters, merge_adapters
 from moe_distill.correction.correction_disk_use import model_bytes, work_bytes
-from moe_distill.correction.held_out import HeldOut, measure, spread_windows
+from moe_distill.correction.held_out import HeldOut, measure
 from moe_distill.correction.moe_modules import effective_experts, find_moe_modules
 from moe_distill.correction.tuning import Counters, tune
 from moe_distill.log import log
@@ -66,7 +67,7 @@ def correct_teacher(
         # Sums have one order. The backward pass of `grouped_mm` adds experts in any, and needs a newer GPU.
         model.set_experts_implementation("eager")
     output.mkdir(parents=True, exist_ok=True)
-    numbers = spread_windows(stores["validation"], params.validation_windows)
+    numbers = spread_windows(len(stores["validation"]), params.validation_windows)
     before = _before(model, stores["validation"], numbers, params, output / BEFORE_NAME)
     log(f"teacher_correction: {before.bits_per_byte:.4f} bits per byte on {len(numbers)} validation windows")
 

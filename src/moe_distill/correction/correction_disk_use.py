@@ -1,29 +1,10 @@
 """What a teacher's correction takes of disk and memory, computed before it starts."""
 
 import math
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from moe_distill.errors import DataError
 from moe_distill.shards.checkpoint import KEPT
-
-
-def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Names and shapes of the tensors in a model folder, from the headers of its safetensors files alone.
-
-    Raises:
-        DataError: a file is not safetensors.
-    """
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise DataError(f"{path} is not a readable safetensors file", str(error)) from error
-    return shapes
 
 
 def model_bytes(model: PreTrainedModel) -> int:

@@ -3,6 +3,7 @@
 Shapes: B windows of a batch, L positions of a padded window, N positions of a batch, R rows of the output matrix.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,8 +18,6 @@ from moe_distill.errors import DataError
 from moe_distill.log import progress_bar
 from moe_distill.shards.window_store import WindowStore, model_inputs
 
-BITS_PER_NAT = 1.4426950408889634
-
 
 class HeldOut(BaseModel):
     """A teacher on some validation windows."""
@@ -27,12 +26,6 @@ class HeldOut(BaseModel):
 
     bits_per_byte: float
     expert_shares: list[list[float]]  # for each layer with experts: the share of all choices that each expert gets
-
-
-def spread_windows(store: WindowStore, count: int) -> list[int]:
-    """Numbers of at most `count` windows, evenly spread over the split: its sources lie one after the other."""
-    count = min(count, len(store))
-    return [number * len(store) // count for number in range(count)]
 
 
 @torch.inference_mode()
@@ -60,7 +53,7 @@ def measure(model: PreTrainedModel, store: WindowStore, numbers: list[int], batc
         )
     shares = [(each / each.sum()).tolist() for each in counts.values()]
     n_bytes = int(store.byte_counts[numbers].sum())
-    return HeldOut(bits_per_byte=nats * BITS_PER_NAT / n_bytes, expert_shares=shares)
+    return HeldOut(bits_per_byte=nats / math.log(2) / n_bytes, expert_shares=shares)
 
 
 def real_positions(tokens: list[Tensor]) -> Tensor:

@@ -67,3 +67,12 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, list[int]]]:
                     yield name, str(tensor.get_dtype()), list(tensor.get_shape())
         except SafetensorError as error:
             raise DataError(f"{path} is not a readable safetensors file", str(error)) from error
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Names and shapes of a model's own weights, from the headers of their files alone.
+
+    Raises:
+        DataError: a file is not safetensors.
+    """
+    return {name: shape for name, _, shape in _tensors(folder)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_distill.batches.batch import Batch
-from moe_distill.batches.batch_order import batches_from
+from moe_distill.batches.batch_order import batches_from, spread_windows
 from moe_distill.batches.loader import BatchReader, LoaderSettings, load_batches, requests
 from moe_distill.config.params import EarlyStopping
 from moe_distill.config.profile import Train, require_a_batch
@@ -200,14 +200,9 @@ def _measure_kd_weight(trainer: Trainer, context: TrainingContext, validation_pa
         trainer.counters.kd_weight = earned_weight(context.shared_text, metrics.nll_N)
 
 
-def validation_windows(train: Train, total: int) -> list[int]:
-    """The same windows at every validation, evenly spread over the split: its sources lie one after the other."""
-    n_windows = min(train.validation_windows, total)
-    return [number * total // n_windows for number in range(n_windows)]
-
-
 def _validation_parts(context: TrainingContext) -> list[Batch]:
-    windows = validation_windows(context.train, context.n_validation_windows)
+    """The same windows at every validation."""
+    windows = spread_windows(context.n_validation_windows, context.train.validation_windows)
     wanted = requests(windows, context.train.micro_batch_windows)
     return [to_device(context.validation_batches.read(request), context.runtime.device) for request in wanted]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from moe_distill.batches.batch_order import spread_windows
 from moe_distill.batches.loader import BatchReader
 from moe_distill.batches.split import Split, count_experts, mean_positions_with_states, open_split
 from moe_distill.config.params import Params
@@ -26,7 +27,7 @@ from moe_distill.targets.window_targets import TargetSettings, WindowTargets
 from moe_distill.training.curriculum import experts_warning
 from moe_distill.training.input_checks import check_inputs, check_student_rows
 from moe_distill.training.kd_weight import read_shared_text
-from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase, validation_windows
+from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.replay_check import replay_fault
@@ -157,7 +158,7 @@ def _train(
     )
     memory = train.target_memory_mb * 10**6 // max(1, train.loader_workers)
     targets = _window_targets(params, inputs, splits, memory)
-    watched = validation_windows(train, len(validation_split.windows))
+    watched = spread_windows(len(validation_split.windows), train.validation_windows)
     context = TrainingContext(
         train_batches=BatchReader(train_split, targets[0], with_states, train.chunk_tokens),
         validation_batches=BatchReader(validation_split, targets[1], with_states, train.chunk_tokens),
