@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moe_distill.correction.adapters import adapter_parameters, attach_adapters, merge_adapters
-from moe_distill.errors import DataError
+from moe_distill.errors import ConfigError, DataError
 from tests.correction.conftest import PARAMS
+from tests.models.families import make_model
 from tests.teacher.conftest import FAMILIES, VOCABULARY, make_teacher
 
 IDS = torch.randint(1, VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(2))
@@ -89,3 +90,19 @@ def test_a_model_without_linear_layers_is_refused() -> None:
     model = cast(PreTrainedModel, cast(Any, Unadaptable()))
     with pytest.raises(DataError, match=r"odd model has no linear layer.*teacher_correction: null"):
         attach_adapters(model, PARAMS, seed=0)
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "phimoe", "jetmoe"])
+def test_a_router_that_returns_more_than_logits_is_tuned(family: str) -> None:
+    adapted = attach_adapters(make_model(family, 120), PARAMS, seed=0)
+    assert adapted(input_ids=torch.arange(12)[None], use_cache=False).logits.isfinite().all()
+
+
+def test_a_router_that_adapters_break_is_refused_in_one_line() -> None:
+    said = r"a ernie4_5_moe teacher cannot be tuned with these adapters; .*; set `train_router` and"
+    with pytest.raises(ConfigError, match=said):
+        attach_adapters(make_model("ernie4_5_moe", 120), PARAMS, seed=0)
+    without = attach_adapters(
+        make_model("ernie4_5_moe", 120), PARAMS.model_copy(update={"train_router": False}), seed=0
+    )
+    assert without(input_ids=torch.arange(12)[None], use_cache=False).logits.isfinite().all()

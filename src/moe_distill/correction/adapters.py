@@ -10,8 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from moe_distill.config.profile import TeacherCorrection
 from moe_distill.correction.moe_modules import find_moe_modules, is_below
-from moe_distill.errors import DataError
+from moe_distill.errors import ConfigError, DataError
 
+PROBED = 8  # tokens
 ALPHA_PER_RANK = 2  # the product of an adapter's two matrices is added twofold
 
 
@@ -26,6 +27,7 @@ def attach_adapters(model: PreTrainedModel, params: TeacherCorrection, seed: int
 
     Raises:
         DataError: there is nothing to put an adapter on.
+        ConfigError: the model does not run with them.
     """
     modules, parameters = _targets(model, params)
     if not modules and not parameters:
@@ -42,7 +44,18 @@ def attach_adapters(model: PreTrainedModel, params: TeacherCorrection, seed: int
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what peft finds out by itself, and of what it asks transformers
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
+        try:
+            adapted = get_peft_model(model, config)
+            with torch.inference_mode():
+                adapted(input_ids=torch.zeros(1, PROBED, dtype=torch.int64, device=model.device), use_cache=False)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AttributeError, TypeError, ValueError) as error:  # a module that is more than its matrix
+            raise ConfigError(
+                f"a {model.config.model_type} teacher cannot be tuned with these adapters",
+                " ".join(str(error).split())[:200],
+                "set `train_router` and `train_experts` of `models.teacher_correction` to false, or it to null",
+            ) from error
     assert isinstance(adapted, PeftModel)
     return adapted
 
