@@ -3,10 +3,13 @@
 import ipaddress
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+from tests.params import ROOT
 
 if TYPE_CHECKING:
     from tests.chain import Chain
@@ -44,3 +47,13 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> "Chain":
     from tests.chain import make_chain, small_params, topic_texts  # the whole package: seconds
 
     return make_chain(tmp_path_factory.mktemp("chain"), small_params(), topic_texts(40))
+
+
+@pytest.fixture
+def stage_workspace(chain: "Chain", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Chain":
+    """A copy of the chain with the project's code, the current folder: where a stage's `main` runs."""
+    copied = chain.copy(tmp_path / "workspace")
+    for name in ("dvc.yaml", "src", "stages"):
+        (copied.folder / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(copied.folder)
+    return copied

@@ -12,17 +12,6 @@ from stages.teacher import main as capture
 from stages.teacher_correction import main
 from tests.chain import Chain
 from tests.correction.conftest import PARAMS
-from tests.params import ROOT
-
-
-@pytest.fixture
-def workspace(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
-    """A copy of the chain with the project's code, the current folder."""
-    copied = chain.copy(tmp_path / "workspace")
-    for name in ("dvc.yaml", "src", "stages"):
-        (copied.folder / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(copied.folder)
-    return copied
 
 
 def corrected(params: Params) -> Params:
@@ -32,35 +21,35 @@ def corrected(params: Params) -> Params:
     return Params.model_validate(values)
 
 
-def test_off_it_writes_a_marker_and_the_shards_are_as_they_were(workspace: Chain) -> None:
-    before = [folder_fingerprint(workspace.targets), folder_fingerprint(workspace.head)]
-    main(workspace.params)
+def test_off_it_writes_a_marker_and_the_shards_are_as_they_were(stage_workspace: Chain) -> None:
+    before = [folder_fingerprint(stage_workspace.targets), folder_fingerprint(stage_workspace.head)]
+    main(stage_workspace.params)
     [marker] = Path("models/teacher_corrected").iterdir()
     assert json.loads(marker.read_text()) == {"corrected": False}
     assert json.loads(Path("metrics/teacher_correction.json").read_text()) == {"corrected": 0.0}
-    capture(workspace.params)
-    assert [folder_fingerprint(workspace.targets), folder_fingerprint(workspace.head)] == before
+    capture(stage_workspace.params)
+    assert [folder_fingerprint(stage_workspace.targets), folder_fingerprint(stage_workspace.head)] == before
 
 
-def test_on_its_teacher_is_captured(workspace: Chain) -> None:
-    params, uncorrected = corrected(workspace.params), folder_fingerprint(workspace.targets)
+def test_on_its_teacher_is_captured(stage_workspace: Chain) -> None:
+    params, uncorrected = corrected(stage_workspace.params), folder_fingerprint(stage_workspace.targets)
     main(params)
     metrics = json.loads(Path("metrics/teacher_correction.json").read_text())
     assert metrics["bits_per_byte_after"] < metrics["bits_per_byte_before"]
     capture(params)
-    assert folder_fingerprint(workspace.targets) != uncorrected
-    metadata = open_targets(workspace.targets / "train").index.metadata
+    assert folder_fingerprint(stage_workspace.targets) != uncorrected
+    metadata = open_targets(stage_workspace.targets / "train").index.metadata
     assert metadata["teacher_fingerprint"] == folder_fingerprint(Path("models/teacher_corrected"))
-    main(workspace.params)  # off again
-    capture(workspace.params)
-    assert folder_fingerprint(workspace.targets) == uncorrected
+    main(stage_workspace.params)  # off again
+    capture(stage_workspace.params)
+    assert folder_fingerprint(stage_workspace.targets) == uncorrected
 
 
-def test_what_was_finished_is_taken(workspace: Chain, capsys: pytest.CaptureFixture[str]) -> None:
-    main(corrected(workspace.params))
+def test_what_was_finished_is_taken(stage_workspace: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    main(corrected(stage_workspace.params))
     published = folder_fingerprint(Path("models/teacher_corrected"))
-    main(workspace.params)
+    main(stage_workspace.params)
     capsys.readouterr()
-    main(corrected(workspace.params))
+    main(corrected(stage_workspace.params))
     assert "its result is taken" in capsys.readouterr().out
     assert folder_fingerprint(Path("models/teacher_corrected")) == published

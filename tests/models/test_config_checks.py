@@ -61,15 +61,15 @@ def test_what_is_no_causal_language_model_is_refused_in_one_line(tmp_path: Path,
     assert "config.json" in str(caught.value)
 
 
-def sizes(positions: int | None = 64) -> ModelSizes:
-    return ModelSizes("llama", vocabulary=90, hidden_size=32, layers=3, positions=positions, experts=0)
+def sizes() -> ModelSizes:
+    return ModelSizes("llama", vocabulary=90, hidden_size=32, layers=3, positions=64, experts=0)
 
 
 def test_windows_longer_than_the_positions_are_refused() -> None:
-    check_windows(sizes(), "student", 64)
-    check_windows(sizes(positions=None), "student", 10**6)
+    check_windows(64, "llama", "student", 64)
+    check_windows(None, "llama", "student", 10**6)
     with pytest.raises(ConfigError, match=r"`windows\.teacher_max_length` is 65, the teacher has 64 positions"):
-        check_windows(sizes(), "teacher", 65)
+        check_windows(64, "llama", "teacher", 65)
 
 
 def test_more_logits_or_layers_than_the_teacher_has_are_refused() -> None:

@@ -184,6 +184,7 @@ def test_whole_numbers_of_buffers_are_not_quantised(folder: Path, tmp_path: Path
     buffers = {"attn.bias": torch.ones(1, 4, dtype=torch.uint8), "position_ids": torch.zeros(1, 4, dtype=torch.int64)}
     save_file(buffers | {"a.weight": torch.zeros(2, dtype=torch.bfloat16)}, folder / "model.safetensors")
     copy_model_folder(folder, "the model", tmp_path / "copy")
+    assert (tmp_path / "copy/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 def test_more_ids_than_rows_are_refused_with_both_numbers(folder: Path) -> None:

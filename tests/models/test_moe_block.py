@@ -106,3 +106,25 @@ def test_a_teacher_in_half_precision_has_the_same_block(dtype: torch.dtype) -> N
         assert isinstance(rounded, MoeBlock), rounded
         assert exact.head.description == rounded.head.description
         assert rounded.head.tensors["gate_up"].dtype is dtype
+
+
+@pytest.mark.parametrize("groups", [3, 4])
+def test_a_number_of_groups_that_the_router_does_not_use_is_no_matter(groups: int) -> None:
+    """Three do not divide four experts, and four leave one expert in each."""
+    model = make_model("qwen2_moe", 120)
+    model.config.n_group, model.config.topk_group = groups, 1
+    block = found(model)
+    assert isinstance(block, MoeBlock)
+    assert block.head.router.groups == 1
+
+
+def test_a_norm_that_reads_more_than_states_is_no_traceback() -> None:
+    model = make_model("qwen3_moe", 120)
+    norm = find_decoder(model).layers[-1].get_submodule("post_attention_layernorm")
+
+    def alone(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if arguments[0].ndim == 2:
+            raise TypeError("a gate is missing")
+
+    norm.register_forward_pre_hook(alone)
+    assert found(model) == "the teacher's last MoE block is of an unknown form: a norm around it is no RMS norm"

@@ -13,20 +13,9 @@ from moe_distill.errors import ConfigError
 from moe_distill.shards.teacher_store import open_targets
 from stages.teacher import main
 from tests.chain import Chain
-from tests.params import ROOT
 
 
-@pytest.fixture
-def workspace(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
-    """A copy of the chain with the project's code, the current folder."""
-    copied = chain.copy(tmp_path / "workspace")
-    for name in ("dvc.yaml", "src", "stages"):
-        (copied.folder / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(copied.folder)
-    return copied
-
-
-def test_weights_are_hashed_once(workspace: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_hashed_once(stage_workspace: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are gigabytes, and the stage names its work, its shards and its head by them."""
     digest, hashed = hashlib.file_digest, Counter[Path]()
 
@@ -35,8 +24,8 @@ def test_weights_are_hashed_once(workspace: Chain, monkeypatch: pytest.MonkeyPat
         return digest(file, name)
 
     monkeypatch.setattr(hashlib, "file_digest", counting)
-    main(workspace.params)
-    assert hashed[workspace.folder / "models/teacher/model.safetensors"] == 1
+    main(stage_workspace.params)
+    assert hashed[stage_workspace.folder / "models/teacher/model.safetensors"] == 1
 
 
 def with_states(params: Params, hidden_fraction: float, **weights: float) -> Params:
@@ -48,10 +37,10 @@ def with_states(params: Params, hidden_fraction: float, **weights: float) -> Par
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01])
-def test_few_states_of_a_moe_teacher_do_for_kd_alone(workspace: Chain, share: float) -> None:
-    main(with_states(workspace.params, share))
+def test_few_states_of_a_moe_teacher_do_for_kd_alone(stage_workspace: Chain, share: float) -> None:
+    main(with_states(stage_workspace.params, share))
     for split in ("train", "validation"):
-        targets = open_targets(workspace.targets / split)
+        targets = open_targets(stage_workspace.targets / split)
         targets.verify()
         assert "router_logits" in targets.index.fields
         assert targets.rows("hidden") < targets.rows("positions") * 0.05
@@ -59,23 +48,23 @@ def test_few_states_of_a_moe_teacher_do_for_kd_alone(workspace: Chain, share: fl
 
 
 @pytest.mark.parametrize("term", ["feature", "router_balance"])
-def test_few_states_are_refused_where_a_term_reads_them(workspace: Chain, term: str) -> None:
-    before = workspace.targets.stat()
+def test_few_states_are_refused_where_a_term_reads_them(stage_workspace: Chain, term: str) -> None:
+    before = stage_workspace.targets.stat()
     with pytest.raises(ConfigError, match=r"needs 256; raise `teacher.hidden_fraction`"):
-        main(with_states(workspace.params, 0.01, **{term: 0.1}))
-    assert workspace.targets.stat() == before
+        main(with_states(stage_workspace.params, 0.01, **{term: 0.1}))
+    assert stage_workspace.targets.stat() == before
 
 
 def test_probability_on_ids_without_text_is_told(
-    workspace: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage_workspace: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The small teacher has hardly been trained, and 240 rows without a token."""
-    main(workspace.params)
+    main(stage_workspace.params)
     share = 1 - json.loads(Path("metrics/teacher.json").read_text())["text_token_probability"]
     assert share > 0.1
     said = capsys.readouterr().out
     assert f"warning: {share:.1%} of its probability lies on ids that stand for no text" in said
     assert "240 rows without a token" in said
     monkeypatch.setattr("moe_distill.teacher.run.SPARE_SHARE", share)
-    main(with_states(workspace.params, 0.0))
+    main(with_states(stage_workspace.params, 0.0))
     assert "warning" not in capsys.readouterr().out

@@ -24,6 +24,7 @@ from moe_distill.teacher.capture import capture_fields
 from moe_distill.training.curriculum import phase1_steps
 from moe_distill.training.schedule import ramps_are_complete
 from moe_distill.training.trainer import phase_bytes
+from moe_distill.utils.device import resolve_precision
 
 WINDOWS, TARGETS = Path("data/windows"), Path("data/teacher_shards")
 TEACHER, STUDENT = Path("models/teacher"), Path("models/student_init")
@@ -89,8 +90,8 @@ def _correction(params: Params, correction: TeacherCorrection, teacher: dict[str
 
 def _teacher_item_bytes(params: Params) -> int:
     """Bytes of a teacher's weight in the precision that it runs in on this machine."""
-    precision = params.profile.teacher.precision
-    return 4 if precision == "fp32" or (precision == "auto" and not torch.cuda.is_available()) else 2
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    return resolve_precision(params.profile.teacher.precision, capability).itemsize
 
 
 def _correction_bytes(params: Params, correction: TeacherCorrection) -> int:

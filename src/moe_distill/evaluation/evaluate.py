@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from moe_distill.batches.split import count_experts
 from moe_distill.config.profile import Evaluate
 from moe_distill.evaluation.measure import Comparison, Score, compare, require_same_bytes, score
 from moe_distill.evaluation.metrics import (
@@ -79,10 +80,9 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     teacher_parameters, teacher_weights = sizes["teacher_parameters"], sizes["teacher_bytes"]
     assert isinstance(teacher_parameters, int)
     assert isinstance(teacher_weights, int)
-    has_router = "router_logits" in targets.index.fields
     metrics = {f"{name}_bits_per_byte": value for name, value in bpb.items()}
     metrics |= {
-        "teacher_experts": float(targets.index.fields["router_logits"].shape[-1]) if has_router else 0.0,
+        "teacher_experts": float(count_experts(targets)),
         "teacher_parameters": float(teacher_parameters),
         "student_parameters": float(parameters),
         "compression_ratio": teacher_parameters / parameters,

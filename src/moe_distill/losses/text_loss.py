@@ -90,8 +90,7 @@ class _TextLoss(torch.autograd.Function):
         has_kl: bool,
         with_gradient: bool,
     ) -> tuple[Tensor, ...]:
-        read_ND = (hidden_ND if head.scale == 1.0 else hidden_ND * head.scale).to(dtype)
-        output_VD = weight_VD.to(dtype)
+        read_ND, output_VD = head.scaled(hidden_ND).to(dtype), weight_VD.to(dtype)
         longest = max((stretch.stop - stretch.start for stretch in text.stretches), default=0)
         buffer_nV = read_ND.new_empty(longest, len(weight_VD))
         hidden_gradient_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if with_gradient else None
@@ -105,7 +104,7 @@ class _TextLoss(torch.autograd.Function):
             torch.mm(read_nD, output_VD.T, out=logits_nV)
             if bias_V is not None:
                 logits_nV += bias_V.to(dtype)
-            slope_nV = None if head.softcap is None else _cap_(logits_nV, head.softcap)
+            slope_nV = head.cap_(logits_nV)
             of_stretch, nll_n = _losses(logits_nV, text, stretch, kd_weight, has_kl, with_gradient)
             sums += of_stretch
             nll_N[stretch.start : stretch.stop] = nll_n
@@ -122,9 +121,7 @@ class _TextLoss(torch.autograd.Function):
                 product_VD = logits_nV.T @ (read_nD * HALF_SCALE)
                 weight_gradient_VD.add_(product_VD, alpha=1.0 / HALF_SCALE)
         if hidden_gradient_ND is not None and weight_gradient_VD is not None:
-            if head.scale != 1.0:
-                hidden_gradient_ND *= head.scale
-            ctx.save_for_backward(hidden_gradient_ND, weight_gradient_VD, bias_gradient_V)
+            ctx.save_for_backward(head.scaled(hidden_gradient_ND), weight_gradient_VD, bias_gradient_V)
         loss, *others = (*sums.unbind(), nll_N)
         ctx.mark_non_differentiable(*others)
         return loss, *others
@@ -136,14 +133,6 @@ class _TextLoss(torch.autograd.Function):
         of_bias_V = None if bias_gradient_V is None else bias_gradient_V.mul_(gradient)
         of_weights = weight_gradient_VD.mul_(gradient), of_bias_V
         return hidden_gradient_ND * gradient, *of_weights, None, None, None, None, None, None
-
-
-def _cap_(logits_nV: Tensor, softcap: float) -> Tensor:
-    """Cap logits in place; returns the slope of the cap, which the gradient is multiplied by."""
-    tanh_nV = logits_nV.div_(softcap).tanh_()
-    slope_nV = 1.0 - tanh_nV.square()
-    logits_nV.mul_(softcap)
-    return slope_nV
 
 
 def _losses(

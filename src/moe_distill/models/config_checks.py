@@ -42,7 +42,7 @@ def read_sizes(folder: Path) -> ModelSizes:
             vocabulary=int(config.vocab_size),
             hidden_size=int(config.hidden_size),
             layers=int(config.num_hidden_layers),
-            positions=_positions(config),
+            positions=find_positions(config),
             experts=_experts(config),
         )
     except Exception as error:  # whatever stands in the file, and whatever its class says of that
@@ -52,7 +52,8 @@ def read_sizes(folder: Path) -> ModelSizes:
     return sizes
 
 
-def _positions(config: object) -> int | None:
+def find_positions(config: object) -> int | None:
+    """Positions that a configuration allows; None: it sets no limit."""
     found = getattr(config, "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
 
@@ -68,7 +69,7 @@ def _experts(config: object) -> int:
     return next((number for number in found if isinstance(number, int) and number > 1), 0)
 
 
-def check_windows(sizes: ModelSizes, role: str, window: int) -> None:
+def check_windows(positions: int | None, model_type: str, role: str, window: int) -> None:
     """Refuse windows longer than the model's positions.
 
     Args:
@@ -78,11 +79,11 @@ def check_windows(sizes: ModelSizes, role: str, window: int) -> None:
     Raises:
         ConfigError: naming both lengths.
     """
-    if sizes.positions is not None and window > sizes.positions:
+    if positions is not None and window > positions:
         raise ConfigError(
-            f"`windows.{role}_max_length` is {window}, the {role} has {sizes.positions} positions",
-            f"max_position_embeddings of its config.json, a {sizes.model_type} model",
-            f"lower `windows.{role}_max_length` to {sizes.positions} at most",
+            f"`windows.{role}_max_length` is {window}, the {role} has {positions} positions",
+            f"max_position_embeddings of its config.json, a {model_type} model",
+            f"lower `windows.{role}_max_length` to {positions} at most",
         )
 
 

@@ -22,7 +22,7 @@ SCALE_KEYS = (
 )
 SOFTCAP_KEYS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 PROBED = 8  # positions
-ANOTHER = "choose a model of a family in README.md"
+ANOTHER = "choose another model; README.md has the families that are known to work"
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def _head(body: nn.Module, projection: nn.Module, model: PreTrainedModel) -> Out
     weight, bias = projection.weight, getattr(projection, "bias", None)
     assert isinstance(weight, Tensor)
     bias_V = bias if isinstance(bias, Tensor) else None
-    values = [value for key in SCALE_KEYS if (value := _number(model, key)) not in (None, 0.0, 1.0)]
-    scales = [1.0, *(scale for value in values if value for scale in (value, 1.0 / value))]
+    values = [value for key in SCALE_KEYS if (value := _number(model, key)) and value != 1.0]
+    scales = [1.0, *(scale for value in values for scale in (value, 1.0 / value))]
     caps = [None, *(cap for key in SOFTCAP_KEYS if (cap := _number(model, key)))]
     heads = [OutputHead(weight, bias_V, scale, cap) for scale in scales for cap in caps]
     return heads[0] if len(heads) == 1 else _nearest(heads, body, model)
@@ -134,9 +134,11 @@ def _nearest(heads: list[OutputHead], body: nn.Module, model: PreTrainedModel) -
 
     model.eval()
     handle = body.register_forward_hook(replaced)
-    own = model(input_ids=ids, use_cache=False).logits.float()
-    handle.remove()
-    model.train(was_training)
+    try:
+        own = model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        handle.remove()
+        model.train(was_training)
     errors = [float((head.logits(given).float() - own).abs().max()) for head in heads]
     return heads[errors.index(min(errors))]
 

@@ -65,10 +65,11 @@ def find_selection_bias(block: nn.Module, num_experts: int) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Observed:
-    """What the block's own code did with the router's logits."""
+    """What the block's own code did with its input."""
 
     logits_NE: Tensor
     mixture_NE: Tensor
+    output_NT: Tensor
 
 
 @torch.inference_mode()
@@ -85,12 +86,12 @@ def observe(block: nn.Module, gate: nn.Module, read_NT: Tensor) -> Observed:
     handle = experts.register_forward_pre_hook(record, with_kwargs=True)
     with recorded([alone.get_submodule(gate_name)]) as seen:
         try:
-            alone(read_NT[None])
+            output = first_tensor(alone(read_NT[None]))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # it may ask for anything beside states
             raise UnknownBlockError("it cannot be run alone") from error
         finally:
             handle.remove()
-    if not asked or not seen:
+    if not asked or not seen or output is None or output.numel() != read_NT.numel():
         raise UnknownBlockError("it does not run its router and its experts as modules")
     logits_NE = next(iter(seen.values()))[1].view(len(read_NT), -1)
     tensors = [each for each in asked[0] if isinstance(each, Tensor)][1:]
@@ -101,7 +102,7 @@ def observe(block: nn.Module, gate: nn.Module, read_NT: Tensor) -> Observed:
     mixture_NE = torch.zeros_like(logits_NE).scatter_add(
         1, ids.view(len(read_NT), -1).long(), weights.view(len(read_NT), -1)
     )
-    return Observed(logits_NE, mixture_NE)
+    return Observed(logits_NE, mixture_NE, output.view_as(read_NT))
 
 
 def find_rule(model: PreTrainedModel, observed: Observed, bias: Tensor | None) -> RouterRule:
@@ -111,7 +112,10 @@ def find_rule(model: PreTrainedModel, observed: Observed, bias: Tensor | None) -
     groups = int(getattr(config, "n_group", None) or 1)
     kept = int(getattr(config, "topk_group", None) or groups)
     scales = {1.0, float(getattr(config, "routed_scaling_factor", None) or 1.0)}
-    grouped: set[tuple[int, int]] = {(1, 1), (groups, kept)}
+    num_experts = observed.logits_NE.shape[1]
+    grouped: set[tuple[int, int]] = {(1, 1)}
+    if num_experts % groups == 0 and num_experts // groups > 1:  # else the groups are of something else
+        grouped.add((groups, kept))
     scores: tuple[Literal["softmax", "sigmoid"], ...] = ("softmax", "sigmoid")
     counted: tuple[Literal["largest", "two_largest"], ...] = ("largest", "two_largest")
     for score, normalizes, scale, (n, of_n), group_score in product(

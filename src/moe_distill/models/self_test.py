@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_distill.errors import DataError
-from moe_distill.models.decoder import Decoder, find_decoder, recorded_states
+from moe_distill.models.config_checks import check_windows, find_positions
+from moe_distill.models.decoder import ANOTHER, Decoder, find_decoder, recorded_states
 
 MOST_CHANGED = 512  # positions of the windows whose last token is changed
 COMPARED = 64  # positions of a window whose logits are compared: as many rows of the vocabulary exist at once
 EXACT = 1e-5  # largest difference, as a share of the largest value: rounding of fp32, and no factor or cap
 UNCHANGED = 1e-4  # the same: experts may sum the tokens of another batch in another order, in every layer
-ANOTHER = "choose another model; README.md has the families that are known to work"
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ def self_test(model: PreTrainedModel, name: str, window_length: int, seed: int) 
         window_length: positions of the longest window, prefix token included.
 
     Raises:
-        DataError: the windows are longer than the model's positions; the model cannot run on token ids alone; logits
+        ConfigError: the windows are longer than the model's positions.
+        DataError: the model cannot run on token ids alone; logits
             made of the parts are not the model's; states inside have another size; or a state depends on a later token.
     """
     kind = model.config.model_type
-    check_positions(model, name, window_length)
+    check_windows(find_positions(model.config), kind, name, window_length)
     try:
         decoder = find_decoder(model)
         depth, length = len(decoder.layers), min(window_length, MOST_CHANGED)
@@ -78,20 +79,6 @@ def self_test(model: PreTrainedModel, name: str, window_length: int, seed: int) 
             ANOTHER,
         )
     return SelfTest(logit_error, causality_error)
-
-
-def check_positions(model: PreTrainedModel, name: str, window_length: int) -> None:
-    """Refuse windows that are longer than a model's positions.
-
-    Raises:
-        DataError: naming both numbers.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < window_length:
-        raise DataError(
-            f"{name} has {positions} positions, the profile's windows have up to {window_length}",
-            fix=f"lower `windows.{name}_max_length` to {positions}",
-        )
 
 
 def random_windows(decoder: Decoder, length: int, seed: int) -> Tensor:

@@ -27,10 +27,10 @@ def check_parameters(params: Params) -> Iterator[str]:
     windows, capture, models = params.profile.windows, params.profile.teacher, params.profile.models
     teacher, student = model_sizes(models.teacher), model_sizes(models.student)
     if teacher is not None:
-        check_windows(teacher, "teacher", windows.teacher_max_length)
+        check_windows(teacher.positions, teacher.model_type, "teacher", windows.teacher_max_length)
         check_capture(teacher, capture.k, capture.hidden_layers)
     if student is not None:
-        check_windows(student, "student", windows.student_max_length)
+        check_windows(student.positions, student.model_type, "student", windows.student_max_length)
     if {params.experiment.precision, capture.precision} & {"bf16", "fp16"}:
         _check_precisions(params)
     tiny = models.teacher.num_experts if isinstance(models.teacher, TinyTeacher) else 0

@@ -7,14 +7,10 @@ from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import WindowStore
 
 
-def teacher_nll(teacher_windows: WindowStore, targets: ShardReader, documents: Tensor | None) -> tuple[float, int]:
-    """The teacher's cached NLL in nats over the windows of the given documents (their numbers), and their bytes.
-
-    Args:
-        documents: None: all of them.
-    """
+def teacher_nll(teacher_windows: WindowStore, targets: ShardReader, documents: Tensor) -> tuple[float, int]:
+    """The teacher's cached NLL in nats over the windows of the given documents (their numbers), and their bytes."""
     numbers = torch.cat(list(teacher_windows.reader.columns("documents")))
-    kept = torch.ones_like(numbers, dtype=torch.bool) if documents is None else torch.isin(numbers, documents)
+    kept = torch.isin(numbers, documents)
     logprobs = torch.cat(list(targets.columns("target_logprob"))).double()
     per_position = kept.repeat_interleave(teacher_windows.token_counts)
     return -float(logprobs[per_position].sum()), int(teacher_windows.byte_counts[kept].sum())
