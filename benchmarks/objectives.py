@@ -29,8 +29,8 @@ import typer
 from comparison_run import HOME, NATIVE_TEACHER, OURS, SAME_STUDENT, STUDENT, TEACHER, Run, execute
 
 from moe_distill.alignment.corpus_windows import write_windows
+from moe_distill.config.model_keys import TinyStudent, TinyTeacher
 from moe_distill.config.params import load_params
-from moe_distill.config.profile import TinyStudent, TinyTeacher
 from moe_distill.models.tiny_student import make_tiny_student
 from moe_distill.models.tiny_teacher import train_tiny_teacher
 from moe_distill.teacher.run import run_teacher

@@ -11,8 +11,9 @@ import yaml
 from pydantic import ValidationError
 
 from moe_distill import cli
+from moe_distill.config.corpus_keys import Corpus
 from moe_distill.config.params import ExperimentParams, load_params
-from moe_distill.config.profile import Corpus, Profile
+from moe_distill.config.profile import Profile
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from stages import check

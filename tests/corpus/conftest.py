@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_distill.config.profile import Corpus
+from moe_distill.config.corpus_keys import Corpus
 from moe_distill.corpus.documents import Document, read_documents
 
 MakeCorpus = Callable[..., Corpus]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from moe_distill.config.profile import Source
+from moe_distill.config.corpus_keys import Source
 from moe_distill.corpus import build
 from moe_distill.corpus.build import METRICS, build_corpus
 from moe_distill.corpus.documents import document_id, is_kept, is_validation

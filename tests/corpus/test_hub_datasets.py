@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from moe_distill.config.profile import Hub
+from moe_distill.config.corpus_keys import Hub
 from moe_distill.corpus.hub_datasets import hub_documents
 from moe_distill.corpus.raw import RawDocument, Skip
 from moe_distill.errors import DataError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_distill.config.profile import Hub
+from moe_distill.config.corpus_keys import Hub
 from moe_distill.corpus.build import build_corpus
 from moe_distill.corpus.hub_datasets import hub_documents
 from moe_distill.corpus.raw import RawDocument, Skip

@@ -3,7 +3,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from moe_distill.config.profile import Corpus, Files, Hub, PythonDocs, source_name
+from moe_distill.config.corpus_keys import Corpus, Files, Hub, PythonDocs, source_name
 from moe_distill.corpus.raw import RawDocument, Skip
 from moe_distill.corpus.sources import read_source
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_distill.config.profile import TeacherCorrection
+from moe_distill.config.model_keys import TeacherCorrection
 from moe_distill.correction.correct import correct_teacher
 from tests.chain import Chain
 

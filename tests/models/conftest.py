@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moe_distill.config.profile import TinyStudent, TinyTeacher, TinyTokenizer
+from moe_distill.config.model_keys import TinyStudent, TinyTeacher, TinyTokenizer
 from moe_distill.corpus.documents import SCHEMA
 from moe_distill.models.provide import provide_student, provide_teacher
 

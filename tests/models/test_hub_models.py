@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import DryRunFileInfo, constants
 from huggingface_hub.errors import DryRunError, HFValidationError, LocalEntryNotFoundError
 
-from moe_distill.config.profile import HubModel
+from moe_distill.config.model_keys import HubModel
 from moe_distill.errors import DataError, ResourceError
 from moe_distill.models import hub_models as hub
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moe_distill.config.profile import FolderModel, HubModel
+from moe_distill.config.model_keys import FolderModel, HubModel
 from moe_distill.errors import DataError
 from moe_distill.models import provide
 from moe_distill.models.model_folder import copy_model_folder

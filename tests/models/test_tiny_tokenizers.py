@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from moe_distill.config.profile import TinyTokenizer
+from moe_distill.config.model_keys import TinyTokenizer
 from moe_distill.errors import DataError
 from moe_distill.models.tiny_tokenizers import save_tokenizer, train_tokenizer
 
@@ -84,7 +84,7 @@ def test_families_split_as_their_models_do(trained: dict[str, Tokenizer]) -> Non
 
 def test_equal_inputs_give_equal_bytes_in_another_process_too(corpus: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from moe_distill.config.profile import TinyTokenizer;"
+        "import sys; from pathlib import Path; from moe_distill.config.model_keys import TinyTokenizer;"
         "from moe_distill.models.tiny_tokenizers import *;"
         "save_tokenizer(train_tokenizer(TinyTokenizer.model_validate_json(sys.argv[1]), Path(sys.argv[2])), 64,"
         " Path(sys.argv[3]))"

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_distill.config.profile import Files, FolderModel, Profile
+from moe_distill.config.corpus_keys import Files
+from moe_distill.config.model_keys import FolderModel
+from moe_distill.config.profile import Profile
 from moe_distill.errors import DataError
 from moe_distill.pipeline.local_inputs import STAGES, Recorded, local_inputs
 from moe_distill.utils.files import canonical_json

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_distill.config.profile import FolderModel, Profile
+from moe_distill.config.model_keys import FolderModel
+from moe_distill.config.profile import Profile
 from moe_distill.errors import DataError
 from moe_distill.models.tokenizer_files import count_ids, load_tokenizer
 from moe_distill.pipeline.local_models import check_local_models

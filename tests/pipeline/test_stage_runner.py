@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
+from moe_distill.config.model_keys import TeacherCorrection
 from moe_distill.config.params import Params
-from moe_distill.config.profile import TeacherCorrection
 from moe_distill.pipeline import stage_runner as stage
 
 ROOT = Path(__file__).parents[2]

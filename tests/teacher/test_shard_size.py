@@ -5,7 +5,8 @@ from itertools import chain
 
 import pytest
 
-from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, Hub, Profile
+from moe_distill.config.corpus_keys import Hub
+from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, Profile
 from moe_distill.corpus.raw import RawDocument
 from moe_distill.corpus.resize import join_rows
 from moe_distill.shards.format import row_bytes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from moe_distill.config.profile import TinyStudent
+from moe_distill.config.model_keys import TinyStudent
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.models.provide import provide_student, provide_teacher
 from moe_distill.shards.provenance import capture_fingerprint, tokenizer_fingerprint

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_distill.config.profile import Precision
+from moe_distill.config.values import Precision
 from moe_distill.errors import ConfigError, ResourceError
 from moe_distill.utils import device as runtime
 from moe_distill.utils.device import Runtime, make_runtime, probe, resolve_precision, seed_everything

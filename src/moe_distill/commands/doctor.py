@@ -10,7 +10,7 @@ import torch
 
 from moe_distill.commands.plan import bytes_to_come
 from moe_distill.config.params import Params
-from moe_distill.config.profile import Precision
+from moe_distill.config.values import Precision
 from moe_distill.errors import DataError, MoeDistillError
 from moe_distill.evaluation.teacher_lead import is_ahead, told
 from moe_distill.pipeline.dvc_repair import killed_experiment, live_program, stale_rwlock_pids

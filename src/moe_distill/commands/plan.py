@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from moe_distill.batches.split import mean_positions_with_states
+from moe_distill.config.model_keys import TeacherCorrection, TinyTeacher
 from moe_distill.config.params import Params
-from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, TeacherCorrection, TinyTeacher
+from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS
 from moe_distill.correction.correction_disk_use import least_memory, most_adapter_weights, work_bytes
 from moe_distill.models.config_checks import read_sizes
 from moe_distill.models.model_weights import count_parameters, tensor_shapes

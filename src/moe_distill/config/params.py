@@ -1,6 +1,6 @@
 """Every key of params.yaml with type, range and meaning; and `load_params`, which reads params.yaml and the profile.
 
-params.yaml holds what an experiment varies. No key has a default, and unknown keys are refused, as in profile.py.
+params.yaml holds what an experiment varies. No key has a default, and unknown keys are refused, as in profile.py, corpus_keys.py and model_keys.py.
 """
 
 import re
@@ -11,19 +11,10 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from moe_distill.config.profile import (
-    Count,
-    Hub,
-    HubModel,
-    Positive,
-    Precision,
-    Profile,
-    Real,
-    Section,
-    Seed,
-    Share,
-    Weight,
-)
+from moe_distill.config.corpus_keys import Hub
+from moe_distill.config.model_keys import HubModel
+from moe_distill.config.profile import Profile
+from moe_distill.config.values import Count, Positive, Precision, Real, Section, Seed, Share, Weight
 from moe_distill.errors import ConfigError
 
 KdOrder = Literal["temper_then_map", "map_then_temper"]

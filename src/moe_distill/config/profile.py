@@ -4,32 +4,15 @@ A profile holds what a machine, a corpus and a pair of models need. No key has a
 of a value in the file; an option that may be left out is then off. Unknown keys are refused.
 """
 
-from collections import Counter
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from moe_distill.config.corpus_keys import Corpus
+from moe_distill.config.model_keys import Models, TinyStudent, TinyTeacher
+from moe_distill.config.values import Count, Positive, Precision, Rate, Real, Section, Seed, Share, Weight, Whole
 from moe_distill.errors import ConfigError, DataError
-
-
-def no_truth_value(value: object) -> object:
-    """Refuse `on` and `yes`, which YAML takes for true and pydantic for the number 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {str(value).lower()}: YAML reads on, yes, off and no so")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(no_truth_value)]
-Real = Annotated[float, BeforeValidator(no_truth_value)]
-Share = Annotated[Real, Field(ge=0.0, le=1.0)]
-Positive = Annotated[Whole, Field(gt=0, lt=2**31)]
-Count = Annotated[Whole, Field(ge=0, lt=2**31)]
-Seed = Annotated[Whole, Field(ge=0, lt=2**32)]  # what NumPy takes
-Weight = Annotated[Real, Field(ge=0.0)]
-Rate = Annotated[Real, Field(gt=0.0)]
-PrefixToken = str | Count | None  # begins every window; a token or its id; absent: BOS, else EOS
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; with fewer, balance and importance are mostly noise
 
@@ -61,175 +44,6 @@ def require_a_batch(n_windows: int, batch_windows: int) -> None:
             f"the training split has {n_windows} windows, one batch has {batch_windows}",
             fix="lower `train.batch_windows`, or raise `windows.train_fraction` or the corpus",
         )
-
-
-class Section(BaseModel):
-    """A group of keys: immutable, and a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-# Under which the metrics of a source are reported, by MLflow and in tables too.
-SourceName = Annotated[str, Field(pattern=r"^\w[\w. -]*$", max_length=100)]
-
-
-class PythonDocs(Section):
-    """The documentation inside the installed Python."""
-
-    kind: Literal["python_docs"]
-    weight: Share  # share of its training documents that is kept
-
-
-class Files(Section):
-    """Local text: .txt, .jsonl or .parquet files, folders of them, or globs."""
-
-    kind: Literal["files"]
-    name: SourceName
-    paths: list[str] = Field(min_length=1)
-    field: str  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
-    weight: Share
-    max_documents: Positive | None
-    join_rows_to_characters: Positive | None = None  # see Hub; a .txt stays one document
-
-
-class Hub(Section):
-    """A dataset of the Hugging Face hub, streamed at a pinned revision."""
-
-    kind: Literal["hub"]
-    name: SourceName
-    repository: str
-    revision: str = Field(min_length=1)
-    subset: str | None
-    split: str
-    field: str
-    weight: Share
-    max_documents: Positive
-    join_rows_to_characters: Positive | None = None  # consecutive rows make a document; absent: each row is one
-
-
-Source = Annotated[PythonDocs | Files | Hub, Field(discriminator="kind")]
-
-
-def source_name(source: Source) -> str:
-    """The name under which the metrics of a source are reported."""
-    return "python_docs" if isinstance(source, PythonDocs) else source.name
-
-
-class Corpus(Section):
-    """The sources of text, and the split into training and validation documents."""
-
-    sources: list[Source] = Field(min_length=1)
-    validation_fraction: Annotated[Real, Field(gt=0.0, lt=1.0)]  # by document hash
-
-    @model_validator(mode="after")
-    def _distinct_names(self) -> Self:
-        for name, count in Counter(source_name(source) for source in self.sources).items():
-            if count > 1:
-                raise ValueError(f"{count} sources are named `{name}`: give each its own `name`")
-        return self
-
-
-class TinyTokenizer(Section):
-    """A byte-level BPE tokenizer trained on a share of the training documents."""
-
-    vocabulary_size: Annotated[Whole, Field(ge=300, lt=2**31)]
-    pre_tokenizer: Literal["qwen", "smollm", "gpt2"]  # whose splitting rules it imitates
-    sample_fraction: Share
-    sample_seed: Seed
-
-
-class Attention(Section):
-    """Sizes of a small model that must fit each other."""
-
-    hidden_size: Positive
-    layers: Positive
-    heads: Positive
-    key_value_heads: Positive
-
-    @model_validator(mode="after")
-    def _whole_heads(self) -> Self:
-        if self.hidden_size % (2 * self.heads):
-            raise ValueError("hidden_size must be a multiple of 2 * heads: rotary embeddings halve a head")
-        if self.heads % self.key_value_heads:
-            raise ValueError("heads must be a multiple of key_value_heads")
-        return self
-
-
-class TinyTeacher(Attention):
-    """A small Qwen3-MoE, trained from random weights on the training split."""
-
-    kind: Literal["tiny"]
-    tokenizer: TinyTokenizer
-    num_experts: Annotated[Whole, Field(ge=2, lt=2**31)]
-    experts_per_token: Positive
-    expert_size: Positive
-    max_length: Positive
-    router_auxiliary_weight: Weight
-    steps: Positive
-    batch_windows: Positive
-    learning_rate: Rate
-
-    @model_validator(mode="after")
-    def _enough_experts(self) -> Self:
-        if self.experts_per_token > self.num_experts:
-            raise ValueError("experts_per_token must not exceed num_experts")
-        return self
-
-
-class TinyStudent(Attention):
-    """A small Llama with random weights: deeper and narrower than the teacher."""
-
-    kind: Literal["tiny"]
-    tokenizer: TinyTokenizer
-    intermediate_size: Positive
-    max_length: Positive
-
-
-class HubModel(Section):
-    """A model of the Hugging Face hub at a pinned revision: safetensors only, no remote code."""
-
-    kind: Literal["hub"]
-    repository: str
-    revision: str = Field(min_length=1)
-    prefix_token: PrefixToken = None
-
-
-class FolderModel(Section):
-    """A local `save_pretrained` folder with its tokenizer."""
-
-    kind: Literal["folder"]
-    path: str
-    prefix_token: PrefixToken = None
-
-
-class TeacherCorrection(Section):
-    """Low-rank adapters, tuned on the training text and merged into the teacher before it is captured."""
-
-    steps: Positive  # optimizer steps
-    learning_rate: Rate  # at the peak: a short warm-up, then a cosine to a tenth
-    rank: Positive  # of the adapters
-    train_experts: bool  # adapters on the experts too, where the teacher has any; else these stay as they are
-    train_router: bool
-    batch_windows: Positive  # teacher windows of an optimizer step
-    micro_batch_windows: Positive  # of one forward pass, whose logits are held whole; the rest is accumulated
-    gradient_checkpointing: bool  # layers are computed twice: less memory, a half more time
-    validation_windows: Positive  # evenly spread teacher windows, measured before and after
-    checkpoint_every: Positive
-
-    @model_validator(mode="after")
-    def _whole_micro_batches(self) -> Self:
-        if self.batch_windows % self.micro_batch_windows:
-            raise ValueError("batch_windows must be a multiple of micro_batch_windows")
-        return self
-
-
-class Models(Section):
-    """Where teacher and student come from."""
-
-    seed: Seed  # of both models' random weights, where they are made here, and of the teacher's correction
-    teacher: Annotated[TinyTeacher | HubModel | FolderModel, Field(discriminator="kind")]
-    teacher_correction: TeacherCorrection | None  # null: the teacher is captured as it is
-    student: Annotated[TinyStudent | HubModel | FolderModel, Field(discriminator="kind")]
 
 
 class Windows(Section):

@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-from moe_distill.config.profile import Corpus, Files, Source, source_name
+from moe_distill.config.corpus_keys import Corpus, Files, Source, source_name
 from moe_distill.corpus.corpus_disk_use import corpus_bytes
 from moe_distill.corpus.documents import Document, document_id, is_kept, is_validation
 from moe_distill.corpus.local_files import left_out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from moe_distill.config.profile import Corpus, Files, Hub, PythonDocs, Source
+from moe_distill.config.corpus_keys import Corpus, Files, Hub, PythonDocs, Source
 from moe_distill.corpus.documents import Document, document_id
 from moe_distill.corpus.hub_datasets import split_bytes
 from moe_distill.corpus.local_files import SUFFIXES, LocalFile, local_files

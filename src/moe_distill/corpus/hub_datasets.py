@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from moe_distill.config.profile import Hub
+from moe_distill.config.corpus_keys import Hub
 from moe_distill.corpus.raw import RawDocument, Skip, from_value
 from moe_distill.corpus.resize import join_rows
 from moe_distill.errors import DataError

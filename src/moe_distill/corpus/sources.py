@@ -4,7 +4,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_distill.config.profile import Files, PythonDocs, Source
+from moe_distill.config.corpus_keys import Files, PythonDocs, Source
 from moe_distill.corpus.hub_datasets import hub_documents
 from moe_distill.corpus.python_docs import python_documents
 from moe_distill.corpus.raw import RawDocument, Skip, examine

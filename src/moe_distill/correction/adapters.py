@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from moe_distill.config.profile import TeacherCorrection
+from moe_distill.config.model_keys import TeacherCorrection
 from moe_distill.correction.moe_modules import find_moe_modules, is_below
 from moe_distill.errors import ConfigError, DataError
 

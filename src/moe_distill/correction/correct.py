@@ -9,7 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from moe_distill.batches.batch_order import spread_windows
-from moe_distill.config.profile import Precision, TeacherCorrection
+from moe_distill.config.model_keys import TeacherCorrection
+from moe_distill.config.values import Precision
 from moe_distill.correction.adapters import adapter_parameters, attach_adapters, merge_adapters
 from moe_distill.correction.correction_disk_use import model_bytes, work_bytes
 from moe_distill.correction.held_out import HeldOut, measure

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from moe_distill.batches.batch_order import batches_from
-from moe_distill.config.profile import TeacherCorrection
+from moe_distill.config.model_keys import TeacherCorrection
 from moe_distill.correction.held_out import real_positions
 from moe_distill.correction.moe_modules import find_moe_modules
 from moe_distill.errors import ConfigError, DataError, DivergenceError

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import DryRunFileInfo, constants, snapshot_download
 from huggingface_hub.errors import DryRunError
 
-from moe_distill.config.profile import HubModel
+from moe_distill.config.model_keys import HubModel
 from moe_distill.errors import DataError
 from moe_distill.models.model_folder import FILE_PATTERNS, SMALLER, copy_model_folder
 from moe_distill.utils.disk_space import require_space

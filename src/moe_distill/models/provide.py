@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moe_distill.config.profile import FolderModel, HubModel, TinyStudent, TinyTeacher
+from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.models.auto_tokenizer import match_auto_tokenizer
 from moe_distill.models.hub_models import snapshot
 from moe_distill.models.model_folder import copy_model_folder

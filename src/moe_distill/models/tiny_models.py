@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from moe_distill.config.profile import TinyStudent, TinyTeacher
+from moe_distill.config.model_keys import TinyStudent, TinyTeacher
 from moe_distill.models.tiny_tokenizers import save_tokenizer
 
 

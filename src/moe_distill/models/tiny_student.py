@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moe_distill.config.profile import TinyStudent
+from moe_distill.config.model_keys import TinyStudent
 from moe_distill.models.model_disk_use import require_model_space
 from moe_distill.models.tiny_models import decoder_settings, random_model, save_model
 from moe_distill.models.tiny_tokenizers import end_of_text_id, train_tokenizer

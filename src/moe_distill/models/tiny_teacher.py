@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from moe_distill.config.profile import TinyTeacher
+from moe_distill.config.model_keys import TinyTeacher
 from moe_distill.corpus.documents import read_documents
 from moe_distill.errors import DivergenceError
 from moe_distill.log import log, progress_bar

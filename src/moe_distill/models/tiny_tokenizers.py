@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from moe_distill.config.profile import TinyTokenizer
+from moe_distill.config.model_keys import TinyTokenizer
 from moe_distill.corpus.documents import hash_fraction, read_documents
 from moe_distill.errors import DataError
 

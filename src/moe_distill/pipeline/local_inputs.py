@@ -7,7 +7,9 @@ runs, writes fingerprints of their content to data/sources.json, and the stages 
 from collections.abc import Mapping
 from pathlib import Path
 
-from moe_distill.config.profile import Corpus, Files, FolderModel, HubModel, Profile, TinyStudent, TinyTeacher
+from moe_distill.config.corpus_keys import Corpus, Files
+from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
+from moe_distill.config.profile import Profile
 from moe_distill.corpus.local_files import local_files
 from moe_distill.errors import DataError
 from moe_distill.log import log

@@ -1,6 +1,7 @@
 """Refuse a local model in the stage `check`, which would else be refused after the corpus is made."""
 
-from moe_distill.config.profile import FolderModel, Profile
+from moe_distill.config.model_keys import FolderModel
+from moe_distill.config.profile import Profile
 from moe_distill.models.model_folder import check_model_folder
 from moe_distill.utils.files import project_root
 

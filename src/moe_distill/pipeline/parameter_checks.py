@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.config.params import Params
-from moe_distill.config.profile import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.errors import ConfigError
 from moe_distill.models.config_checks import ModelSizes, check_capture, check_windows, read_sizes
 from moe_distill.pipeline.local_models import check_local_models

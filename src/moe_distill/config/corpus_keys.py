@@ -1,0 +1,67 @@
+"""Keys `corpus` of a profile: the sources of text."""
+
+from collections import Counter
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from moe_distill.config.values import Positive, Real, Section, Share
+
+# Under which the metrics of a source are reported, by MLflow and in tables too.
+SourceName = Annotated[str, Field(pattern=r"^\w[\w. -]*$", max_length=100)]
+
+
+class PythonDocs(Section):
+    """The documentation inside the installed Python."""
+
+    kind: Literal["python_docs"]
+    weight: Share  # share of its training documents that is kept
+
+
+class Files(Section):
+    """Local text: .txt, .jsonl or .parquet files, folders of them, or globs."""
+
+    kind: Literal["files"]
+    name: SourceName
+    paths: list[str] = Field(min_length=1)
+    field: str  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
+    weight: Share
+    max_documents: Positive | None
+    join_rows_to_characters: Positive | None = None  # see Hub; a .txt stays one document
+
+
+class Hub(Section):
+    """A dataset of the Hugging Face hub, streamed at a pinned revision."""
+
+    kind: Literal["hub"]
+    name: SourceName
+    repository: str
+    revision: str = Field(min_length=1)
+    subset: str | None
+    split: str
+    field: str
+    weight: Share
+    max_documents: Positive
+    join_rows_to_characters: Positive | None = None  # consecutive rows make a document; absent: each row is one
+
+
+Source = Annotated[PythonDocs | Files | Hub, Field(discriminator="kind")]
+
+
+def source_name(source: Source) -> str:
+    """The name under which the metrics of a source are reported."""
+    return "python_docs" if isinstance(source, PythonDocs) else source.name
+
+
+class Corpus(Section):
+    """The sources of text, and the split into training and validation documents."""
+
+    sources: list[Source] = Field(min_length=1)
+    validation_fraction: Annotated[Real, Field(gt=0.0, lt=1.0)]  # by document hash
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        for name, count in Counter(source_name(source) for source in self.sources).items():
+            if count > 1:
+                raise ValueError(f"{count} sources are named `{name}`: give each its own `name`")
+        return self

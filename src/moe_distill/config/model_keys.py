@@ -1,0 +1,112 @@
+"""Keys `models` of a profile: where teacher and student come from, and the teacher's correction."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from moe_distill.config.values import Count, Positive, Rate, Section, Seed, Share, Weight, Whole
+
+PrefixToken = str | Count | None  # begins every window; a token or its id; absent: BOS, else EOS
+
+
+class TinyTokenizer(Section):
+    """A byte-level BPE tokenizer trained on a share of the training documents."""
+
+    vocabulary_size: Annotated[Whole, Field(ge=300, lt=2**31)]
+    pre_tokenizer: Literal["qwen", "smollm", "gpt2"]  # whose splitting rules it imitates
+    sample_fraction: Share
+    sample_seed: Seed
+
+
+class Attention(Section):
+    """Sizes of a small model that must fit each other."""
+
+    hidden_size: Positive
+    layers: Positive
+    heads: Positive
+    key_value_heads: Positive
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("hidden_size must be a multiple of 2 * heads: rotary embeddings halve a head")
+        if self.heads % self.key_value_heads:
+            raise ValueError("heads must be a multiple of key_value_heads")
+        return self
+
+
+class TinyTeacher(Attention):
+    """A small Qwen3-MoE, trained from random weights on the training split."""
+
+    kind: Literal["tiny"]
+    tokenizer: TinyTokenizer
+    num_experts: Annotated[Whole, Field(ge=2, lt=2**31)]
+    experts_per_token: Positive
+    expert_size: Positive
+    max_length: Positive
+    router_auxiliary_weight: Weight
+    steps: Positive
+    batch_windows: Positive
+    learning_rate: Rate
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.experts_per_token > self.num_experts:
+            raise ValueError("experts_per_token must not exceed num_experts")
+        return self
+
+
+class TinyStudent(Attention):
+    """A small Llama with random weights: deeper and narrower than the teacher."""
+
+    kind: Literal["tiny"]
+    tokenizer: TinyTokenizer
+    intermediate_size: Positive
+    max_length: Positive
+
+
+class HubModel(Section):
+    """A model of the Hugging Face hub at a pinned revision: safetensors only, no remote code."""
+
+    kind: Literal["hub"]
+    repository: str
+    revision: str = Field(min_length=1)
+    prefix_token: PrefixToken = None
+
+
+class FolderModel(Section):
+    """A local `save_pretrained` folder with its tokenizer."""
+
+    kind: Literal["folder"]
+    path: str
+    prefix_token: PrefixToken = None
+
+
+class TeacherCorrection(Section):
+    """Low-rank adapters, tuned on the training text and merged into the teacher before it is captured."""
+
+    steps: Positive  # optimizer steps
+    learning_rate: Rate  # at the peak: a short warm-up, then a cosine to a tenth
+    rank: Positive  # of the adapters
+    train_experts: bool  # adapters on the experts too, where the teacher has any; else these stay as they are
+    train_router: bool
+    batch_windows: Positive  # teacher windows of an optimizer step
+    micro_batch_windows: Positive  # of one forward pass, whose logits are held whole; the rest is accumulated
+    gradient_checkpointing: bool  # layers are computed twice: less memory, a half more time
+    validation_windows: Positive  # evenly spread teacher windows, measured before and after
+    checkpoint_every: Positive
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Self:
+        if self.batch_windows % self.micro_batch_windows:
+            raise ValueError("batch_windows must be a multiple of micro_batch_windows")
+        return self
+
+
+class Models(Section):
+    """Where teacher and student come from."""
+
+    seed: Seed  # of both models' random weights, where they are made here, and of the teacher's correction
+    teacher: Annotated[TinyTeacher | HubModel | FolderModel, Field(discriminator="kind")]
+    teacher_correction: TeacherCorrection | None  # null: the teacher is captured as it is
+    student: Annotated[TinyStudent | HubModel | FolderModel, Field(discriminator="kind")]

@@ -1,0 +1,29 @@
+"""The types of values that several keys share, and the base of every group of keys."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def no_truth_value(value: object) -> object:
+    """Refuse `on` and `yes`, which YAML takes for true and pydantic for the number 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}: YAML reads on, yes, off and no so")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(no_truth_value)]
+Real = Annotated[float, BeforeValidator(no_truth_value)]
+Share = Annotated[Real, Field(ge=0.0, le=1.0)]
+Positive = Annotated[Whole, Field(gt=0, lt=2**31)]
+Count = Annotated[Whole, Field(ge=0, lt=2**31)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]  # what NumPy takes
+Weight = Annotated[Real, Field(ge=0.0)]
+Rate = Annotated[Real, Field(gt=0.0)]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+class Section(BaseModel):
+    """A group of keys: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
