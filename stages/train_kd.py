@@ -21,6 +21,7 @@ STAGE = TrainingStage(
     student=Path("models/student_kd"),
     optimizer=Path("models/student_kd_optimizer"),
 )
+main, compute = partial(run_training, STAGE), partial(compute_training, STAGE)
 
 if __name__ == "__main__":
-    run(STAGE.name, partial(run_training, STAGE), partial(compute_training, STAGE))
+    run(STAGE.name, main, compute)

@@ -20,6 +20,7 @@ STAGE = TrainingStage(
     train=train_router,
     student=Path("models/student"),
 )
+main, compute = partial(run_training, STAGE), partial(compute_training, STAGE)
 
 if __name__ == "__main__":
-    run(STAGE.name, partial(run_training, STAGE), partial(compute_training, STAGE))
+    run(STAGE.name, main, compute)

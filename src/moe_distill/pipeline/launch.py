@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError, ResourceError
@@ -71,24 +72,28 @@ def _launch(stage: str, processes: int, work: Path) -> dict[str, float]:
         except SignalException as error:
             raise_at_once(error.sigval, None)
         except ChildFailedError as error:
-            raise _reason(stage, failure, error.get_first_failure()[1].exitcode) from None
+            _raise_reason(failure, min(each.exitcode for each in error.failures.values()))
     values = read_json_object(metrics)
     metrics.unlink()
     return {name: float(str(value)) for name, value in values.items()}
 
 
-def _reason(stage: str, failure: Path, exit_code: int) -> Exception:
-    """Why the processes have ended."""
+def _raise_reason(failure: Path, exit_code: int) -> NoReturn:
+    """Raise what ended the first of the processes; of a bug, show the traceback.
+
+    Args:
+        exit_code: negative where a signal has ended one of them.
+    """
     if not failure.is_file():
         how = f"by signal {-exit_code}" if exit_code < 0 else f"with code {exit_code}"
-        return ResourceError(f"{stage}: one of its processes was ended {how}", fix="the same command continues")
+        raise ResourceError(f"one of its processes was ended {how}", fix="the same command continues")
     left = Failure.model_validate_json(failure.read_text(encoding="utf-8"))
     failure.unlink()
     known = left.to_error()
     if known is None:
         print(left.what, file=sys.stderr)
-        return RuntimeError(f"{stage}: one of its processes ended with the traceback above")
-    return known
+        sys.exit(1)
+    raise known
 
 
 @contextmanager

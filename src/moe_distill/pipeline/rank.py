@@ -7,12 +7,12 @@ in a file of the work folder; the others only lose it.
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
 from pydantic import BaseModel, ConfigDict
 
 from moe_distill import errors
@@ -94,5 +94,7 @@ def _exit(code: int) -> NoReturn:
 
 def _end_with_the_parent() -> None:
     """Whatever has ended it: nobody else would ever end this process."""
-    psutil.Process(os.getppid()).wait()
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.2)
     os._exit(1)
