@@ -24,9 +24,11 @@ from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, open_targets
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
 from moe_distill.teacher.architecture import find_architecture
-from moe_distill.teacher.capture import Captured, capture, run_of
+from moe_distill.teacher.capture import Captured, capture
+from moe_distill.teacher.columns import run_of
 from moe_distill.teacher.forward import States, forward
 from moe_distill.teacher.run import export_head
+from moe_distill.utils.processes import ALONE, Processes
 from tests.replay.teachers import FAMILIES as MOE_FAMILIES
 from tests.replay.teachers import certain
 from tests.replay.teachers import make_teacher as random_moe
@@ -51,7 +53,9 @@ def params(**changes: object) -> Capture:
     return Capture.model_validate(values | changes)
 
 
-def run(model: PreTrainedModel, windows: WindowStore, output: Path, **changes: object) -> Captured:
+def run(
+    model: PreTrainedModel, windows: WindowStore, output: Path, processes: Processes = ALONE, **changes: object
+) -> Captured:
     text_ids = torch.ones(VOCABULARY, dtype=torch.bool)
     text_ids[0] = False
     return capture(
@@ -65,6 +69,7 @@ def run(model: PreTrainedModel, windows: WindowStore, output: Path, **changes: o
         "key",
         output,
         output.with_name(f"{output.name}-progress"),
+        processes,
     )
 
 
