@@ -184,9 +184,9 @@ def save_and_die(folder, checkpoint):
     if checkpoint.step == 20:
         os.kill(os.getpid(), signal.SIGKILL)
 loop.save_checkpoint = save_and_die
-from stages.train_router import main
+from stages.train_router import STAGE, run_training
 from moe_distill.config.params import load_params
-main(load_params())
+run_training(STAGE, load_params())
 """
 
 

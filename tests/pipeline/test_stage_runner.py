@@ -12,6 +12,7 @@ import yaml
 from moe_distill.config.model_keys import TeacherCorrection
 from moe_distill.config.params import Params
 from moe_distill.pipeline import stage_runner as stage
+from moe_distill.pipeline.known_errors import MEMORY_KEYS
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def failing(error: Exception) -> Callable[[Params], None]:
     return main
 
 
-@pytest.mark.parametrize("name", stage.MEMORY_KEYS)
+@pytest.mark.parametrize("name", MEMORY_KEYS)
 def test_gpu_memory_that_does_not_suffice_is_one_line_with_keys_of_the_profile(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,7 +57,7 @@ def test_gpu_memory_that_does_not_suffice_is_one_line_with_keys_of_the_profile(
 def test_every_stage_that_asks_for_a_device_has_its_keys() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     on_device = {name for name, each in stages.items() if "src/moe_distill/utils/device.py" in each.get("deps", [])}
-    assert on_device | {"models@teacher"} == set(stage.MEMORY_KEYS)
+    assert on_device | {"models@teacher"} == set(MEMORY_KEYS)
 
 
 def test_a_defect_keeps_its_traceback() -> None:

@@ -13,7 +13,7 @@ STAGES = PIPELINE["stages"]
 GRAPH = grimp.build_graph("moe_distill")
 # They parse, refuse, estimate, tell or record; they cannot change a result, and an edit to them runs no stage again.
 PLUMBING = {"cli", "commands", "config", "errors", "log", "pipeline", "tracking", "utils"}
-OF_RESULTS = {"moe_distill.utils.device", "moe_distill.utils.learning_rate", "moe_distill.utils.tensors"}
+OF_RESULTS = {f"moe_distill.utils.{name}" for name in ("device", "learning_rate", "processes", "tensors")}
 
 
 def definition(stage: str) -> dict[str, Any]:

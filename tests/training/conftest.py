@@ -21,6 +21,7 @@ from moe_distill.targets.teacher_rows import teacher_rows
 from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.teacher.sparsify import sparsify
 from moe_distill.training.objective import Student
+from moe_distill.training.step import ValidationSet
 from moe_distill.training.student import Heads, make_heads
 from tests.stores import stores
 
@@ -54,6 +55,7 @@ def make_batch(seed: int, lengths: list[int], with_runs: bool = True, with_targe
             n_bytes=3 * n_tokens,
             places=len(lengths) * longest,
         ),
+        dropout_seed=seed,
     )
 
 
@@ -111,7 +113,14 @@ def merged(parts: Sequence[Batch]) -> Batch:
         text=Text(labels, target, stretches(len(labels), CHUNK_TOKENS, target)),
         runs=_merged_runs(runs, firsts) if runs else None,
         counts=sum((part.counts for part in parts), Counts()),
+        dropout_seed=parts[0].dropout_seed,
     )
+
+
+def whole_set(parts: list[Batch]) -> ValidationSet:
+    """A validation set of which one process has all parts."""
+    tokens = [part.counts.tokens for part in parts]
+    return ValidationSet(parts, [sum(tokens[:number]) for number in range(len(parts))])
 
 
 def _merged_runs(runs: list[HiddenRuns], firsts: list[int]) -> HiddenRuns:

@@ -24,7 +24,7 @@ from moe_distill.training.objective import Objective, Student
 from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import validate
 from moe_distill.training.student import layer_pairs, make_heads
-from tests.training.conftest import make_batch, runs_of
+from tests.training.conftest import make_batch, runs_of, whole_set
 
 STUDENT_ROWS, TEACHER_ROWS, WINDOWS, LENGTH = 300, 400, 2, 64
 TEACHER_LAYERS, STUDENT_LAYERS, TEACHER_SIZE, STUDENT_SIZE, EXPERTS = 28, 30, 1024, 576, 3
@@ -111,12 +111,13 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
         text=Text(torch.randint(STUDENT_ROWS, (n,), generator=generator), target, stretches(n, 50, target)),
         runs=runs,
         counts=Counts(tokens=n, aligned=n, hidden=n, n_bytes=4 * n, places=n),
+        dropout_seed=0,
     )
     head = architecture.moe.head
     pairs = layer_pairs(captured, TEACHER_LAYERS, STUDENT_LAYERS)
     assert pairs == [8, 15, STUDENT_LAYERS]
     heads = make_heads(pairs, STUDENT_SIZE, TEACHER_SIZE, EXPERTS, seed=0)
-    terms = validate(Student(real_student(), heads, head), [batch], full).terms
+    terms = validate(Student(real_student(), heads, head), whole_set([batch]), full).terms
     raw = {name: term.raw for name, term in terms.items()}
     assert raw.keys() == {"lm", "kd", *HIDDEN_TERMS, *ROUTER_TERMS}
     for name, value in raw.items():
@@ -129,13 +130,13 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
 def test_the_order_of_the_students_heads_is_irrelevant(student: Student, full: Objective) -> None:
     """Both query heads of every layer change places: the same function, and the same value of every term."""
     batch = make_batch(0, [12, 9])
-    before = validate(student, [batch], full).terms
+    before = validate(student, whole_set([batch]), full).terms
     with torch.no_grad():
         for layer in student.model.model.layers:
             attention = layer.self_attn
             attention.q_proj.weight.copy_(attention.q_proj.weight.view(2, 8, 16).flip(0).reshape(16, 16))
             attention.o_proj.weight.copy_(attention.o_proj.weight.view(16, 2, 8).flip(1).reshape(16, 16))
-    after = validate(student, [batch], full).terms
+    after = validate(student, whole_set([batch]), full).terms
     for name, term in before.items():
         assert after[name].raw == pytest.approx(term.raw, abs=1e-5), name
 
@@ -143,12 +144,12 @@ def test_the_order_of_the_students_heads_is_irrelevant(student: Student, full: O
 def test_attention_is_blind_to_scale_and_rotation_of_the_teachers_states(student: Student, full: Objective) -> None:
     """Blocks of coordinates in another order, as of heads, are a rotation too."""
     batch = make_batch(0, [12, 9])
-    expected = validate(student, [batch], full).terms["attention"].raw
+    expected = validate(student, whole_set([batch]), full).terms["attention"].raw
     assert expected > 0.05
     states = runs_of(batch).states_WPST
     rotation, _ = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(1)))
     blocks = states.unflatten(-1, (4, 5)).flip(-2).flatten(-2)
     for changed in (30.0 * states, states @ rotation, blocks):
         turned = replace(batch, runs=replace(runs_of(batch), states_WPST=changed))
-        value = validate(student, [turned], full).terms["attention"].raw
+        value = validate(student, whole_set([turned]), full).terms["attention"].raw
         assert value == pytest.approx(expected, abs=1e-5)

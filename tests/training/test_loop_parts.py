@@ -19,7 +19,7 @@ from moe_distill.shards.checkpoint import Checkpoint, newest_checkpoint, save_ch
 from moe_distill.tracking.curves import Curve
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
-from moe_distill.training.loop import Phase, _account, _validation_parts
+from moe_distill.training.loop import Phase, _account, _validation_set
 from moe_distill.training.objective import Student
 from moe_distill.training.recorder import console_line, curve_columns, expert_values, step_row, warn_of_collapse
 from moe_distill.training.schedule import (
@@ -32,6 +32,7 @@ from moe_distill.training.schedule import (
 from moe_distill.training.step import ExpertValues, StepMetrics, TermValue, Update, optimizer_step
 from moe_distill.training.trainer import Counters, Trainer, make_trainer, restore, student_weights, to_checkpoint
 from moe_distill.utils.device import Runtime
+from moe_distill.utils.processes import ALONE
 from tests.training.conftest import make_batch, target_of
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
@@ -72,11 +73,12 @@ def test_r10_validation_windows_are_spread_evenly_over_the_split(train: Train, t
     """The split lists one source after the other; the first windows would be of the first source alone."""
     context = SimpleNamespace(
         train=train.model_copy(update={"validation_windows": wanted, "micro_batch_windows": 2}),
-        n_validation_windows=total,
+        validation_lengths=torch.full((total,), 2),
+        processes=ALONE,
         validation_batches=SimpleNamespace(read=lambda request: replace(make_batch(0, [2]), windows=request.windows)),
         runtime=FP32,
     )
-    numbers = [number for part in _validation_parts(context) for number in part.windows]  # type: ignore[arg-type]
+    numbers = [number for part in _validation_set(context).parts for number in part.windows]  # type: ignore[arg-type]
     assert len(set(numbers)) == len(numbers) == min(total, wanted)
     gaps = [after - before for before, after in itertools.pairwise([*numbers, total])]
     assert numbers[0] == 0

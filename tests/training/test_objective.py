@@ -22,7 +22,7 @@ from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import StepMetrics, optimizer_step, validate
 from moe_distill.training.trainer import make_trainer
 from moe_distill.utils.device import Runtime
-from tests.training.conftest import LAYERS, heads_of, in_stretches, make_batch, merged, target_of
+from tests.training.conftest import LAYERS, heads_of, in_stretches, make_batch, merged, target_of, whole_set
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
 ALL_TERMS = TEXT_TERMS + HIDDEN_TERMS + ROUTER_TERMS
@@ -41,7 +41,7 @@ def without(objective: Objective, *names: str) -> Objective:
 
 def test_r04_every_term_has_a_unique_name_and_is_there(student: Student, full: Objective) -> None:
     batch = make_batch(0, [12, 9])
-    terms = validate(student, [batch], full).terms
+    terms = validate(student, whole_set([batch]), full).terms
     assert sorted(terms) == sorted(ALL_TERMS)
     for name, weight in full.weights.items():
         assert terms[name].weighted == pytest.approx(weight * terms[name].raw)
@@ -77,7 +77,9 @@ def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, fu
 def test_validation_is_without_exploration_noise(student: Student, full: Objective) -> None:
     batch, quiet = make_batch(0, [12, 9]), dataclasses.replace(full.router, noise=0.0)
     noisy = dataclasses.replace(quiet, noise=0.5)
-    of_noisy, of_quiet = (validate(student, [batch], dataclasses.replace(full, router=each)) for each in (noisy, quiet))
+    of_noisy, of_quiet = (
+        validate(student, whole_set([batch]), dataclasses.replace(full, router=each)) for each in (noisy, quiet)
+    )
     assert of_noisy == of_quiet
 
 
@@ -97,7 +99,7 @@ def test_the_gates_means_take_part_in_a_step(student: Student, full: Objective) 
     gate = evaluate_objective(student, batch, full, batch.counts, None, with_kl=False).gate
     assert gate is not None
     assert student.teacher_head is not None
-    terms, _ = gate_terms(heads_of(student), student.teacher_head, [gate], full.router, full.weights)
+    terms, _ = gate_terms(heads_of(student), student.teacher_head, gate, full.router, full.weights)
     expected = torch.autograd.grad(total_of(terms), heads_of(student).gate_weight)[0]
     assert expected.abs().max() > 1e-4
     added = gradient(full) - gradient(without(full, "router_balance", "router_importance"))
@@ -138,7 +140,7 @@ def test_no_logits_wait_for_the_backward_pass(student: Student, full: Objective,
 
 def test_r05_training_and_validation_compute_the_same(student: Student, full: Objective, train: Train) -> None:
     batch = make_batch(2, [12, 10])
-    validated = validate(student, [batch], full)
+    validated = validate(student, whole_set([batch]), full)
     trainer = make_trainer(student, train, FP32, 0)
     update = optimizer_step(student, [batch], full, trainer.optimizer, trainer.scaler, FP32, 1.0, with_kl=True)
     trained = update.metrics
@@ -209,7 +211,7 @@ def test_r03_a_term_of_weight_zero_is_not_computed(
     for name in ("cosine_distance", "relation_kl", "load_balancing_loss", "importance_kl"):
         count(routing_module, name)
     objective = without(full, *(name for name in ALL_TERMS[2:] if name != alone))
-    terms = validate(student, [make_batch(4, [12])], objective).terms
+    terms = validate(student, whole_set([make_batch(4, [12])]), objective).terms
     assert terms.keys() == {"lm", "kd"} | ({alone} if alone else set())
     assert calls == (COMPUTED[alone] if alone else {})
 
@@ -227,7 +229,7 @@ def test_r26_reduced_precision_trains_on_cpu_with_a_scaler(
     trainer = make_trainer(student, train, runtime, 0)
     assert trainer.scaler.is_enabled() == (dtype is torch.float16)
     batch = make_batch(6, [12, 12])
-    reference = validate(student, [batch], full)
+    reference = validate(student, whole_set([batch]), full)
     totals = []
     for _ in range(12):
         update = optimizer_step(student, [batch], full, trainer.optimizer, trainer.scaler, runtime, 1.0, with_kl=True)

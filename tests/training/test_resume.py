@@ -104,7 +104,7 @@ def setting(tmp_path: Path, train: Train) -> TrainingContext:
         train_batches,
         validation_batches,
         window_lengths=splits[0].windows.token_counts,
-        n_validation_windows=24,
+        validation_lengths=splits[1].windows.token_counts,
         train=train.model_copy(update=changes),
         stopping=EarlyStopping(patience=5, min_delta=0.0, warmup_steps=0),
         seed=0,

@@ -55,7 +55,7 @@ def test_r15_router_starts_as_the_teachers_own_gate(
     torch.testing.assert_close(routing.routed_WPT[runs.mask_WP], expected)
     assert not routing.routed_WPT[~runs.mask_WP].any()
     settings, weights = RouterSettings(2.0, 1, 0.0), dict.fromkeys(ROUTER_TERMS, 1.0)
-    terms, use = gate_terms(heads_of(student), head, [routing.gate], settings, weights)
+    terms, use = gate_terms(heads_of(student), head, routing.gate, settings, weights)
     assert use.divergence.item() == pytest.approx(0.0, abs=1e-7)
     assert terms["router_importance"].raw.item() == pytest.approx(0.0, abs=1e-6)
 
@@ -98,7 +98,7 @@ def test_terms_of_the_gates_means_train_the_correction_alone(
     settings = RouterSettings(1.0, 1, 0.0)
     gate = route(heads_of(student), teacher_head, states.requires_grad_(), runs, settings).gate.detached()
     weights = dict.fromkeys(ROUTER_TERMS, 0.0) | {term: 2.0}
-    terms, _ = gate_terms(heads_of(student), teacher_head, [gate], settings, weights)
+    terms, _ = gate_terms(heads_of(student), teacher_head, gate, settings, weights)
     assert terms.keys() == {term}
     assert terms[term].weighted.item() == pytest.approx(2.0 * terms[term].raw.item())
     terms[term].weighted.backward()

@@ -58,6 +58,7 @@ class Batch:
     text: Text
     runs: HiddenRuns | None
     counts: Counts
+    dropout_seed: int  # of the step and the windows, whichever process reads them
 
     def pin_memory(self) -> "Batch":
         """Called by a DataLoader that pins: copies to a GPU then need not wait."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from moe_distill.batches.batch import Batch, Counts
@@ -22,11 +23,12 @@ from moe_distill.shards.window_store import model_inputs
 from moe_distill.targets.sparse_target import joined
 from moe_distill.targets.stretches import stretches
 from moe_distill.targets.window_targets import WindowTargets
+from moe_distill.utils.processes import Processes
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """Which windows a micro-batch has, and the seed of the gate's noise."""
+    """Which windows a micro-batch has, and the seed of the gate's noise and of dropout."""
 
     windows: tuple[int, ...]
     noise_seed: int = 0
@@ -76,6 +78,7 @@ class BatchReader(Dataset[Batch | MoeDistillError]):
                 n_bytes=int(split.windows.byte_counts[list(numbers)].sum()),
                 places=input_ids_BL.numel(),
             ),
+            dropout_seed=(request.noise_seed * 1_000_003 + numbers[0]) % 2**63,
         )
 
 
@@ -83,6 +86,20 @@ def requests(windows: Sequence[int], micro_batch_windows: int, noise_seed: int =
     """The micro-batches of a step or validation set, in order."""
     starts = range(0, len(windows), micro_batch_windows)
     return [BatchRequest(tuple(windows[start : start + micro_batch_windows]), noise_seed) for start in starts]
+
+
+def share_of(wanted: list[BatchRequest], lengths: Tensor, processes: Processes) -> list[int]:
+    """Which of the micro-batches of a step or validation set this process reads: numbers, ascending.
+
+    They are dealt out longest first, there and back, so that all processes have about as much to do.
+
+    Args:
+        lengths: tokens of each window of the split, int64.
+    """
+    places = [len(request.windows) * int(lengths[list(request.windows)].max()) for request in wanted]
+    order = sorted(range(len(wanted)), key=lambda number: -places[number])
+    turns = (processes.rank, 2 * processes.count - 1 - processes.rank)
+    return sorted(number for turn, number in enumerate(order) if turn % (2 * processes.count) in turns)
 
 
 def load_batches(reader: BatchReader, wanted: Iterable[BatchRequest], settings: LoaderSettings) -> Iterator[Batch]:

@@ -1,6 +1,6 @@
 """Every key of params.yaml with type, range and meaning; and `load_params`, which reads params.yaml and the profile.
 
-params.yaml holds what an experiment varies. No key has a default, and unknown keys are refused, as in profile.py, corpus_keys.py and model_keys.py.
+params.yaml holds what an experiment varies. No key has a default, and unknown keys are refused, as in profile.py.
 """
 
 import re

@@ -116,6 +116,12 @@ class Evaluate(Section):
     sample_tokens: Positive  # tokens of a sample text
 
 
+class Launch(Section):
+    """Processes that capture and train together."""
+
+    processes: Positive  # of torchrun on this machine; 1: none is started
+
+
 class Profile(Section):
     """profiles/<profile>.yaml."""
 
@@ -125,6 +131,7 @@ class Profile(Section):
     teacher: Capture
     train: Train
     evaluate: Evaluate
+    launch: Launch
 
     @model_validator(mode="after")
     def _models_take_windows(self) -> Self:

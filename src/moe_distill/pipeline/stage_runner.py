@@ -8,36 +8,29 @@ from collections.abc import Callable
 from safetensors import SafetensorError
 
 from moe_distill.config.params import Params, load_params
-from moe_distill.errors import MoeDistillError, ResourceError
+from moe_distill.errors import MoeDistillError
+from moe_distill.pipeline.known_errors import known_error
+from moe_distill.pipeline.rank import Compute, is_rank, run_rank
 from moe_distill.pipeline.resumable_work import hold_workspace
-from moe_distill.utils.disk_space import disk_full
 from moe_distill.utils.signals import Terminated, raise_at_once
 
-TRAINING_KEYS = "`train.micro_batch_windows` or `train.chunk_tokens`"
-MEMORY_KEYS = {  # the keys that bound the memory of a stage on the GPU
-    "models@teacher": "`models.teacher.batch_windows`",
-    "self_test": "`windows.teacher_max_length` or `windows.student_max_length`",
-    "teacher_correction": "`models.teacher_correction.micro_batch_windows`",
-    "teacher": "`teacher.batch_windows` or `teacher.chunk_positions`",
-    "train_kd": TRAINING_KEYS,
-    "train_router": TRAINING_KEYS,
-    "control": TRAINING_KEYS,
-    "teacher_lead": "`evaluate.batch_windows`",
-    "evaluate": "`evaluate.batch_windows`",
-}
 
-
-def run(stage: str, main: Callable[[Params], None]) -> None:
+def run(stage: str, main: Callable[[Params], None], compute: Compute | None = None) -> None:
     """Load the parameters, run `main` and exit: 0, or the code of the error, which is printed as one line.
 
     With `--debug` the traceback of such an error is shown too.
+
+    Args:
+        compute: the part of the stage that several processes can share; each of them runs that alone.
     """
     signal.signal(signal.SIGTERM, raise_at_once)
+    if compute is not None and is_rank():
+        run_rank(stage, compute)
     try:
         with hold_workspace(stage):
             main(load_params())
     except (MoeDistillError, OSError, SafetensorError, RuntimeError) as error:
-        known = error if isinstance(error, MoeDistillError) else disk_full(error) or _out_of_memory(stage, error)
+        known = known_error(stage, error)
         if known is None:
             raise
         if "--debug" in sys.argv[1:]:
@@ -50,13 +43,3 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
     except Terminated:
         print(f"{stage}: terminated; the same command continues", file=sys.stderr)
         sys.exit(143)
-
-
-def _out_of_memory(stage: str, error: Exception) -> ResourceError | None:
-    """The error to show where the GPU ran out of memory; None for any other error."""
-    from torch import OutOfMemoryError  # imported here: it takes seconds, which `check` does not need
-
-    if not isinstance(error, OutOfMemoryError):
-        return None
-    why = " ".join(str(error).split())
-    return ResourceError(f"{stage} needs more memory than the GPU has", why, f"lower {MEMORY_KEYS[stage]}")

@@ -1,11 +1,13 @@
 """What the stages train_kd, train_router and control share: work folder, published outputs, tracking in MLflow."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from moe_distill.config.params import Params
 from moe_distill.pipeline.dvc_stage import stage_code, stage_parameters
+from moe_distill.pipeline.launch import in_processes
 from moe_distill.pipeline.resumable_work import compute_once
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.tracking.mlflow_runs import track
@@ -18,44 +20,43 @@ from moe_distill.training.stage_folders import (
     inputs_key,
 )
 from moe_distill.utils.files import fingerprint, write_json
+from moe_distill.utils.processes import Processes
 
 CURVES = Path("metrics/curves")
 
 
-def run_training(
-    stage: str,
-    params: Params,
-    inputs: TrainingInputs,
-    train: Callable[[Params, TrainingInputs, TrainingOutputs], Result],
-    student: Path,
-    optimizer: Path | None = None,
-) -> None:
-    """Train in the stage's work folder, publish the student and its curves, write metrics/<stage>.json.
+@dataclass(frozen=True)
+class TrainingStage:
+    """A stage that trains."""
 
-    Args:
-        stage: name of the stage in dvc.yaml.
-        inputs: folders that the training reads.
-        train: the training itself; continues where a killed run ended.
-        student: where the trained model is published.
-        optimizer: where the optimizer's moments are published, for the phase that follows; None: nowhere.
-    """
+    name: str  # in dvc.yaml
+    inputs: TrainingInputs
+    train: Callable[[Params, TrainingInputs, TrainingOutputs, Processes], Result]
+    student: Path  # where the trained model is published
+    optimizer: Path | None = None  # where the moments are published, for the phase that follows; None: nowhere
 
-    def compute(work: Path) -> dict[str, float]:
-        outputs = TrainingOutputs(
-            work=work,
-            student=work / STUDENT_FOLDER,
-            optimizer=None if optimizer is None else work / OPTIMIZER_FOLDER,
-            curves=CURVES,
-            on_validation=partial(track, params, [stage], running=True),
-        )
-        return result_metrics(train(params, inputs, outputs))
 
+def compute_training(stage: TrainingStage, params: Params, work: Path, processes: Processes) -> dict[str, float]:
+    """Train in a work folder, from where a killed run ended; returns the metrics."""
+    outputs = TrainingOutputs(
+        work=work,
+        student=work / STUDENT_FOLDER,
+        optimizer=None if stage.optimizer is None else work / OPTIMIZER_FOLDER,
+        curves=CURVES,
+        on_validation=partial(track, params, [stage.name], running=True),
+    )
+    return result_metrics(stage.train(params, stage.inputs, outputs, processes))
+
+
+def run_training(stage: TrainingStage, params: Params) -> None:
+    """Train in the stage's work folder, publish the student and its curves, write metrics/<stage>.json."""
     published: Mapping[str, Path] = {
-        STUDENT_FOLDER: student,
-        **({} if optimizer is None else {OPTIMIZER_FOLDER: optimizer}),
-        CURVE_NAME: CURVES / f"{stage}.tsv",
-        VALIDATION_CURVE_NAME: CURVES / f"{stage}_validation.tsv",
+        STUDENT_FOLDER: stage.student,
+        **({} if stage.optimizer is None else {OPTIMIZER_FOLDER: stage.optimizer}),
+        CURVE_NAME: CURVES / f"{stage.name}.tsv",
+        VALIDATION_CURVE_NAME: CURVES / f"{stage.name}_validation.tsv",
     }
-    key = fingerprint([stage_code(stage), stage_parameters(stage, params), inputs_key(inputs)])
-    write_json(Path(f"metrics/{stage}.json"), compute_once(stage, key, compute, published))
-    track(params, [stage])
+    key = fingerprint([stage_code(stage.name), stage_parameters(stage.name, params), inputs_key(stage.inputs)])
+    compute = in_processes(stage.name, params, partial(compute_training, stage))
+    write_json(Path(f"metrics/{stage.name}.json"), compute_once(stage.name, key, compute, published))
+    track(params, [stage.name])

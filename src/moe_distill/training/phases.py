@@ -37,9 +37,10 @@ from moe_distill.training.student import layer_pairs, make_heads
 from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
 from moe_distill.utils.device import Runtime, make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
+from moe_distill.utils.processes import ALONE, Processes
 
 
-def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
+def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs, processes: Processes = ALONE) -> Result:
     """Phase 1: LM and KD, until the curriculum's first ramp opens."""
     experiment, train = params.experiment, params.profile.train
     phase = Phase(
@@ -51,10 +52,10 @@ def train_kd(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -
         objective_at=lambda step, _scales, earned: objective_at(step, experiment, train, {}, earned),
         watches=lambda _step: False,
     )
-    return _train(params, phase, 0, False, inputs, outputs)
+    return _train(params, phase, 0, False, inputs, outputs, processes)
 
 
-def control(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
+def control(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs, processes: Processes = ALONE) -> Result:
     """The LM baseline, which distillation is measured against: the same steps, seed and text, with LM alone."""
     experiment, train = params.experiment, params.profile.train
     phase = Phase(
@@ -66,10 +67,12 @@ def control(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) ->
         objective_at=lambda _step, _scales, _earned: LM_ONLY,
         watches=partial(ramps_are_complete, experiment=experiment, train=train),
     )
-    return _train(params, phase, 0, False, inputs, outputs)
+    return _train(params, phase, 0, False, inputs, outputs, processes)
 
 
-def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutputs) -> Result:
+def train_router(
+    params: Params, inputs: TrainingInputs, outputs: TrainingOutputs, processes: Processes = ALONE
+) -> Result:
     """Phase 2: hidden-state and router terms join on the curriculum."""
     experiment, train = params.experiment, params.profile.train
     assert inputs.targets is not None
@@ -92,7 +95,7 @@ def train_router(params: Params, inputs: TrainingInputs, outputs: TrainingOutput
         objective_at=objective,
         watches=partial(ramps_are_complete, experiment=experiment, train=train),
     )
-    return _train(params, phase, first_phase_steps(experiment, train), with_states, inputs, outputs)
+    return _train(params, phase, first_phase_steps(experiment, train), with_states, inputs, outputs, processes)
 
 
 def _replayable_experts(targets: Path, head: Path | None) -> int:
@@ -123,6 +126,7 @@ def _train(
     with_states: bool,
     inputs: TrainingInputs,
     outputs: TrainingOutputs,
+    processes: Processes,
 ) -> Result:
     experiment, train = params.experiment, params.profile.train
     seed_everything(experiment.seed)
@@ -156,24 +160,26 @@ def _train(
             on_validation=outputs.on_validation,
         )
     )
-    memory = train.target_memory_mb * 10**6 // max(1, train.loader_workers)
+    memory = train.target_memory_mb * 10**6 // max(1, train.loader_workers) // processes.count
     targets = _window_targets(params, inputs, splits, memory)
     watched = spread_windows(len(validation_split.windows), train.validation_windows)
     context = TrainingContext(
         train_batches=BatchReader(train_split, targets[0], with_states, train.chunk_tokens),
         validation_batches=BatchReader(validation_split, targets[1], with_states, train.chunk_tokens),
         window_lengths=train_split.windows.token_counts,
-        n_validation_windows=len(validation_split.windows),
+        validation_lengths=validation_split.windows.token_counts,
         train=train,
         stopping=experiment.early_stopping,
         seed=experiment.seed,
         runtime=runtime,
         shared_text=read_shared_text(train_split, validation_split, watched) if measures else None,
+        processes=processes,
     )
-    result = run_phase(trainer, phase, context, outputs.work, recorder)
-    save_causal_lm(student.model, inputs.student, outputs.student)
-    if outputs.optimizer is not None:
-        _save_optimizer(trainer, outputs.optimizer)
+    result = run_phase(trainer, phase, context, outputs.work, recorder if processes.is_first else None)
+    if processes.is_first:
+        save_causal_lm(student.model, inputs.student, outputs.student)
+        if outputs.optimizer is not None:
+            _save_optimizer(trainer, outputs.optimizer)
     return result
 
 

@@ -5,7 +5,7 @@ knowledge is the teacher's last block under that gate. N counts the real positio
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -113,7 +113,7 @@ def routed_state_terms(
 def gate_terms(
     heads: Heads,
     teacher_head: TeacherHead,
-    parts: list[GateInputs],
+    gate: GateInputs,
     settings: RouterSettings,
     weights: Mapping[str, float],
 ) -> tuple[Terms, ExpertUse]:
@@ -123,9 +123,8 @@ def gate_terms(
     train the correction alone, and do not depend on how the step was split.
 
     Args:
-        parts: what the gate has read in each part, detached.
+        gate: what it has read in all parts, detached.
     """
-    gate = GateInputs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(GateInputs)))
     with torch.no_grad():
         weight_E = _mixture(heads, teacher_head, gate, settings).sum(0)
         divergence_N = gate_divergence(

@@ -1,22 +1,26 @@
 """One optimizer step, and one validation: the same objective over the parts of a whole (R5, R24).
 
-A step asks the device for its numbers once, when all work of the step but the optimizer's has been queued.
+A step asks the device for its numbers once, when all work of the step but the optimizer's has been queued. The parts
+may be shared out among processes: sums are over all of them, and every process ends with the same numbers and weights.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
 from moe_distill.batches.batch import Batch, Counts
-from moe_distill.losses.registry import Terms, total_of
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS, Terms, total_of
 from moe_distill.losses.router import expert_entropy
 from moe_distill.training.objective import LossOutput, Objective, Student, evaluate_objective
-from moe_distill.training.routing import ExpertUse, gate_terms
+from moe_distill.training.routing import ExpertUse, GateInputs, gate_terms
+from moe_distill.training.student import Heads
 from moe_distill.utils.device import Runtime
+from moe_distill.utils.processes import ALONE, Processes, sum_gradients
 
+TERMS_OF_PARTS = tuple(sorted(TEXT_TERMS + HIDDEN_TERMS + ROUTER_TERMS))  # those of the gate's means are not seen there
 MINIMUM_LOSS_SCALE = 1.0  # below it gradients underflow, and a scale of 0 would never grow again
 
 
@@ -76,31 +80,35 @@ def optimizer_step(
     runtime: Runtime,
     gradient_clip: float,
     with_kl: bool,
+    processes: Processes = ALONE,
 ) -> Update:
     """Accumulate the gradient over the parts, clip it, and step unless something is not finite (R22).
 
     Args:
-        parts: of the step, on the student's device.
+        parts: of the step, on the student's device; this process's, where several share the step.
         with_kl: whether the value of `kd` is wanted.
     """
-    counts = sum((part.counts for part in parts), Counts())
+    counts = _whole(parts, processes)
     autocast = runtime.dtype if runtime.autocast else None
     optimizer.zero_grad(set_to_none=True)
     outputs = []
     for part in parts:
+        torch.manual_seed(part.dropout_seed)
         output = evaluate_objective(student, part, objective, counts, autocast, with_kl)
         scaler.scale(output.loss).backward()
         outputs.append(replace(output, loss=output.loss.detach()))
-    of_gate, experts = _gate_terms(student, outputs, objective)
-    if of_gate:
+    of_gate, experts = _gate_terms(student, outputs, objective, processes)
+    if of_gate and processes.is_first:  # once: it is of the whole step already
         scaler.scale(total_of(of_gate)).backward()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sum_gradients(parameters, processes)
     loss_scale = scaler.scale(torch.ones((), device=runtime.device))
     scaler.unscale_(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
-    losses = [output.loss for output in outputs] + [term.weighted.detach() for term in of_gate.values()]
-    loss = torch.stack(losses).sum()
-    metrics, (of_norm, of_loss, of_scale) = _on_host(outputs, of_gate, experts, counts, [norm, loss, loss_scale])
+    loss = torch.stack([output.loss for output in outputs]).sum()
+    numbers = _on_host(outputs, of_gate, experts, counts, [loss], [norm, loss_scale], processes, runtime.device)
+    metrics, of_parts, (of_norm, of_scale) = numbers
+    of_loss = of_parts[0] + sum(metrics.terms[name].weighted for name in of_gate)
     applied = math.isfinite(of_norm) and math.isfinite(of_loss) and math.isfinite(metrics.total)
     if applied:
         optimizer.step()  # not the scaler's `step`, which would ask the device once more
@@ -110,40 +118,92 @@ def optimizer_step(
     return Update(metrics, of_loss, of_norm, applied, of_scale)
 
 
+@dataclass(frozen=True)
+class ValidationSet:
+    """Fixed windows in parts; this process's, where several share them."""
+
+    parts: list[Batch]
+    first_tokens: list[int]  # of each part, counted over the whole set
+
+
 @torch.no_grad()
-def validate(student: Student, parts: Sequence[Batch], objective: Objective) -> StepMetrics:
+def validate(
+    student: Student, windows: ValidationSet, objective: Objective, processes: Processes = ALONE
+) -> StepMetrics:
     """The objective over fixed windows, in evaluation mode, without autocast and exploration noise (R1, R5)."""
     objective = replace(objective, router=replace(objective.router, noise=0.0))
-    counts = sum((part.counts for part in parts), Counts())
+    counts = _whole(windows.parts, processes)
     student.model.eval()
-    outputs = [evaluate_objective(student, part, objective, counts, autocast=None, with_kl=True) for part in parts]
+    outputs = [
+        evaluate_objective(student, part, objective, counts, autocast=None, with_kl=True) for part in windows.parts
+    ]
     student.model.train()
-    of_gate, experts = _gate_terms(student, outputs, objective)
-    metrics, _ = _on_host(outputs, of_gate, experts, counts, [])
-    return replace(metrics, nll_N=torch.cat([output.nll_N for output in outputs]).cpu())
+    of_gate, experts = _gate_terms(student, outputs, objective, processes)
+    metrics, _, _ = _on_host(outputs, of_gate, experts, counts, [], [], processes, student.model.device)
+    nll_N = torch.zeros(counts.tokens)
+    for first, output in zip(windows.first_tokens, outputs, strict=True):
+        nll_N[first : first + len(output.nll_N)] = output.nll_N.cpu()
+    return replace(metrics, nll_N=processes.total(nll_N))
 
 
-def _gate_terms(student: Student, outputs: list[LossOutput], objective: Objective) -> tuple[Terms, ExpertUse | None]:
-    """The terms of the gate's means over all parts, and the use of the experts."""
-    gates = [output.gate for output in outputs if output.gate is not None]
-    if not gates or student.heads is None or student.teacher_head is None:
+def _whole(parts: Sequence[Batch], processes: Processes) -> Counts:
+    """The counts of all parts, of every process."""
+    return Counts(*processes.totals(astuple(sum((part.counts for part in parts), Counts()))))
+
+
+def _gate_terms(
+    student: Student, outputs: list[LossOutput], objective: Objective, processes: Processes
+) -> tuple[Terms, ExpertUse | None]:
+    """The terms of the gate's means over all parts of every process, and the use of the experts."""
+    heads, teacher_head = student.heads, student.teacher_head
+    if heads is None or teacher_head is None or not any(objective.weights[name] for name in ROUTER_TERMS):
         return {}, None
-    return gate_terms(student.heads, student.teacher_head, gates, objective.router, objective.weights)
+    gates = [output.gate for output in outputs if output.gate is not None] or [_no_positions(heads)]
+    gate = GateInputs(
+        *(processes.rows(torch.cat([getattr(each, name.name) for each in gates])) for name in fields(GateInputs))
+    )
+    if not len(gate.student_ND):
+        return {}, None
+    return gate_terms(heads, teacher_head, gate, objective.router, objective.weights)
+
+
+def _no_positions(heads: Heads) -> GateInputs:
+    """What a gate has read where no window has states."""
+    num_experts, student_size = heads.gate_weight.shape
+    no_experts = heads.gate_weight.new_zeros(0, num_experts)
+    return GateInputs(heads.gate_weight.new_zeros(0, student_size), no_experts, no_experts)
 
 
 def _on_host(
-    outputs: list[LossOutput], of_gate: Terms, experts: ExpertUse | None, counts: Counts, others: list[Tensor]
-) -> tuple[StepMetrics, list[float]]:
-    """The sums over all parts, and other scalars, read from the device at once."""
-    names = sorted({name for output in outputs for name in output.terms})
+    outputs: list[LossOutput],
+    of_gate: Terms,
+    experts: ExpertUse | None,
+    counts: Counts,
+    of_parts: list[Tensor],
+    of_whole: list[Tensor],
+    processes: Processes,
+    device: torch.device,
+) -> tuple[StepMetrics, list[float], list[float]]:
+    """The sums over all parts of every process, and other scalars, read from the device at once.
+
+    Args:
+        of_parts: scalars that are sums over this process's parts.
+        of_whole: scalars of the whole, the same in every process.
+    """
+    zero = torch.zeros((), device=device)
+    there = processes.anywhere([any(name in output.terms for output in outputs) for name in TERMS_OF_PARTS])
+    names = [name for name, is_there in zip(TERMS_OF_PARTS, there, strict=True) if is_there]
     present = {name: [output.terms[name] for output in outputs if name in output.terms] for name in names}
-    scalars = [torch.stack([term.raw for term in present[name]]).sum() for name in names]
-    scalars += [torch.stack([term.weighted for term in present[name]]).sum() for name in names]
-    scalars += [term.raw.detach() for term in of_gate.values()] + [term.weighted.detach() for term in of_gate.values()]
-    scalars += [torch.stack([output.nll_sum for output in outputs]).sum(), *others]
+    sums = [_sum([term.raw for term in present[name]], zero) for name in names]
+    sums += [_sum([term.weighted for term in present[name]], zero) for name in names]
+    sums += [_sum([output.nll_sum for output in outputs], zero), *of_parts]
+    whole = [term.raw.detach() for term in of_gate.values()] + [term.weighted.detach() for term in of_gate.values()]
+    whole += of_whole
     if experts is not None:
-        scalars += [*experts.share_E, expert_entropy(experts.share_E), experts.divergence]
-    numbers: list[float] = torch.stack([scalar.float() for scalar in scalars]).tolist()
+        whole += [*experts.share_E, expert_entropy(experts.share_E), experts.divergence]
+    if not processes.is_first:
+        whole = [zero] * len(whole)
+    numbers: list[float] = processes.total(torch.stack([scalar.float() for scalar in sums + whole])).tolist()
 
     def taken(n: int) -> list[float]:
         first = numbers[:n]
@@ -151,7 +211,12 @@ def _on_host(
         return first
 
     terms = dict(zip(names, map(TermValue, taken(len(names)), taken(len(names))), strict=True))
+    [nll_sum], sums_of_parts = taken(1), taken(len(of_parts))
     terms |= dict(zip(of_gate, map(TermValue, taken(len(of_gate)), taken(len(of_gate))), strict=True))
-    [nll_sum], of_others = taken(1), taken(len(others))
+    values_of_whole = taken(len(of_whole))
     values = None if experts is None else ExpertValues(numbers[:-2], entropy=numbers[-2], divergence=numbers[-1])
-    return StepMetrics(terms, nll_sum, counts, values), of_others
+    return StepMetrics(terms, nll_sum, counts, values), sums_of_parts, values_of_whole
+
+
+def _sum(values: list[Tensor], zero: Tensor) -> Tensor:
+    return torch.stack(values).sum() if values else zero

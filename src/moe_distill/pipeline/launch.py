@@ -1,0 +1,121 @@
+"""The processes of a stage: this one alone, or several that torchrun's engine starts, watches and ends together.
+
+Several nodes are left to torchrun's own environment (docs/scaling.md): PET_NNODES and its like.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from moe_distill.config.params import Params
+from moe_distill.errors import ConfigError, ResourceError
+from moe_distill.pipeline.rank import FAILURE_NAME, METRICS_NAME, WORK_VARIABLE, Compute, Failure
+from moe_distill.utils.checksummed_json import read_json_object
+from moe_distill.utils.processes import ALONE
+from moe_distill.utils.signals import raise_at_once
+
+SECONDS_TO_END = 60  # that processes have after a signal, to finish a step and write a checkpoint
+
+
+def in_processes(stage: str, params: Params, compute: Compute) -> Callable[[Path], dict[str, float]]:
+    """How a stage computes in its work folder: by this process, or by as many as the profile wants.
+
+    Raises:
+        ConfigError, ResourceError: they cannot be started as the profile and the environment say.
+    """
+    processes, nodes = params.profile.launch.processes, os.environ.get("PET_NNODES", "1")
+    if processes == 1 and nodes == "1":
+        return lambda work: compute(params, work, ALONE)
+    if nodes != "1" and not os.environ.keys() & {"PET_RDZV_ENDPOINT", "PET_MASTER_ADDR"}:
+        raise ConfigError(
+            f"{nodes} nodes do not know where to meet",
+            "PET_NNODES is set, PET_MASTER_ADDR and PET_RDZV_ENDPOINT are not",
+            "set PET_MASTER_ADDR to the first node's address on all of them: docs/scaling.md",
+        )
+    _check_gpus(processes)
+    return partial(_launch, stage, processes)
+
+
+def _check_gpus(processes: int) -> None:
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise ResourceError(
+            f"`launch.processes` is {processes}, and this machine has {torch.cuda.device_count()} GPUs",
+            fix="lower `launch.processes`: each process has a GPU of its own",
+        )
+
+
+def _launch(stage: str, processes: int, work: Path) -> dict[str, float]:
+    """Run the processes of a stage to their end.
+
+    Raises:
+        MoeDistillError: that ended the first one that failed.
+        Terminated, KeyboardInterrupt: a signal has ended all.
+    """
+    from torch.distributed import run  # imported here: one process does not need it
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    failure, metrics = work / FAILURE_NAME, work / METRICS_NAME
+    failure.unlink(missing_ok=True)
+    options = ["--nproc-per-node", str(processes), "--shutdown-timeout", str(SECONDS_TO_END)]
+    with _own_signals(), _environment(processes, work):
+        try:
+            run.run(run.parse_args([*options, "--monitor-interval", "0.2", "-m", f"stages.{stage}"]))
+        except SignalException as error:
+            raise_at_once(error.sigval, None)
+        except ChildFailedError as error:
+            raise _reason(stage, failure, error.get_first_failure()[1].exitcode) from None
+    values = read_json_object(metrics)
+    metrics.unlink()
+    return {name: float(str(value)) for name, value in values.items()}
+
+
+def _reason(stage: str, failure: Path, exit_code: int) -> Exception:
+    """Why the processes have ended."""
+    if not failure.is_file():
+        how = f"by signal {-exit_code}" if exit_code < 0 else f"with code {exit_code}"
+        return ResourceError(f"{stage}: one of its processes was ended {how}", fix="the same command continues")
+    left = Failure.model_validate_json(failure.read_text(encoding="utf-8"))
+    failure.unlink()
+    known = left.to_error()
+    if known is None:
+        print(left.what, file=sys.stderr)
+        return RuntimeError(f"{stage}: one of its processes ended with the traceback above")
+    return known
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """torchrun's engine takes the signals over, and does not give them back."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    logging.disable(logging.CRITICAL)  # it would tell of every process in lines of its own
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _environment(processes: int, work: Path) -> Iterator[None]:
+    """What the processes find in their environment."""
+    wanted = {WORK_VARIABLE: str(work), "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    if os.environ.get("PET_NNODES", "1") == "1" and sys.platform == "linux":
+        wanted["GLOO_SOCKET_IFNAME"] = "lo"  # nothing leaves this machine
+    kept = dict(os.environ)
+    os.environ.update(
+        {name: kept.get(name, value) if name != WORK_VARIABLE else value for name, value in wanted.items()}
+    )
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
