@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from tests.teacher.forked_ranks import run_ranks
 from tests.teacher.test_capture import run
 
 FILES = {"batch_windows": 1, "shard_positions": 100}  # six files of two windows, twelve batches
+
+
+def capture_late(processes: Processes, windows: Path, output: Path) -> None:
+    """The last process begins late, and is slow."""
+    late, real = processes.rank == processes.count - 1, forward
+    time.sleep(late * 0.5)
+
+    def slow(*arguments: Any) -> tuple[States, bool]:
+        time.sleep(late * 0.05)
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(f"{__name__}.forward", slow)
+        capture_share(processes, windows, output)
 
 
 def capture_share(
@@ -76,6 +91,12 @@ def test_several_processes_write_the_bytes_of_one(folder: Path, count: int) -> N
     assert run_ranks(count, capture_share, folder / "windows", folder / "shards") == [0] * count
     assert folder_fingerprint(folder / "shards") == folder_fingerprint(folder / "whole")
     assert told(folder / "shards", count) == (told(folder / "whole", 1)[0], [12 // count] * count)
+
+
+def test_a_process_that_comes_late_has_its_share_all_the_same(folder: Path) -> None:
+    assert run_ranks(2, capture_late, folder / "windows", folder / "shards") == [0, 0]
+    assert folder_fingerprint(folder / "shards") == folder_fingerprint(folder / "whole")
+    assert told(folder / "shards", 2)[1] == [6, 6]
 
 
 def test_more_processes_than_files_leave_some_without_work(folder: Path) -> None:
