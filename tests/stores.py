@@ -101,7 +101,6 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
                 "next_tokens": (rows[number] >= 0).to(torch.int8),
                 "token_bytes": nothing if number else torch.full((STUDENT_VOCABULARY,), 3, dtype=torch.int32),
             },
-            next_input=number + 1,
         )
         n = TEACHER_TOKENS[number]
         teacher.append(
@@ -112,10 +111,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
                 "token_bytes": nothing if number else torch.arange(TEACHER_VOCABULARY, dtype=torch.int32),
                 "token_counts": torch.tensor([n], dtype=torch.int32),
             },
-            next_input=number + 1,
         )
         logits_NV = 3 * torch.randn(n, TEACHER_VOCABULARY, generator=generator)
-        record = vars(sparsify(logits_NV, torch.arange(n), K, 4, torch.full((n,), 0.5)))
+        record = vars(sparsify(logits_NV.log_softmax(-1), torch.arange(n), K, 4, torch.full((n,), 0.5)))
         columns = {
             "hidden_rows": torch.zeros(0, dtype=torch.int64),
             "hidden": torch.zeros(0, 0, 16, dtype=torch.float16),
@@ -123,7 +121,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
         }
         dtypes = {"int32": torch.int32, "float16": torch.float16, "float32": torch.float32}
         columns |= {name: record[name].to(dtypes[fields[name].dtype]) for name in record}
-        targets.append(columns, next_input=number + 1)
+        targets.append(columns)
         logits.append(logits_NV)
         logprobs.append(record["target_logprob"])
     student.finish(

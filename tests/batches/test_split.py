@@ -72,7 +72,6 @@ def test_neighbours_meet_inside_a_window(stores: Stores, tmp_path: Path) -> None
             "merge_results": STUDENT_VOCABULARY + torch.arange(len(pairs), dtype=torch.int32),
         }
         | NO_TOKENIZER,
-        next_input=0,
     )
     writer.finish(VOCABULARY_MAP, "map", {"student_ids": STUDENT_VOCABULARY + len(pairs)})
     found = load_vocabulary_map(tmp_path, stores.student)

@@ -20,7 +20,7 @@ from moe_distill.replay.block import (
     teacher_mixture,
 )
 from moe_distill.teacher.architecture import find_architecture
-from moe_distill.teacher.capture import _scaled
+from moe_distill.teacher.columns import scaled
 from moe_distill.teacher.run import export_head
 from tests.replay.teachers import FAMILIES, VOCABULARY, Said, certain, make_teacher, say
 
@@ -72,7 +72,7 @@ def test_r15_replay_from_stored_states_is_the_running_teacher(
     nn.Module.to(model, teacher_dtype)
     said = say(model)
     head = head_of(model, tmp_path)
-    stored, scales = _scaled(said.moe_input_ND)
+    stored, scales = scaled(said.moe_input_ND)
     assert stored.dtype is torch.float16
     gate, _, logprobs = replay(head, stored.float() * scales[:, None])
     torch.testing.assert_close(gate, said.router_logits_NE, atol=1e-2, rtol=2**-9)

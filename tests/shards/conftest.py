@@ -29,7 +29,7 @@ def windows(tmp_path: Path) -> WindowStore:
             "byte_ends": torch.tensor([10 * place + 2 * count for place, count in enumerate(counts)]),
             "token_bytes": torch.full((0 if number else 12,), 2).int(),
         }
-        writer.append(columns, next_input=0)
+        writer.append(columns)
         first += total
     writer.finish(TEACHER_WINDOWS, "key", {"prefix_id": 0, "max_length": 8})
     return WindowStore(tmp_path, TEACHER_WINDOWS)
@@ -53,7 +53,7 @@ def targets(tmp_path: Path) -> ShardReader:
             "hidden": torch.zeros(0, 1, 4).half(),
             "hidden_scales": torch.zeros(0, 1),
         }
-        writer.append(columns, next_input=0)
+        writer.append(columns)
     writer.finish(TEACHER_TARGETS, "key", {"output_rows": OUTPUT_ROWS})
     return open_targets(tmp_path)
 
@@ -69,7 +69,7 @@ def vocabulary_map(tmp_path: Path) -> Path:
     writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 4)
     for student_ids in ([5, -1, 0, 2], [-1]):
         merges = {name: torch.tensor([3, 1]).int() for name in MERGE_IDS}
-        writer.append({"student_ids": torch.tensor(student_ids).int(), **merges, **tokenizer}, next_input=0)
+        writer.append({"student_ids": torch.tensor(student_ids).int(), **merges, **tokenizer})
         tokenizer = {name: column[:0] for name, column in tokenizer.items()}
     writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
     return tmp_path / "map"

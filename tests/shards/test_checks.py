@@ -148,7 +148,7 @@ def test_a_merge_of_a_token_that_is_made_later_is_refused(tmp_path: Path, field:
         "merge_rights": torch.tensor([1, 3]).int(),
         "merge_results": torch.tensor([4, 5]).int(),
     }
-    writer.append(columns | NO_TOKENIZER, next_input=0)
+    writer.append(columns | NO_TOKENIZER)
     writer.finish(VOCABULARY_MAP, "key", {"student_ids": 6})
     assert read_merges(tmp_path)[0].results.tolist() == [4, 5]
     path = forge_column(tmp_path, 0, field, lambda column: column[0].fill_(value))

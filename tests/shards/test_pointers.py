@@ -35,7 +35,7 @@ def student(tmp_path: Path) -> Path:
             "next_tokens": (row >= 0).to(torch.int8),
             "token_bytes": torch.full((0 if number else 12,), 2).int(),
         }
-        writer.append(columns, next_input=0)
+        writer.append(columns)
     writer.finish(STUDENT_WINDOWS, "key", {"prefix_id": 0})
     return folder
 

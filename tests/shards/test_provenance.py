@@ -17,7 +17,7 @@ def windows(folder: Path, *lengths: int) -> Index:
     columns["token_counts"] = torch.tensor(lengths, dtype=torch.int32)
     columns["documents"] = torch.zeros(len(lengths), dtype=torch.int32)
     columns["byte_starts"] = columns["byte_ends"] = torch.zeros(len(lengths), dtype=torch.int64)
-    writer.append(columns, next_input=0)
+    writer.append(columns)
     return writer.finish(TEACHER_WINDOWS, "the same corpus, tokenizer and length", {})
 
 

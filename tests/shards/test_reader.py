@@ -63,8 +63,8 @@ def test_slice_over_two_files_is_refused(store: Path) -> None:
 def test_files_share_the_row_numbers_when_one_has_no_rows_of_a_table(tmp_path: Path) -> None:
     writer = new_writer(tmp_path, rows_per_shard=1)
     no_window = {name: column[:0] for name, column in part(1).items() if FIELDS[name].table == "windows"}
-    for number, columns in enumerate((part(0), part(1) | no_window, part(2))):
-        writer.append(columns, next_input=number + 1)
+    for columns in (part(0), part(1) | no_window, part(2)):
+        writer.append(columns)
     writer.finish(FORMAT, "key", {})
     reader = ShardReader(tmp_path, FORMAT)
     assert [reader.locate("windows", row) for row in (0, 1)] == [(0, 0), (2, 0)]

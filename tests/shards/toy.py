@@ -33,18 +33,14 @@ def part(number: int, tokens: int | None = None) -> dict[str, Tensor]:
 
 
 def new_writer(folder: Path, rows_per_shard: int = 4) -> ShardWriter:
-    return ShardWriter(folder, FIELDS, "tokens", rows_per_shard, progress_folder_of(folder))
-
-
-def progress_folder_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}-progress")
+    return ShardWriter(folder, FIELDS, "tokens", rows_per_shard)
 
 
 def write_store(folder: Path, rows_per_shard: int = 4, parts: int = 5) -> Index:
     """With 4 rows a shard the parts end up in three files: 0 and 1, 2 and 3, 4."""
     writer = new_writer(folder, rows_per_shard)
     for number in range(parts):
-        writer.append(part(number), next_input=number + 1, tallies={"parts": 1.0})
+        writer.append(part(number))
     return writer.finish(FORMAT, "key", {"name": "toy", "sizes": [1, 2]})
 
 

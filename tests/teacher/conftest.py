@@ -80,7 +80,6 @@ def windows(tmp_path: Path) -> WindowStore:
                 "byte_ends": torch.tensor([3 * count]),
                 "token_bytes": torch.full((0 if number else VOCABULARY,), 3, dtype=torch.int32),
             },
-            next_input=0,
         )
     writer.finish(TEACHER_WINDOWS, "w", {"prefix_id": 0, "max_length": 100, "tokenizer": "t"})
     return WindowStore(tmp_path / "windows", TEACHER_WINDOWS)

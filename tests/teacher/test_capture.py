@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from moe_distill.config.profile import Capture
@@ -24,9 +25,11 @@ from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, open_targets
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
 from moe_distill.teacher.architecture import find_architecture
-from moe_distill.teacher.capture import Captured, capture, run_of
+from moe_distill.teacher.capture import Captured, capture
+from moe_distill.teacher.columns import run_of
 from moe_distill.teacher.forward import States, forward
 from moe_distill.teacher.run import export_head
+from moe_distill.utils.processes import ALONE, Processes
 from tests.replay.teachers import FAMILIES as MOE_FAMILIES
 from tests.replay.teachers import certain
 from tests.replay.teachers import make_teacher as random_moe
@@ -51,7 +54,9 @@ def params(**changes: object) -> Capture:
     return Capture.model_validate(values | changes)
 
 
-def run(model: PreTrainedModel, windows: WindowStore, output: Path, **changes: object) -> Captured:
+def run(
+    model: PreTrainedModel, windows: WindowStore, output: Path, processes: Processes = ALONE, **changes: object
+) -> Captured:
     text_ids = torch.ones(VOCABULARY, dtype=torch.bool)
     text_ids[0] = False
     return capture(
@@ -65,6 +70,7 @@ def run(model: PreTrainedModel, windows: WindowStore, output: Path, **changes: o
         "key",
         output,
         output.with_name(f"{output.name}-progress"),
+        processes,
     )
 
 
@@ -104,7 +110,29 @@ def test_records_are_the_teachers_distribution(family: str, windows: WindowStore
     targets = torch.cat([windows.tokens("token_ids", number).long() for number in range(12)])
     expected = logprobs.gather(1, targets[:, None]).squeeze(1)
     torch.testing.assert_close(column(reader, "target_logprob").double(), expected, atol=2e-4, rtol=1e-5)
-    assert captured.text_token_probability == pytest.approx(float(1 - logprobs[:, 0].exp().mean()), abs=1e-5)
+    assert captured.text_token_probability == pytest.approx(float(1 - logprobs[:, 0].exp().mean()), abs=1e-6)
+
+
+class Softmaxes(TorchDispatchMode):
+    """Counts the rows of which a softmax over the vocabulary is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows = 0
+
+    def __torch_dispatch__(self, function: Any, _types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if function._schema.name in ("aten::_softmax", "aten::_log_softmax") and arguments[0].shape[-1] == VOCABULARY:
+            self.rows += len(arguments[0])
+        return function(*arguments, **(named or {}))
+
+
+def test_one_softmax_over_the_vocabulary_gives_all_that_is_kept_of_a_position(
+    windows: WindowStore, tmp_path: Path
+) -> None:
+    model = make_teacher("dense")
+    with Softmaxes() as softmaxes:
+        captured = run(model, windows, tmp_path / "shards")
+    assert softmaxes.rows == captured.index.rows("positions")
 
 
 @pytest.mark.parametrize("family", MOE_FAMILIES)

@@ -1,13 +1,16 @@
 """One forward pass: what is recorded, and a batch that half precision cannot hold."""
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from moe_distill.models.decoder import recorded_states
 from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.forward import States, forward
-from tests.teacher.conftest import FAMILIES, VOCABULARY, make_teacher
+from tests.teacher.conftest import FAMILIES, SIZES, VOCABULARY, make_teacher
 
 LOUD_ID = VOCABULARY - 1
 LAYERS = [0, 1, 3]
@@ -60,3 +63,23 @@ def test_states_are_the_wanted_layers_and_no_others_are_held(family: str, wanted
     for place, number in enumerate(wanted):
         if number < 3:
             torch.testing.assert_close(states.hidden_BLST[:, :, place], every[number])
+
+
+@pytest.mark.parametrize("wanted", [[], [2], [0, 5]])
+def test_a_layers_states_are_freed_before_the_next_but_one_unless_they_are_wanted(wanted: list[int]) -> None:
+    """All the states of a teacher of many layers would be many times the wanted ones."""
+    model = LlamaForCausalLM(LlamaConfig(**SIZES | {"num_hidden_layers": 8}, intermediate_size=48)).eval()
+    architecture = find_architecture(model)
+    made: list[weakref.ref[torch.Tensor]] = []
+    held: list[set[int]] = []
+
+    def enters(_module: object, arguments: tuple[Any, ...]) -> None:
+        held.append({number for number, each in enumerate(made) if each() is not None})
+        made.append(weakref.ref(arguments[0]))
+
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(enters)
+    states, _ = forward(model, architecture, torch.ones(2, 12, dtype=torch.int64), wanted)
+    embeddings = {0}  # which transformers holds to the end
+    assert held == [{number for number in {*wanted} | embeddings if number < layer} for layer in range(8)]
+    assert states.hidden_BLST.shape[2] == len(wanted)

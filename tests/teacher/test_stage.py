@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from io import BufferedReader
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from moe_distill.config.params import Params
+from moe_distill.config.profile import Profile
 from moe_distill.errors import ConfigError
 from moe_distill.shards.teacher_store import open_targets
+from moe_distill.utils.files import folder_fingerprint
 from stages.teacher import main
 from tests.chain import Chain
+from tests.params import ROOT, make_workspace
 
 
 def test_weights_are_hashed_once(stage_workspace: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +30,27 @@ def test_weights_are_hashed_once(stage_workspace: Chain, monkeypatch: pytest.Mon
     monkeypatch.setattr(hashlib, "file_digest", counting)
     main(stage_workspace.params)
     assert hashed[stage_workspace.folder / "models/teacher/model.safetensors"] == 1
+
+
+def test_two_processes_publish_the_bytes_of_one(stage_workspace: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    before = [folder_fingerprint(folder) for folder in (stage_workspace.targets, stage_workspace.head)]
+    main(stage_workspace.params)
+    alone = json.loads(Path("metrics/teacher.json").read_text())
+    launch = {"processes": 2}
+    profile = Profile.model_validate(stage_workspace.params.profile.model_dump() | {"launch": launch})
+    Path("dvc.yaml").unlink()
+    make_workspace(stage_workspace.folder, profile)
+    shutil.rmtree(".work")
+    monkeypatch.setattr(
+        "stages.teacher.compute", lambda *_, **__: pytest.fail("computed by the process that starts them")
+    )
+    main(stage_workspace.params.model_copy(update={"profile": profile}))
+    assert [folder_fingerprint(folder) for folder in (stage_workspace.targets, stage_workspace.head)] == before
+    together = json.loads(Path("metrics/teacher.json").read_text())
+    assert alone.pop("positions_per_second") > 0
+    assert together.pop("positions_per_second") > 0
+    assert together == alone
 
 
 def with_states(params: Params, hidden_fraction: float, **weights: float) -> Params:

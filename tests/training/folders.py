@@ -116,7 +116,7 @@ def make_folders(root: Path, teacher: PreTrainedModel, **changes: object) -> Fol
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", VOCABULARY)
     ids = torch.arange(VOCABULARY, dtype=torch.int32)
     merges = {name: torch.zeros(0, dtype=torch.int32) for name in MERGE_IDS}
-    writer.append({"student_ids": ids, **merges, **NO_TOKENIZER}, next_input=1)
+    writer.append({"student_ids": ids, **merges, **NO_TOKENIZER})
     tokenizers: Metadata = {"teacher_tokenizer": TOKENIZER_SHA256, "student_tokenizer": TOKENIZER_SHA256}
     writer.finish(VOCABULARY_MAP, "m", {"student_ids": VOCABULARY, **tokenizers})
     _write_student(root)
@@ -138,11 +138,11 @@ def _write_windows(root: Path, split: str, count: int) -> WindowStore:
             "byte_ends": torch.tensor([3 * length]),
             "token_bytes": torch.full((0 if number else VOCABULARY,), 3, dtype=torch.int32),
         }
-        teacher.append(columns, next_input=number + 1)
+        teacher.append(columns)
         rows = torch.arange(start, start + length)
         aligned = {"teacher_rows": rows, "next_tokens": torch.ones(length, dtype=torch.int8)}
         aligned["next_teacher_ids"] = columns["token_ids"]
-        student.append(columns | aligned, next_input=number + 1)
+        student.append(columns | aligned)
         start += length
     metadata: Metadata = {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256}
     index = teacher.finish(TEACHER_WINDOWS, split, metadata)

@@ -16,7 +16,7 @@ from moe_distill.shards.provenance import capture_fingerprint, tokenizer_fingerp
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import TEACHER_TARGETS
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
-from moe_distill.teacher.capture import run_of
+from moe_distill.teacher.columns import run_of
 from moe_distill.teacher.run import run_teacher
 from moe_distill.training.phases import control, train_kd, train_router
 from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json

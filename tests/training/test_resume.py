@@ -84,7 +84,7 @@ def make_split(folder: Path, seed: int) -> Split:
             "token_bytes": torch.full((0 if number else STUDENT_VOCABULARY,), 3, dtype=torch.int32),
             "next_tokens": torch.zeros(n_tokens, dtype=torch.int8),
         }
-        writer.append(columns, next_input=number)
+        writer.append(columns)
     writer.finish(STUDENT_WINDOWS, "f", {"prefix_id": 0})
     return Split(WindowStore(folder, STUDENT_WINDOWS), None)
 

@@ -50,7 +50,7 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
             }
             with fresh_folder(kept) as folder:
                 writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", len(student_ids))
-                writer.append(columns, next_input=0)
+                writer.append(columns)
                 writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), metadata)
         publish(kept, output)
 

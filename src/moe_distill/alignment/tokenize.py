@@ -53,9 +53,9 @@ def tokenize_split(
         if limits.max_windows is not None:
             windows = first_windows(windows, limits.max_windows - split_counts.windows)
         rows_before = teacher_writer.rows("tokens")
-        teacher_writer.append(teacher_columns(windows) | _vocabulary(teacher, teacher_writer), next_input=0)
+        teacher_writer.append(teacher_columns(windows) | _vocabulary(teacher, teacher_writer))
         columns = student_columns(windows, batch, first_document, student, limits, rows_before, split_counts)
-        student_writer.append(columns | _vocabulary(student, student_writer), next_input=0)
+        student_writer.append(columns | _vocabulary(student, student_writer))
         split_counts.windows += len(windows.window_counts)
         split_counts.teacher_tokens += len(windows.ids)
         if limits.max_windows is not None and split_counts.windows >= limits.max_windows:

@@ -1,7 +1,7 @@
 """Open and write model folders: safetensors only, no remote code, no network."""
 
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from moe_distill.errors import DataError
 from moe_distill.models.tokenizer_files import copy_tokenizer
 from moe_distill.shards.value_checks import is_finite
 
+GROUPED_PRODUCT = (8, 0)  # compute capability that has it
 WRITTEN_BY = {  # else models
     "teacher_corrected": "teacher_correction",
     "student_kd": "train_kd",
@@ -30,6 +31,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
             another shape than config.json asks for, or a weight is not finite.
     """
     logging.disable_progress_bar()  # one for reading weights would stand in every log
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     fix = f"run: moe-distill verify; where it finds nothing: dvc repro -f {WRITTEN_BY.get(folder.name, 'models')}"
     try:
         loaded: object = AutoModelForCausalLM.from_pretrained(
@@ -38,6 +40,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            experts_implementation=experts_implementation(capability),
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes differ
@@ -55,6 +58,18 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
     nn.Module.to(model, device)  # transformers wraps `to` with checks for quantised models
     model.eval()
     return model
+
+
+def experts_implementation(compute_capability: tuple[int, int] | None) -> Literal["eager"] | None:
+    """How the experts of a mixture are computed: `eager`, one after the other; None: as transformers chooses.
+
+    That is one grouped product of all experts, for which a GPU needs compute capability 8.0. A P100, V100 or T4 has
+    none. Attention needs no rule: `sdpa` takes a kernel that the GPU has, at worst the plain products.
+
+    Args:
+        compute_capability: (major, minor) of the GPU, None for a CPU.
+    """
+    return "eager" if compute_capability is not None and compute_capability < GROUPED_PRODUCT else None
 
 
 def save_causal_lm(model: PreTrainedModel, tokenizer_folder: Path, folder: Path) -> None:

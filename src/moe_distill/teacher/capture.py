@@ -1,13 +1,7 @@
-"""Run the teacher over its windows in order, and write its targets (shards/teacher_store.py).
+"""Run the teacher over its windows in order, and write its targets (shards/teacher_store.py)."""
 
-Shapes: B windows of a batch, L positions of a window, N positions of a batch without padding, R rows of the output
-matrix, T hidden size, S captured layers, E experts.
-"""
-
-import hashlib
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,25 +11,23 @@ from transformers import PreTrainedModel
 from moe_distill.config.profile import Capture
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.log import progress_bar
-from moe_distill.losses.output_head import OutputHead
-from moe_distill.shards.format import DTYPES, FieldSpec, Index
+from moe_distill.shards.format import DTYPES, FieldSpec, Index, Metadata
+from moe_distill.shards.planned_store import PlannedStore
 from moe_distill.shards.provenance import capture_fingerprint, windows_fingerprint
+from moe_distill.shards.shard_file import Rows
 from moe_distill.shards.teacher_store import (
-    SCALE_MAXIMUM,
     TAIL_SAMPLE_TEMPERATURE,
     TAIL_UNIFORM_SHARE,
     TEACHER_TARGETS,
     target_fields,
 )
-from moe_distill.shards.value_checks import is_finite
 from moe_distill.shards.window_store import WindowStore, model_inputs
-from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.architecture import Architecture
+from moe_distill.teacher.columns import OTHER_TEACHER, Batch, fitted, hidden_columns, position_columns
+from moe_distill.teacher.file_plan import batches_of, plan_files
 from moe_distill.teacher.forward import States, forward
-from moe_distill.teacher.sparsify import Records, sparsify
-
-FP16_MAXIMUM = torch.finfo(torch.float16).max
-OTHER_TEACHER = "use another revision of the teacher: its weights are damaged or overflow"
+from moe_distill.utils.processes import ALONE, Processes
+from moe_distill.utils.wall_time import Span, Stopwatch
 
 
 @dataclass(frozen=True)
@@ -45,25 +37,7 @@ class Captured:
     index: Index
     nonfinite_batches: int  # computed again in fp32
     text_token_probability: float  # mean over positions of the probability of all ids that stand for text
-    seconds: float  # of all batches, those of killed runs before this one included
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Consecutive windows, padded to the right."""
-
-    numbers: range  # of the windows
-    input_ids_BL: Tensor  # prefix token, then all tokens but the last
-    tokens: list[Tensor]  # of each window, [tokens]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each window."""
-        return [len(ids) for ids in self.tokens]
-
-    def rows(self, values: Tensor) -> Tensor:
-        """[B, L, ...] -> [N, ...]: without padding, in the order of the windows."""
-        return torch.cat([values[number, :length] for number, length in enumerate(self.lengths)])
+    spans: list[Span]  # in which its files were computed, by whichever process of whichever run
 
 
 def capture(
@@ -77,8 +51,12 @@ def capture(
     key: str,
     output: Path,
     progress_folder: Path,
+    processes: Processes = ALONE,
 ) -> Captured:
-    """Write the targets of every position of `windows` to `output`; continue where a killed run ended.
+    """Write the targets of every position of `windows` to `output`; continue where killed processes ended.
+
+    Each process of a group writes files of its own. Parameters and windows decide which windows a file holds, and these
+    alone what stands in it: any number of processes writes the same bytes.
 
     Args:
         architecture: of the model.
@@ -88,59 +66,63 @@ def capture(
         teacher_fingerprint: of the teacher's files, for the store's metadata.
         key: fingerprint of windows, teacher and capture parameters, for the store's index.
         output: folder of the store.
-        progress_folder: progress files of the shards (see `ShardWriter`).
+        progress_folder: progress files of the shards (see `PlannedStore`).
+        processes: those that write the split together; each calls this.
+
+    Returns:
+        What all processes have captured.
 
     Raises:
         ConfigError: a captured layer does not exist, or k leaves no tail.
         DataError: a state is not finite in fp32 either, or a logit is not.
     """
-    decoder = architecture.decoder
     _check(params, architecture)
-    device = next(model.parameters()).device
-    specs = capture_fields(params, decoder.hidden_size, architecture.num_experts)
-    writer = ShardWriter(output, specs, "positions", params.shard_positions, progress_folder)
-    head = decoder.head.to_dtype(torch.float32)
-    text_ids_R = text_ids_R.to(device)
-    starts = range(writer.next_input, len(windows), params.batch_windows)
-    for start in progress_bar(starts, len(starts), "teacher"):
-        began = time.perf_counter()
-        numbers = range(start, min(start + params.batch_windows, len(windows)))
-        batch = _Batch(numbers, *model_inputs(windows, numbers))
-        states, in_fp32 = forward(model, architecture, batch.input_ids_BL.to(device), params.hidden_layers)
-        if not states.finite():
-            what = f"the teacher gives non-finite values in windows {_span(batch.numbers)}"
-            raise DataError(what, "in fp32 too", OTHER_TEACHER)
-        columns, text_token_probability = _position_columns(batch, states, head, text_ids_R, params, seed)
-        columns |= _hidden_columns(batch, states, windows, params, seed)
-        columns = {name: _fitted(column, DTYPES[specs[name].dtype]) for name, column in columns.items()}
-        tallies = {
-            "nonfinite_batches": float(in_fp32),
-            "text_token_probability": text_token_probability,
-            "seconds": time.perf_counter() - began,
-        }
-        writer.append(columns, next_input=batch.numbers.stop, tallies=tallies)
-    totals = {name: writer.tally(name) for name in ("nonfinite_batches", "text_token_probability", "seconds")}
-    index = writer.finish(
-        TEACHER_TARGETS,
-        key,
-        {
-            "windows_fingerprint": windows_fingerprint(windows.reader.index),
-            "tokenizer": windows.reader.index.metadata["tokenizer"],
-            "capture_fingerprint": capture_fingerprint(params),
-            "teacher_fingerprint": teacher_fingerprint,
-            "teacher_parameters": sum(weight.numel() for weight in model.parameters()),
-            "teacher_bytes": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-            "output_rows": len(head.weight_VD),
-            "layers": len(decoder.layers),
-            "hidden_layers": params.hidden_layers,
-            "tail_sample_temperature": TAIL_SAMPLE_TEMPERATURE,
-            "tail_uniform_share": TAIL_UNIFORM_SHARE,
-        },
-    )
-    positions = index.rows("positions")
+    specs = capture_fields(params, architecture.decoder.hidden_size, architecture.num_experts)
+    files = plan_files(windows.token_counts.tolist(), params.batch_windows, params.shard_positions)
+    store = PlannedStore(output, specs, files, progress_folder, processes)
+    mine = store.unfinished()
+    batches = [(number, batch) for number in mine for batch in batches_of(files[number], params.batch_windows)]
+    head = architecture.decoder.head.to_dtype(torch.float32)
+    textless_ids_O = (~text_ids_R).nonzero().squeeze(1).to(head.weight_VD.device)
+    rows, tallies, stopwatch = Rows(specs), Counter[str](), Stopwatch()
+    with store.writing() as write:
+        for number, numbers in progress_bar(batches, len(batches), "teacher"):
+            batch = Batch(numbers, *model_inputs(windows, numbers))
+            states, in_fp32 = _finite_states(model, architecture, batch, params.hidden_layers)
+            columns, textless_probability = position_columns(batch, states, head, textless_ids_O, params, seed)
+            columns |= hidden_columns(batch, states, windows, params, seed)
+            rows.append({name: fitted(column, DTYPES[specs[name].dtype]) for name, column in columns.items()})
+            tallies.update({"nonfinite_batches": in_fp32, "textless_probability": textless_probability})
+            if numbers.stop == files[number].stop:
+                began, ended = stopwatch.lap()
+                write(number, rows, {**tallies, "began": began, "ended": ended})
+                rows, tallies = Rows(specs), Counter()
+    index = store.finish(TEACHER_TARGETS, key, _metadata(model, architecture, windows, params, teacher_fingerprint))
+    recorded = [progress.tallies for progress in store.progress()]
     return Captured(
-        index, int(totals["nonfinite_batches"]), totals["text_token_probability"] / positions, totals["seconds"]
+        index,
+        nonfinite_batches=int(sum(each["nonfinite_batches"] for each in recorded)),
+        text_token_probability=1.0 - sum(each["textless_probability"] for each in recorded) / index.rows("positions"),
+        spans=[(each["began"], each["ended"]) for each in recorded],
     )
+
+
+def _metadata(
+    model: PreTrainedModel, architecture: Architecture, windows: WindowStore, params: Capture, teacher_fingerprint: str
+) -> Metadata:
+    return {
+        "windows_fingerprint": windows_fingerprint(windows.reader.index),
+        "tokenizer": windows.reader.index.metadata["tokenizer"],
+        "capture_fingerprint": capture_fingerprint(params),
+        "teacher_fingerprint": teacher_fingerprint,
+        "teacher_parameters": sum(weight.numel() for weight in model.parameters()),
+        "teacher_bytes": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
+        "output_rows": len(architecture.decoder.head.weight_VD),
+        "layers": len(architecture.decoder.layers),
+        "hidden_layers": params.hidden_layers,
+        "tail_sample_temperature": TAIL_SAMPLE_TEMPERATURE,
+        "tail_uniform_share": TAIL_UNIFORM_SHARE,
+    }
 
 
 def capture_fields(params: Capture, hidden_size: int, num_experts: int) -> dict[str, FieldSpec]:
@@ -157,85 +139,17 @@ def _check(params: Capture, architecture: Architecture) -> None:
         raise ConfigError(f"`teacher.k` is {params.k}; the teacher has {vocabulary} logits and needs a tail")
 
 
-def _position_columns(
-    batch: _Batch, states: States, head: OutputHead, text_ids_R: Tensor, params: Capture, seed: int
-) -> tuple[dict[str, Tensor], float]:
-    """The columns of table `positions`, and the sum over positions of the probability of all text ids.
+def _finite_states(
+    model: PreTrainedModel, architecture: Architecture, batch: Batch, hidden_layers: list[int]
+) -> tuple[States, bool]:
+    """See `forward`.
 
     Raises:
-        DataError: a logit is not finite.
+        DataError: a state is not finite in fp32 either.
     """
-    final_NT = batch.rows(states.final_BLT)
-    targets_N = torch.cat(batch.tokens).to(final_NT.device)
-    generator = torch.Generator().manual_seed(_stable_hash(seed, batch.numbers.start))
-    uniforms_N = torch.rand(len(final_NT), generator=generator).to(final_NT.device)
-    records, text_token_probability = [], 0.0
-    for hidden, targets, uniforms in _chunks(params.chunk_positions, final_NT, targets_N, uniforms_N):
-        logits = head.logits(hidden)  # fp32: an fp16 product alone costs 0.02 in log-probability
-        if not is_finite(logits):
-            raise DataError(f"the teacher gives non-finite logits in windows {_span(batch.numbers)}", fix=OTHER_TEACHER)
-        records.append(sparsify(logits, targets, params.k, params.tail_samples, uniforms))
-        text_token_probability += float(logits.softmax(-1)[:, text_ids_R].sum())
-    columns = {field.name: torch.cat([getattr(record, field.name) for record in records]) for field in fields(Records)}
-    return columns, text_token_probability
-
-
-def _fitted(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values in their stored dtype; those beyond fp16 become its extreme, as exp(-65504) is 0 all the same."""
-    return values.clamp(-FP16_MAXIMUM, FP16_MAXIMUM).half() if dtype is torch.float16 else values.to(dtype)
-
-
-def _span(numbers: range) -> str:
-    return f"{numbers.start} to {numbers.stop - 1}"
-
-
-def _chunks(size: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield `size` rows of every column at a time; as many rows of logits exist at once."""
-    return zip(*(column.split(size) for column in columns), strict=True)
-
-
-def _hidden_columns(
-    batch: _Batch, states: States, windows: WindowStore, params: Capture, seed: int
-) -> dict[str, Tensor]:
-    """The columns of table `hidden`: one run of positions of each chosen window."""
-    places = [
-        (number, run)
-        for number, window in enumerate(batch.numbers)
-        if (run := run_of(window, batch.lengths[number], params, seed)) is not None
-    ]
-    rows = [torch.arange(run.start, run.stop) + windows.span(batch.numbers[n]).start for n, run in places]
-    columns = {"hidden_rows": torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)}
-
-    def picked(values: Tensor) -> Tensor:
-        parts = [values[number, run.start : run.stop] for number, run in places]
-        return torch.cat(parts) if parts else values[0, :0]
-
-    columns["hidden"], columns["hidden_scales"] = _scaled(picked(states.hidden_BLST))
-    if states.moe_input_BLT is not None and states.router_logits_BLE is not None:
-        columns["moe_input"], columns["moe_input_scales"] = _scaled(picked(states.moe_input_BLT))
-        columns["router_logits"] = picked(states.router_logits_BLE)[:, None]
-    return columns
-
-
-def run_of(window: int, length: int, params: Capture, seed: int) -> range | None:
-    """The run of positions of a window whose states are kept; None: the window keeps none.
-
-    Window number, length and seed decide, so that a resumed capture keeps the same runs.
-    """
-    number = _stable_hash(seed, window)
-    chosen = (number >> 31) / 2**32 < params.hidden_fraction  # the upper 32 of 63 bits
-    if not chosen or length < params.hidden_run:
-        return None
-    start = (number & 0x7FFFFFFF) % (length - params.hidden_run + 1)
-    return range(start, start + params.hidden_run)
-
-
-def _stable_hash(seed: int, number: int) -> int:
-    """63 bits that depend on seed and number alone, in every process."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:8], "big") >> 1
-
-
-def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
-    """fp16 values, and an fp32 scale for each row: value = stored * scale, where the largest |stored| is 2^15."""
-    scales = values.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny * SCALE_MAXIMUM) / SCALE_MAXIMUM
-    return (values / scales[..., None]).half(), scales
+    input_ids_BL = batch.input_ids_BL.to(next(model.parameters()).device)
+    states, in_fp32 = forward(model, architecture, input_ids_BL, hidden_layers)
+    if not states.finite():
+        what = f"the teacher gives non-finite values in {batch}"
+        raise DataError(what, "in fp32 too", OTHER_TEACHER)
+    return states, in_fp32

@@ -1,5 +1,6 @@
 """The work of the `teacher` stage: capture the targets of both splits, and export the head."""
 
+from itertools import chain
 from pathlib import Path
 
 from moe_distill.config.profile import Capture, require_router_positions
@@ -17,6 +18,8 @@ from moe_distill.teacher.shards_disk_use import count_positions_with_states, sha
 from moe_distill.utils.device import make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import fingerprint, folder_fingerprint
+from moe_distill.utils.processes import ALONE, Processes
+from moe_distill.utils.wall_time import covered_seconds
 
 SPARE_SHARE = 0.01  # of probability on ids that stand for no text, from which on it is told
 LOGIT_FIELDS = ("topk_ids", "topk_logprobs", "tail_logsumexp", "tail_ids", "tail_logprobs")
@@ -35,13 +38,17 @@ def run_teacher(
     output: Path,
     step_windows: int | None = None,
     teacher_fingerprint: str | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Write `shards/{train,validation}` and `head` below `output`; continue where a killed run ended.
+    """Write `shards/{train,validation}` and `head` below `output`; continue where killed processes ended.
+
+    Several processes call it together: each writes shards of its own, and returns the metrics of all.
 
     Args:
         step_windows: windows of a step of a training that reads states, which is refused before the teacher runs if
             too few of their positions would have any; None: no training will read them.
         teacher_fingerprint: of the folder `teacher`, by a caller that has read its gigabytes already.
+        processes: those that capture together.
     """
     seed_everything(params.seed)
     stores = {split: WindowStore(windows / split, TEACHER_WINDOWS) for split in SPLITS}
@@ -62,7 +69,8 @@ def run_teacher(
     output.mkdir(parents=True, exist_ok=True)
     finished = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     require_space(output, needed - finished, "the teacher's shards", "lower `teacher.k` or `teacher.hidden_fraction`")
-    teacher_fingerprint = teacher_fingerprint or folder_fingerprint(teacher)
+    if teacher_fingerprint is None:
+        teacher_fingerprint = processes.text(folder_fingerprint(teacher) if processes.is_first else "")
     key = capture_key(params, windows, teacher_fingerprint)
     captured = {
         split: capture(
@@ -76,10 +84,12 @@ def run_teacher(
             fingerprint([key, split]),
             output / "shards" / split,
             output / "progress" / split,
+            processes,
         )
         for split, store in stores.items()
     }
-    export_head(architecture, teacher_fingerprint, output / "head")
+    if processes.is_first:
+        export_head(architecture, teacher_fingerprint, output / "head")
     metrics = _metrics(list(captured.values()))
     spare = 1.0 - metrics["text_token_probability"]
     if spare > SPARE_SHARE:
@@ -107,7 +117,7 @@ def _metrics(captured: list[Captured]) -> dict[str, float]:
         "hidden_positions": float(sum(each.index.rows("hidden") for each in captured)),
         "bytes_per_position": n_bytes / positions,
         "logit_bytes_per_position": float(logit_bytes),
-        "positions_per_second": positions / sum(each.seconds for each in captured),
+        "positions_per_second": positions / covered_seconds(chain.from_iterable(each.spans for each in captured)),
         "nonfinite_batches": float(sum(each.nonfinite_batches for each in captured)),
         "text_token_probability": sum(each.text_token_probability * each.index.rows("positions") for each in captured)
         / positions,

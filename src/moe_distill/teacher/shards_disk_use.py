@@ -4,7 +4,8 @@ from moe_distill.config.profile import Capture
 from moe_distill.shards.format import store_bytes
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher.architecture import Architecture
-from moe_distill.teacher.capture import capture_fields, run_of
+from moe_distill.teacher.capture import capture_fields
+from moe_distill.teacher.columns import run_of
 
 
 def shard_bytes(windows: WindowStore, params: Capture, architecture: Architecture) -> int:

@@ -1,4 +1,4 @@
-"""Reduce full rows of logits to small records that give the distribution at any temperature from 1 to 4.
+"""Reduce full rows of log-probabilities to small records that give the distribution at any temperature from 1 to 4.
 
 A record holds the K largest log-probabilities, the log-sum of all others (the tail) at G temperatures, and M samples of
 the tail. Shapes: N positions, R rows of the output matrix.
@@ -24,7 +24,7 @@ class Records:
     target_logprob: Tensor  # [N]: of the token that follows in the text
 
 
-def sparsify(logits_NR: Tensor, targets_N: Tensor, k: int, tail_samples: int, uniforms_N: Tensor) -> Records:
+def sparsify(logprobs_NR: Tensor, targets_N: Tensor, k: int, tail_samples: int, uniforms_N: Tensor) -> Records:
     """Keep the k largest log-probabilities, the tail's log-sums and samples of the tail.
 
     The samples are drawn by systematic sampling (one uniform offset, M equal strata of the cumulative distribution),
@@ -32,17 +32,16 @@ def sparsify(logits_NR: Tensor, targets_N: Tensor, k: int, tail_samples: int, un
     temperature 2, since it has most mass at high temperatures, mixed with the uniform distribution.
 
     Args:
-        logits_NR: finite, fp32.
+        logprobs_NR: log-softmax of finite logits, fp32.
         targets_N: int64; the token that follows each position.
         k: logits to keep, less than R.
         tail_samples: samples to draw from the tail.
         uniforms_N: a random number of [0, 1) for each position; the samples follow from it.
     """
-    logprobs_NR = logits_NR.log_softmax(-1)
     topk_logprobs, topk_ids = logprobs_NR.topk(k, dim=-1)
     tail_NR = logprobs_NR.scatter(1, topk_ids, float("-inf"))
     tail_logsumexp = torch.stack([(tail_NR / temperature).logsumexp(-1) for temperature in TAIL_TEMPERATURES], -1)
-    density_NR = tail_log_density(tail_NR, tail_logsumexp, logits_NR.shape[1] - k).exp().scatter(1, topk_ids, 0.0)
+    density_NR = tail_log_density(tail_NR, tail_logsumexp, logprobs_NR.shape[1] - k).exp().scatter(1, topk_ids, 0.0)
     tail_ids = _systematic_samples(density_NR, tail_samples, uniforms_N)
     return Records(
         topk_ids=topk_ids,
