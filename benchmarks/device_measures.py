@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from step_kinds import clocks
-from torch.autograd import DeviceType
 
 
 def alternated(
@@ -31,8 +30,8 @@ def busy_share(work: Callable[[], None], device: torch.device) -> float:
     with torch.profiler.profile() as profiler:
         work()
         clocks(device)
-    kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
-    kernels = [each for each in profiler.events() if each.device_type == kind and not each.is_user_annotation]
+    kind = device.type.upper()
+    kernels = [each for each in profiler.events() if each.device_type.name == kind and not each.is_user_annotation]
     return covered_share([(each.time_range.start, each.time_range.end) for each in kernels])
 
 

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from moe_distill.batches.batch_order import batches_from
 from moe_distill.batches.loader import BatchReader, LoaderSettings, load_batches, requests
 from moe_distill.batches.split import open_split
+from moe_distill.config.values import Precision
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.shards.window_store import model_inputs
 from moe_distill.targets.next_token_counts import load_vocabulary_map
@@ -114,7 +115,7 @@ def teacher_figures(run: RandomRun, teacher: PreTrainedModel, runtime: Runtime) 
     starts = range(0, len(windows), capture.batch_windows)
     numbers = [range(start, min(start + capture.batch_windows, len(windows))) for start in starts]
     inputs = [model_inputs(windows, each)[0].to(runtime.device) for each in numbers]
-    positions = int(windows.token_counts.sum())
+    positions, architecture = int(windows.token_counts.sum()), find_architecture(teacher)
 
     @torch.inference_mode()
     def bare() -> None:
@@ -122,7 +123,7 @@ def teacher_figures(run: RandomRun, teacher: PreTrainedModel, runtime: Runtime) 
             teacher(input_ids=ids_BL, use_cache=False)
 
     def captured() -> None:
-        capture_split(run, teacher, "train", run.root / f"again_{time.monotonic_ns()}")
+        capture_split(run, teacher, architecture, "train", run.root / f"again_{time.monotonic_ns()}")
 
     with peak_memory(runtime.device) as peak:
         ratio, bare_seconds, capture_seconds = alternated(bare, captured, runtime.device, rounds=3)
@@ -213,7 +214,12 @@ def training_busy_share(run: RandomRun, runtime: Runtime, steps: int) -> float:
 
     for _ in range(warm):
         step()
-    share = busy_share(lambda: [step() for _ in range(steps)], runtime.device)
+
+    def some_steps() -> None:
+        for _ in range(steps):
+            step()
+
+    share = busy_share(some_steps, runtime.device)
     list(batches)  # its workers end
     return share
 
@@ -233,7 +239,7 @@ def table(found: Sequence[Figure]) -> Iterator[str]:
 
 def main(
     toy: Annotated[bool, typer.Option("--toy", help="small models, for the code alone")] = False,
-    precision: Annotated[str, typer.Option(help="fp16 or bf16; auto: as a training would choose")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="fp16 or bf16; auto: as a training would choose")] = "auto",
     json_path: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print the table."""

@@ -8,6 +8,7 @@ Shapes: docs/architecture.md.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -74,10 +75,15 @@ TOY = Pair(
 
 
 def params_of(pair: Pair, **train: object) -> Params:
-    """The tests' params.yaml, which no user edits, and the pair's profile with other keys of `train`."""
+    """The tests' params.yaml, which no user edits, and the pair's profile with other keys of `train`.
+
+    More windows keep states than in the profile, so that a few of them have enough.
+    """
     experiment = yaml.safe_load((ROOT / "tests/params.yaml").read_text(encoding="utf-8"))
     profile = yaml.safe_load((ROOT / f"profiles/{pair.profile}.yaml").read_text(encoding="utf-8"))
     profile["train"] |= train
+    capture = profile["teacher"]
+    capture["hidden_fraction"] = max(SHARE_WITH_STATES, capture["hidden_fraction"])
     return Params(
         experiment=ExperimentParams.model_validate(experiment | {"profile": pair.profile}),
         profile=Profile.model_validate(profile),
@@ -89,7 +95,6 @@ def make_teacher(pair: Pair, dtype: torch.dtype, device: torch.device) -> PreTra
     sizes = pair.teacher
     config = Qwen3MoeConfig(
         **_decoder_settings(sizes),
-        head_dim=sizes.head_size,
         num_experts=pair.experts,
         num_experts_per_tok=1,
         moe_intermediate_size=sizes.width,
@@ -103,7 +108,7 @@ def make_student(pair: Pair, device: torch.device) -> PreTrainedModel:
     return _made(LlamaForCausalLM, LlamaConfig(**_decoder_settings(pair.student)), torch.float32, device)
 
 
-def _decoder_settings(sizes: Sizes) -> dict[str, object]:
+def _decoder_settings(sizes: Sizes) -> dict[str, Any]:
     return {
         "vocab_size": sizes.vocabulary,
         "hidden_size": sizes.hidden,
@@ -111,6 +116,7 @@ def _decoder_settings(sizes: Sizes) -> dict[str, object]:
         "num_hidden_layers": sizes.layers,
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.key_value_heads,
+        "head_dim": sizes.head_size,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
         "bos_token_id": 0,
@@ -119,12 +125,13 @@ def _decoder_settings(sizes: Sizes) -> dict[str, object]:
     }
 
 
-def _made(kind: type[PreTrainedModel], config: object, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _made(kind: type[PreTrainedModel], config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     with torch.device(device):  # weights are drawn where they stay: a minute less
-        model = kind(config)
+        model: PreTrainedModel = kind(config)
     for parameter in model.parameters():  # not `to`: rotary frequencies stay fp32, as when a folder is loaded
         parameter.data = parameter.data.to(dtype)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def replay_head(teacher: PreTrainedModel) -> TeacherHead:

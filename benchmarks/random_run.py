@@ -24,7 +24,7 @@ from moe_distill.shards.window_store import (
     WindowStore,
 )
 from moe_distill.shards.writer import ShardWriter
-from moe_distill.teacher.architecture import find_architecture
+from moe_distill.teacher.architecture import Architecture, find_architecture
 from moe_distill.teacher.capture import Captured, capture
 from moe_distill.teacher.run import export_head
 from moe_distill.training.loop import Result
@@ -64,11 +64,11 @@ def make_run(root: Path, pair: Pair, teacher: PreTrainedModel, n_windows: dict[s
     Args:
         n_windows: by split.
     """
-    run = RandomRun(root, pair)
+    run, architecture = RandomRun(root, pair), find_architecture(teacher)
     for number, (split, count) in enumerate(n_windows.items()):
         _write_windows(run, split, count, torch.Generator().manual_seed(number))
-        capture_split(run, teacher, split, root / "targets" / split)
-    export_head(find_architecture(teacher), "teacher", root / "head")
+        capture_split(run, teacher, architecture, split, root / "targets" / split)
+    export_head(architecture, "teacher", root / "head")
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", pair.teacher.vocabulary)
     ids = torch.arange(pair.teacher.vocabulary, dtype=torch.int32) % pair.student.vocabulary
     nothing = {name: torch.zeros(0, dtype=torch.int32) for name in MAP_FIELDS if name != "student_ids"}
@@ -83,12 +83,14 @@ def make_run(root: Path, pair: Pair, teacher: PreTrainedModel, n_windows: dict[s
     return run
 
 
-def capture_split(run: RandomRun, teacher: PreTrainedModel, split: str, output: Path) -> Captured:
+def capture_split(
+    run: RandomRun, teacher: PreTrainedModel, architecture: Architecture, split: str, output: Path
+) -> Captured:
     """The teacher's pass over the windows of a split, as its stage makes it."""
     params = params_of(run.pair).profile.teacher
     return capture(
         teacher,
-        find_architecture(teacher),
+        architecture,
         run.windows(split),
         text_ids_R=torch.ones(run.pair.teacher.vocabulary, dtype=torch.bool),
         params=params,
