@@ -1,4 +1,4 @@
-# make run | make test | make check | make test-slow | make ui | make clean-venv
+# make run | make test | make check | make test-slow | make test-gpu | make ui | make clean-venv
 # Each target installs what it needs into .venv from the locked requirements first; clean-venv removes it, so that the
 # next one installs anew: make clean-venv; make run TORCH_INDEX=...
 
@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED_TORCH := $(shell grep '^torch==' requirements.txt)
 OTHER_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 
-.PHONY: run test test-slow check format ui clean-venv
+.PHONY: run test test-slow test-gpu check format ui clean-venv
 
 run: $(VENV)/installed
 	dvc repro
@@ -25,6 +25,10 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	pytest -m slow
+
+test-gpu: $(VENV)/installed
+	pytest -m gpu -rs -o tmp_path_retention_policy=none
+	python benchmarks/gpu_check.py --json gpu_check.json
 
 check: $(VENV)/installed
 	ruff check .

@@ -232,3 +232,20 @@ def test_work_of_a_workspace_that_is_gone_is_removed(root: Path) -> None:
         first.workspace.rename(root / "gone")
         with hold_workspace("next"):
             assert not (root / ".work/stage" / KEY[:16]).exists()
+
+
+def test_r21_finished_work_is_taken_where_the_project_has_been_moved_to(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    workspace = root / "project"
+    workspace.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(workspace))
+    monkeypatch.chdir(workspace)
+    compute_once("stage", KEY, computing("1", calls), OUTPUTS)
+    moved = workspace.rename(root / "elsewhere")
+    monkeypatch.setenv("DVC_ROOT", str(moved))
+    monkeypatch.chdir(moved)
+    with hold_workspace("next"):
+        assert compute_once("stage", KEY, computing("2", calls), OUTPUTS) == {"speed": 1.0}
+    assert calls == ["1"]

@@ -41,7 +41,7 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    workspace: Path
+    workspace: Path  # from the main checkout, which may be moved before DVC records the result
     metrics: dict[str, float]  # metrics/<stage>.json
     outputs: dict[str, str]  # name -> SHA-256 of a file, fingerprint of a folder
 
@@ -108,10 +108,11 @@ def compute_once(
         if record is None:
             folder.mkdir(exist_ok=True)
             metrics = compute(folder)
-            record = _Record(workspace=Path.cwd(), metrics=metrics, outputs=_fingerprints(folder, outputs))
+            workspace = Path(os.path.relpath(Path.cwd(), project_root()))
+            record = _Record(workspace=workspace, metrics=metrics, outputs=_fingerprints(folder, outputs))
             write_checksummed_json(folder / RECORD_NAME, record.model_dump(mode="json"))
         else:
-            log(f"{stage}: was finished by a process in {record.workspace}; its result is taken")
+            log(f"{stage}: was finished by a process in {_home(record)}; its result is taken")
         for name, destination in outputs.items():
             publish(folder / name, destination)
     return record.metrics
@@ -172,11 +173,17 @@ def _remove_what_dvc_has_recorded() -> None:
 
 def _is_recorded(record: _Record) -> bool:
     """Whether the workspace's dvc.lock has the MD5 of the metrics; true for a workspace that is gone."""
-    if not record.workspace.is_dir():
+    workspace = _home(record)
+    if not workspace.is_dir():
         return True
-    lock = record.workspace / "dvc.lock"
+    lock = workspace / "dvc.lock"
     digest = hashlib.md5(canonical_json(record.metrics).encode(), usedforsecurity=False).hexdigest()
     return lock.is_file() and digest in lock.read_text(encoding="utf-8")
+
+
+def _home(record: _Record) -> Path:
+    """The workspace that computed a result, where it is now."""
+    return (project_root() / record.workspace).resolve()
 
 
 @contextmanager
