@@ -1,14 +1,16 @@
 """What the stages train_kd, train_router and control share: work folder, published outputs, tracking in MLflow."""
 
+import json
+import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from moe_distill.config.params import Params
 from moe_distill.pipeline.dvc_stage import stage_code, stage_parameters
 from moe_distill.pipeline.resumable_work import compute_once
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
-from moe_distill.tracking.mlflow_runs import track
+from moe_distill.tracking.mlflow_runs import track, tracked
+from moe_distill.tracking.stage_figures import ENDED, STARTED
 from moe_distill.training.loop import Result, result_metrics
 from moe_distill.training.stage_folders import (
     OPTIMIZER_FOLDER,
@@ -40,15 +42,21 @@ def run_training(
         optimizer: where the optimizer's moments are published, for the phase that follows; None: nowhere.
     """
 
+    def on_validation() -> None:
+        track(params, [stage], running=True)
+
     def compute(work: Path) -> dict[str, float]:
         outputs = TrainingOutputs(
             work=work,
             student=work / STUDENT_FOLDER,
             optimizer=None if optimizer is None else work / OPTIMIZER_FOLDER,
             curves=CURVES,
-            on_validation=partial(track, params, [stage], running=True),
+            on_validation=on_validation,
         )
-        return result_metrics(train(params, inputs, outputs))
+        started = _first_start(work)
+        with tracked(params, stage):
+            metrics = result_metrics(train(params, inputs, outputs))
+        return metrics | {STARTED: started, ENDED: time.time()}
 
     published: Mapping[str, Path] = {
         STUDENT_FOLDER: student,
@@ -59,3 +67,11 @@ def run_training(
     key = fingerprint([stage_code(stage), stage_parameters(stage, params), inputs_key(inputs)])
     write_json(Path(f"metrics/{stage}.json"), compute_once(stage, key, compute, published))
     track(params, [stage])
+
+
+def _first_start(work: Path) -> float:
+    """When the training began, in Unix seconds: now, or earlier, where it continues in a killed one's work folder."""
+    path = work / "started.json"
+    if not path.is_file():
+        write_json(path, time.time())
+    return float(json.loads(path.read_text(encoding="utf-8")))
