@@ -7,7 +7,8 @@ from moe_distill.config.params import Params
 from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate
 from moe_distill.evaluation.report import write_report
 from moe_distill.pipeline.stage_runner import run
-from moe_distill.tracking.mlflow_runs import STAGES, track, tracked
+from moe_distill.tracking.mlflow_runs import track, tracked
+from moe_distill.tracking.run_tree import STAGES
 from moe_distill.utils.device import make_runtime, seed_everything
 from moe_distill.utils.files import fresh_folder, write_json
 

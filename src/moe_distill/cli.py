@@ -87,8 +87,8 @@ def clean(
 @app.command()
 def track() -> None:
     """Bring MLflow up to what the files of this workspace say, also where every stage came from DVC's cache."""
-    from moe_distill.tracking.mlflow_runs import STAGES
     from moe_distill.tracking.mlflow_runs import track as fill_in
+    from moe_distill.tracking.run_tree import STAGES
 
     found = fill_in(load_params(), STAGES)
     if found is not None:

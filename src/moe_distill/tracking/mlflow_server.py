@@ -13,6 +13,7 @@ from moe_distill.errors import DataError, ResourceError
 from moe_distill.log import log
 from moe_distill.tracking.live_runs import opened_store
 from moe_distill.tracking.mlflow_store import MLFLOW_ENVIRONMENT, one_line, store_uri
+from moe_distill.utils.files import project_root
 from moe_distill.utils.signals import Terminated, raise_at_once
 
 HOST = "127.0.0.1"
@@ -52,10 +53,13 @@ def serve(port: int) -> None:
 
 
 def _serve_until_ended(uri: str, port: int, address: str) -> None:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST]
-    options = ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--registry-store-uri", uri]
+    options = ["--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     signal.signal(signal.SIGTERM, raise_at_once)
-    process = subprocess.Popen([*command, *options], env=os.environ | MLFLOW_ENVIRONMENT | SERVER_ENVIRONMENT)
+    said = project_root() / ".work/mlflow_server.log"
+    with said.open("wb") as output:
+        environment = os.environ | MLFLOW_ENVIRONMENT | SERVER_ENVIRONMENT
+        process = subprocess.Popen([*command, *options], env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         while process.poll() is None and not _answers(port):
             time.sleep(POLL_SECONDS)
@@ -67,7 +71,7 @@ def _serve_until_ended(uri: str, port: int, address: str) -> None:
     finally:
         process.terminate()
         process.wait()
-    raise ResourceError(f"MLflow's server has ended by itself with exit code {process.returncode}")
+    raise ResourceError("MLflow's server has ended by itself", f"exit code {process.returncode}", f"read {said}")
 
 
 def _require_port(port: int) -> None:

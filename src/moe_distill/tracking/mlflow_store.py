@@ -25,8 +25,6 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
 }
-# MLflow's pages then open on runs and curves; without it they open on the traces of language-model applications.
-KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 SQLITE = "sqlite:///"
 MOVE_EXPERIMENT = "UPDATE experiments SET artifact_location = ?1 WHERE experiment_id = ?2 AND artifact_location != ?1"
 MOVE_RUNS = (
@@ -74,7 +72,7 @@ def open_store() -> MlflowStore:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return MlflowStore(client, found.experiment_id, is_own)
-    made = client.create_experiment(EXPERIMENT, artifacts, tags={KIND_TAG: KIND})
+    made = client.create_experiment(EXPERIMENT, artifacts)
     return MlflowStore(client, made, is_own)
 
 

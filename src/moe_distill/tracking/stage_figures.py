@@ -1,4 +1,6 @@
-"""What the files of a stage say, under the names that MLflow shows; each part of a name before `/` is a section.
+"""What the files of a stage say, under the names that MLflow shows; what stands before `/` is a section.
+
+MLflow shows the sections in the order of their names: `final` first, then the curves.
 
 Three figures are called bits per byte in the files: `train/batch_bits_per_byte` is of the batches of a step,
 `validation/bits_per_byte` of the same sample of the validation windows each time, and `final/..._bits_per_byte` of all
@@ -28,12 +30,11 @@ OWN_FIGURES = {  # of the model that a training ends with, in metrics/evaluate.j
     "train_router": "student_bits_per_byte",
     "control": "lm_only_bits_per_byte",
 }
-SECTIONS = {  # of the figures in metrics/evaluate.json; all others are `final`
-    "sources": r"bits_per_byte_.*",
-    "size": r".*_parameters|.*_ratio|(teacher|student)_bytes|teacher_experts",
-    "speed": r".*_tokens_per_second",
-}
-DOUBLED = r".*_(steps|stopped_early)"  # of metrics/evaluate.json: stand in the nested runs
+# Of metrics/evaluate.json: what one compares first; all else is `validation_all`, of all validation windows too.
+FINAL = r"(teacher|student\w*|lm_only)_bits_per_byte|retention\w*|gain_over_lm_only"
+SPEED = r".*_per_second"
+# Sizes, which are the same in every run of a pair, and what the nested runs show.
+LEFT_OUT = r"\w+_(parameters|bytes|ratio|steps|stopped_early)|teacher_experts"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _name(column: str, kind: str) -> str | None:
     if column in EXPERT_NAMES:
         return f"{kind}_experts/{EXPERT_NAMES[column]}"
     if column in OPTIMIZER_NAMES:
-        return f"optimizer/{column}"
+        return f"train_optimizer/{column}"
     if column.endswith("_weighted"):
         return f"{kind}_weighted/{column.removesuffix('_weighted')}"
     if column == "bits_per_byte" and kind == "train":
@@ -124,7 +125,7 @@ def _without_repetition(curves: Curves) -> Curves:
     kept = {}
     for name, values in curves.items():
         section, _, last = name.partition("/")
-        counter = section == "optimizer" or last == "kd_weight"
+        counter = section == "train_optimizer" or last == "kd_weight"
         twin = f"{section}/lm" if last == "total" else name.replace("_weighted/", "/")
         if not (counter and len(set(values.values())) < 2) and (twin == name or curves.get(twin) != values):
             kept[name] = values
@@ -143,7 +144,7 @@ def _training_figures(content: Mapping[str, float]) -> dict[str, float]:
     """How a training ended; the last values of its terms and experts are those of its curves."""
     left_out = re.compile(rf"validation_.*|{SHARE}.*|{'|'.join(EXPERT_NAMES)}")
     figures = {
-        f"{'speed' if name.endswith('_per_second') else 'final'}/{name}": value
+        f"{'work' if re.fullmatch(SPEED, name) else 'final'}/{name}": value
         for name, value in content.items()
         if not left_out.fullmatch(name)
     }
@@ -153,10 +154,12 @@ def _training_figures(content: Mapping[str, float]) -> dict[str, float]:
 
 
 def _evaluation_figures(content: Mapping[str, float]) -> dict[str, float]:
+    """What `evaluate` has found, by section."""
+    sections = {"work": SPEED, "final": FINAL}
     figures = {}
     for name, value in content.items():
-        if not re.fullmatch(DOUBLED, name):
-            section = next((each for each, names in SECTIONS.items() if re.fullmatch(names, name)), "final")
+        if not re.fullmatch(LEFT_OUT, name):
+            section = next((each for each, names in sections.items() if re.fullmatch(names, name)), "validation_all")
             figures[f"{section}/{name}"] = value
     return figures
 
