@@ -2,142 +2,32 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from moe_distill.config.params import Curriculum, ExperimentParams, Params
-from moe_distill.config.profile import Capture, Profile, Train
-from moe_distill.tracking import live_runs, mlflow_store
 from moe_distill.tracking import mlflow_runs as tracking
-from moe_distill.tracking.mlflow_runs import track, tracked
+from moe_distill.tracking import mlflow_store
+from moe_distill.tracking.mlflow_runs import track
 from moe_distill.tracking.run_tree import experiment_key
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-TESTS = Path(__file__).parent
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where fsync, most of the time of a new database, is free
-
-
-def make_params(temperature: float = 2.0, hidden_layers: tuple[int, ...] = (0, 2)) -> Params:
-    """A few keys of every kind: tracking takes whatever there is, so a new key in config.py changes nothing here."""
-    return Params.model_construct(
-        experiment=ExperimentParams.model_construct(
-            profile="tiny", seed=1, temperature=temperature, curriculum=Curriculum.model_construct(phase1_share=0.25)
-        ),
-        profile=Profile.model_construct(
-            teacher=Capture.model_construct(hidden_layers=list(hidden_layers)),
-            train=Train.model_construct(max_steps=40),
-        ),
-    )
-
-
-def write_curve(stage: str, steps: range, scale: float = 1.0, tail: str = "") -> None:
-    """`loss` at every step, `router` from step 20 on."""
-    rows = [f"{step}\t{scale / step!r}\t{step / 7 if step >= 20 else ''}\n" for step in steps]
-    path = Path("metrics/curves", f"{stage}.tsv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(["step\tloss\trouter\n", *rows, tail]))
-
-
-def write_figures(stage: str, **figures: float) -> None:
-    Path("metrics").mkdir(exist_ok=True)
-    Path("metrics", f"{stage}.json").write_text(json.dumps(figures))
-
-
-def write_everything(scale: float = 1.0) -> None:
-    """The files of a complete experiment, the report read-only as DVC leaves it."""
-    for stage in ("train_kd", "train_router", "control"):
-        write_curve(stage, range(10, 50, 10), scale)
-        write_curve(f"{stage}_validation", range(20, 60, 20), 2 * scale)
-        write_figures(stage, steps=40 * scale, started_at=BEGAN, ended_at=BEGAN + 60)
-    write_figures("evaluate", student_bits_per_byte=1.5 * scale, retention=0.9)
-    Path("reports").mkdir(exist_ok=True)
-    Path("reports/report.md").unlink(missing_ok=True)
-    Path("reports/report.md").write_text(f"bits per byte {scale}")
-    Path("reports/report.md").chmod(0o444)
-
-
-BEGAN = 1.7e9  # Unix seconds
-ALL = ["train_kd", "train_router", "control", "evaluate"]
-
-
-class Store:
-    """What another program sees in `root/mlflow.db`."""
-
-    def __init__(self, root: Path) -> None:
-        from mlflow import MlflowClient
-
-        self.client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
-
-    def runs(self) -> list["Run"]:
-        experiment = self.client.get_experiment_by_name("moe-distill")
-        return list(self.client.search_runs([experiment.experiment_id])) if experiment else []
-
-    def parents(self) -> dict[str, "Run"]:
-        return {run.info.run_name: run for run in self.runs() if "mlflow.parentRunId" not in run.data.tags}
-
-    def nested(self, parent: "Run") -> dict[str, "Run"]:
-        """By stage."""
-        runs = [run for run in self.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-        return {run.data.tags["moe_distill.stage"]: run for run in runs}
-
-    def only_parent(self) -> "Run":
-        (parent,) = self.parents().values()
-        return parent
-
-    def points(self) -> dict[tuple[str, str], list[tuple[int, float]]]:
-        """(stage, or the name of a parent run, and metric) -> every (step, value) ever logged, in order of steps."""
-        return {
-            (run.data.tags.get("moe_distill.stage", run.info.run_name), name): sorted(
-                (point.step, point.value) for point in self.client.get_metric_history(run.info.run_id, name)
-            )
-            for run in self.runs()
-            for name in run.data.metrics
-        }
-
-
-@pytest.fixture(scope="module")
-def empty_database() -> Iterator[Path]:
-    """A database without runs, made once: its tables take a second or more."""
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        Store(Path(folder)).client.search_experiments()
-        yield Path(folder, "mlflow.db")
-
-
-@pytest.fixture(autouse=True)
-def _own_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_failures", {})
-    for name in ("DVC_EXP_NAME", "DVC_ROOT", "MLFLOW_TRACKING_URI", *mlflow_store.MLFLOW_ENVIRONMENT):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A checkout without a database; the blank in its name is part of the test."""
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        root = Path(folder, "main checkout")
-        root.mkdir()
-        monkeypatch.chdir(root)
-        yield root
-
-
-@pytest.fixture
-def root(fresh: Path, empty_database: Path) -> Path:
-    shutil.copyfile(empty_database, fresh / "mlflow.db")
-    return fresh
+from tests.tracking.experiments import (
+    ALL,
+    BEGAN,
+    Store,
+    make_params,
+    start,
+    write_curve,
+    write_everything,
+    write_figures,
+)
 
 
 def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
@@ -145,19 +35,6 @@ def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
     captured = capfd.readouterr()
     assert captured.err == ""
     return captured.out.splitlines()
-
-
-def start(code: str, **environment: str) -> "subprocess.Popen[str]":
-    """Another process in the current folder, not recognisable as part of a test or of a CI job."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
-    beginning = f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom test_mlflow_runs import *\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", beginning + code],
-        env={**inherited, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_everything_of_an_experiment(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -362,7 +239,10 @@ def test_two_experiments_side_by_side(root: Path, monkeypatch: pytest.MonkeyPatc
         "tiny warm-lynx": "warm-lynx",
         "tiny cool-lynx": "cool-lynx",
     }
-    table = {name: (run.data.params["temperature"], run.data.metrics["final/student_bits_per_byte"]) for name, run in parents.items()}
+    table = {
+        name: (run.data.params["temperature"], run.data.metrics["final/student_bits_per_byte"])
+        for name, run in parents.items()
+    }
     assert table == {"tiny warm-lynx": ("3.0", 4.5), "tiny cool-lynx": ("1.0", 1.5)}
     for run in parents.values():
         assert set(Store(root).nested(run)) == set(ALL)

@@ -35,7 +35,7 @@ def opened_store(patience: float) -> Iterator[MlflowStore]:
     """
     for name, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401  # takes a second: imported before the lock is held
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds: imported before the lock is held
 
     with FileLock(project_root() / ".work/mlflow.lock", timeout=patience):
         store = open_store()
