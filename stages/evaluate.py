@@ -7,14 +7,21 @@ from moe_distill.config.params import Params
 from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate
 from moe_distill.evaluation.report import write_report
 from moe_distill.pipeline.stage_runner import run
-from moe_distill.tracking.mlflow_runs import track
+from moe_distill.tracking.mlflow_runs import track, tracked
+from moe_distill.tracking.run_tree import STAGES
 from moe_distill.utils.device import make_runtime, seed_everything
 from moe_distill.utils.files import fresh_folder, write_json
 
-STAGES = ["train_kd", "train_router", "control", "evaluate"]
+STAGE = "evaluate"
 
 
 def main(params: Params) -> None:
+    with tracked(params, STAGE):
+        measure_and_report(params)
+    track(params, STAGES)
+
+
+def measure_and_report(params: Params) -> None:
     seed_everything(params.experiment.seed)
     inputs = EvaluationInputs(
         windows=Path("data/windows"),
@@ -32,7 +39,6 @@ def main(params: Params) -> None:
     write_json(Path("metrics/evaluate.json"), metrics)
     with fresh_folder(Path("reports")) as folder:
         write_report(params, metrics, Path("metrics/curves"), inputs.student, folder)
-    track(params, STAGES)
 
 
 def _metrics(stage: str) -> dict[str, float]:
@@ -41,4 +47,4 @@ def _metrics(stage: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run("evaluate", main)
+    run(STAGE, main)

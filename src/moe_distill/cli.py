@@ -1,7 +1,5 @@
 """The command line `moe-distill`: checks and repairs beside `dvc repro`."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -90,17 +88,21 @@ def clean(
 def track() -> None:
     """Bring MLflow up to what the files of this workspace say, also where every stage came from DVC's cache."""
     from moe_distill.tracking.mlflow_runs import track as fill_in
+    from moe_distill.tracking.run_tree import STAGES
 
-    fill_in(load_params(), ["train_kd", "train_router", "control", "evaluate"])
+    found = fill_in(load_params(), STAGES)
+    if found is not None:
+        log(f"MLflow has {', '.join(found)}" if found else "nothing to track yet; run: dvc repro")
 
 
 @app.command()
-def ui(port: int = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(help="of 127.0.0.1")] = 5000,
+) -> None:
     """Open the MLflow UI of this project on 127.0.0.1."""
-    store = f"sqlite:///{project_root() / 'mlflow.db'}"
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store]
-    subprocess.run([*command, "--host", "127.0.0.1", "--port", str(port)], env=environment, check=False)
+    from moe_distill.tracking.mlflow_server import serve
+
+    serve(port)
 
 
 def main() -> None:

@@ -138,13 +138,20 @@ def test_runs_stand_in_mlflow_with_their_phases(checkout: Checkout) -> None:
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
     nested = {
-        run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
+        run.data.tags["moe_distill.stage"]: run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
     }
     assert {"train_kd", "train_router", "control", "evaluate"} <= set(nested)
     assert parents[0].data.params["temperature"] == "1.0"
-    assert len(client.get_metric_history(nested["train_router"].info.run_id, "lm_raw")) == 55
-    assert parents[0].data.metrics["student_bits_per_byte"] == metrics(checkout, "evaluate")["student_bits_per_byte"]
+    assert len(client.get_metric_history(nested["train_router"].info.run_id, "train/lm")) == 55
+    figure = metrics(checkout, "evaluate")["student_bits_per_byte"]
+    assert parents[0].data.metrics["final/student_bits_per_byte"] == figure
     assert {run.info.status for run in runs} == {"FINISHED"}
+    for stage in ("train_kd", "train_router", "control"):
+        told, run = metrics(checkout, stage), nested[stage].info
+        assert (told["ended_at"] - told["started_at"]) * 1000 == pytest.approx(run.end_time - run.start_time, abs=5000)
+        assert run.end_time - run.start_time > 1000, "of the training, not of what was written about it"
 
 
 def test_r23_another_temperature_trains_and_evaluates_only(own_checkout: Checkout) -> None:
@@ -226,8 +233,10 @@ def test_command_line_tools_work_on_a_finished_run(own_checkout: Checkout) -> No
     own_checkout.run("moe-distill", "track", DVC_EXP_NAME="from-the-files")
     runs = runs_of(client)
     assert len(runs) == count + 5  # a parent and its four nested runs, made from the files alone
-    parent = next(run for run in runs if run.info.run_name == "from-the-files")
-    assert parent.data.metrics["student_bits_per_byte"] == metrics(own_checkout, "evaluate")["student_bits_per_byte"]
+    parent = next(run for run in runs if run.data.tags.get("dvc_experiment") == "from-the-files")
+    assert (
+        parent.data.metrics["final/student_bits_per_byte"] == metrics(own_checkout, "evaluate")["student_bits_per_byte"]
+    )
 
 
 def test_corrupt_shard_is_found_and_named(own_checkout: Checkout) -> None:
