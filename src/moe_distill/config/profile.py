@@ -5,7 +5,7 @@ of a value in the file; an option that may be left out is then off. Unknown keys
 """
 
 from itertools import pairwise
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -125,6 +125,7 @@ class Profile(Section):
     teacher: Capture
     train: Train
     evaluate: Evaluate
+    baseline: Literal["full", "none"]  # the student trained on LM alone, to compare with; none: it is not
 
     @model_validator(mode="after")
     def _models_take_windows(self) -> Self:

@@ -4,12 +4,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from safetensors import SafetensorError
 
 from moe_distill.config.params import Params, load_params
 from moe_distill.errors import MoeDistillError, ResourceError
 from moe_distill.pipeline.resumable_work import hold_workspace
+from moe_distill.pipeline.stage_times import record_time
 from moe_distill.utils.disk_space import disk_full
 from moe_distill.utils.signals import Terminated, raise_at_once
 
@@ -22,6 +24,7 @@ MEMORY_KEYS = {  # the keys that bound the memory of a stage on the GPU
     "train_kd": TRAINING_KEYS,
     "train_router": TRAINING_KEYS,
     "control": TRAINING_KEYS,
+    "teacher_examples": "`windows.teacher_max_length`",
     "teacher_lead": "`evaluate.batch_windows`",
     "evaluate": "`evaluate.batch_windows`",
 }
@@ -33,9 +36,11 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
     With `--debug` the traceback of such an error is shown too.
     """
     signal.signal(signal.SIGTERM, raise_at_once)
+    began = datetime.now(UTC)
     try:
         with hold_workspace(stage):
             main(load_params())
+            record_time(stage, began)
     except (MoeDistillError, OSError, SafetensorError, RuntimeError) as error:
         known = error if isinstance(error, MoeDistillError) else disk_full(error) or _out_of_memory(stage, error)
         if known is None:
