@@ -6,7 +6,7 @@ from pathlib import Path
 from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.config.params import Params
 from moe_distill.evaluation.evaluate import Evaluation, EvaluationInputs, evaluate, training_metrics
-from moe_distill.evaluation.model_facts import read_model_facts
+from moe_distill.evaluation.model_facts import licence_facts, read_model_facts
 from moe_distill.evaluation.report import ReportInputs, write_report
 from moe_distill.evaluation.student_examples import load_student, student_positions, student_samples
 from moe_distill.evaluation.teacher_examples import TeacherExamples
@@ -44,9 +44,10 @@ def _report_inputs(params: Params, measured: Evaluation) -> ReportInputs:
     student = load_student(STUDENT, spelled, params.profile.windows.student_max_length)
     positions = student_positions(WINDOWS, TARGETS, student, examples.positions)
     samples = student_samples(student, examples.samples, params.profile.evaluate.sample_tokens)
-    models, curves, facts = (examples.about, read_model_facts(STUDENT)), Path("metrics/curves"), collect_facts(params)
-    before = _metrics("corpus"), _metrics("tokenize")
-    return ReportInputs(params, measured, *before, curves, *models, positions, samples, facts)
+    models, before = params.profile.models, (_metrics("corpus"), _metrics("tokenize"))
+    teacher = examples.about | licence_facts(models.teacher)
+    own, curves = read_model_facts(STUDENT) | licence_facts(models.student), Path("metrics/curves")
+    return ReportInputs(params, measured, *before, curves, teacher, own, positions, samples, collect_facts(params))
 
 
 def _metrics(stage: str) -> dict[str, float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moe_distill.evaluation.evaluate import Evaluation
 from moe_distill.evaluation.metrics import CalibrationBin
+from moe_distill.evaluation.model_facts import ModelFacts
 from moe_distill.evaluation.pieces import Guess, Segment
 from moe_distill.evaluation.report import ReportInputs, write_report
 from moe_distill.evaluation.run_facts import RunFacts, StageFacts
@@ -107,7 +108,7 @@ def crafted_inputs(folder: Path, changes: Mapping[str, float | None], router: bo
     """Inputs of a report with some metrics changed; None takes one away."""
     merged = {name: value for name, value in (METRICS | dict(changes)).items() if value is not None}
     measured = Evaluation(merged, [CalibrationBin(0.25, 0.2, 0.75), CalibrationBin(0.9, 0.8, 0.25)])
-    about: dict[str, str | int | None] = {"model_type": "qwen3_moe", "vocab_size": 500, "licence": None}
+    about: ModelFacts = {"model_type": "qwen3_moe", "vocab_size": 500}
     return ReportInputs(
         params=fixed_params(),
         measured=measured,

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from moe_distill.alignment.token_bytes import token_bytes
+from moe_distill.config.model_keys import FolderModel
 from moe_distill.config.profile import Evaluate
 from moe_distill.evaluation.continuations import continued
-from moe_distill.evaluation.model_facts import read_model_facts
+from moe_distill.evaluation.model_facts import licence_facts, read_model_facts
 from moe_distill.evaluation.pieces import visible
 from moe_distill.evaluation.student_examples import Student, load_student, student_positions, student_samples
 from moe_distill.evaluation.teacher_examples import (
@@ -111,22 +112,26 @@ def test_samples_begin_with_the_validation_text(chain: Chain, student: Student) 
 
 
 def test_examples_survive_the_file(positions: list[TeacherPosition]) -> None:
-    examples = TeacherExamples(about={"licence": None, "vocab_size": 4}, positions=positions, samples=[])
+    examples = TeacherExamples(about={"model_type": "llama", "vocab_size": 4}, positions=positions, samples=[])
     assert TeacherExamples.model_validate(json.loads(json.dumps(examples.model_dump(mode="json")))) == examples
 
 
 @pytest.mark.parametrize(
-    ("card", "licence"),
+    ("card", "known"),
     [
-        (None, None),
-        ("---\nlicense: apache-2.0\ntags: [a]\n---\n# Card\n", "apache-2.0"),
-        ("---\nlicense: other\nlicense_name: 'own'\n---\n", "other"),
-        ("---\ntags: [a]\n---\nlicense: mit\n", None),
-        ("# No metadata\n", None),
+        (None, {}),
+        ("---\nlicense: apache-2.0\ntags: [a]\n---\n# Card\n", {"licence": "apache-2.0"}),
+        ("---\nlicense: other\nlicense_name: own\n---\n", {"licence": "own"}),
+        ("---\ntags: [a]\n---\nlicense: mit\n", {}),
+        ("# No metadata\n", {}),
     ],
 )
-def test_a_licence_is_what_a_card_says(tmp_path: Path, card: str | None, licence: str | None) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8, "rope_scaling": {"a": 1}}')
+def test_a_licence_is_what_a_card_says(tmp_path: Path, card: str | None, known: dict[str, str]) -> None:
     if card is not None:
         (tmp_path / "README.md").write_text(card)
-    assert read_model_facts(tmp_path) == {"model_type": "llama", "hidden_size": 8, "licence": licence}
+    assert licence_facts(FolderModel(kind="folder", path=str(tmp_path))) == known
+
+
+def test_facts_of_a_model_are_what_its_configuration_says(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8, "num_experts": null, "a": 1}')
+    assert read_model_facts(tmp_path) == {"model_type": "llama", "hidden_size": 8}

@@ -10,9 +10,9 @@ from moe_distill.config.params import Params
 from moe_distill.evaluation import figure_tables, run_tables
 from moe_distill.evaluation.evaluate import Evaluation
 from moe_distill.evaluation.markdown import cell, fenced
+from moe_distill.evaluation.model_facts import ModelFacts
 from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts, read_curve
 from moe_distill.evaluation.run_facts import RunFacts
-from moe_distill.evaluation.run_tables import ModelFacts
 from moe_distill.evaluation.student_examples import Position, Sample
 from moe_distill.evaluation.svg import bits_per_byte_svg, calibration_svg, experts_svg, term_svgs
 from moe_distill.evaluation.verdicts import Metrics, verdicts

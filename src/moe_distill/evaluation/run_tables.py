@@ -1,15 +1,14 @@
 """The tables of what a run was made of: models, text, alignment, cost, commit. Pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from moe_distill.config.corpus_keys import Files, Hub, Source, source_name
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.config.params import Params
+from moe_distill.evaluation.model_facts import ModelFacts
 from moe_distill.evaluation.run_facts import RunFacts, StageFacts
 from moe_distill.evaluation.tables import UNKNOWN, Table, told_bytes, told_count, told_seconds
 from moe_distill.evaluation.verdicts import Metrics
-
-ModelFacts = Mapping[str, str | int | None]
 
 
 def models_table(params: Params, teacher: ModelFacts, student: ModelFacts, metrics: Metrics) -> Table:
@@ -131,7 +130,7 @@ def _stage_seconds(stage: StageFacts) -> str:
 
 def _origin(model: TinyTeacher | TinyStudent | HubModel | FolderModel, facts: ModelFacts) -> tuple[str, str, str, str]:
     """Name, revision, licence and architecture of a model."""
-    licence, architecture = str(facts.get("licence") or UNKNOWN), str(facts.get("model_type", UNKNOWN))
+    licence, architecture = str(facts.get("licence", UNKNOWN)), str(facts.get("model_type", UNKNOWN))
     if isinstance(model, HubModel):
         return model.repository, model.revision, licence, architecture
     if isinstance(model, FolderModel):

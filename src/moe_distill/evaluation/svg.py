@@ -21,7 +21,7 @@ INK = "#123456"  # stands for the colour of the page's text, and is replaced by 
 STYLE: Any = {
     "svg.fonttype": "none",  # text as text, in the page's font
     "font.family": "sans-serif",
-    "font.size": 8,
+    "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -31,8 +31,8 @@ STYLE: Any = {
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
     ),
 }
-SIZE, TALL, SQUARE, SMALL = (5.6, 3.0), (5.6, 4.0), (4.2, 3.4), (3.2, 2.0)
-WITHOUT_VALIDATION = ("learning_rate", "gradient_norm", "loss_scale", "padding_share", "skipped_steps")
+SIZE, TALL, SQUARE, SMALL = (5.0, 2.9), (5.0, 4.0), (4.0, 3.4), (3.2, 2.0)
+OF_THE_OPTIMIZER = ("learning_rate", "gradient_norm", "loss_scale", "padding_share", "skipped_steps")
 
 
 def bits_per_byte_svg(curves: Path, teacher: float) -> str:
@@ -50,15 +50,16 @@ def term_svgs(curves: Path) -> list[tuple[str, str]]:
     stages = ("train_kd", "train_router")
     steps = [read_curve(curves / f"{stage}.tsv") for stage in stages]
     validations = [read_curve(curves / f"{stage}_validation.tsv") for stage in stages]
-    names = dict.fromkeys(name for table in (*steps, *validations) for name in table)
+    names = list(dict.fromkeys(name for table in (*steps, *validations) for name in table))
+    names.sort(key=lambda name: name in OF_THE_OPTIMIZER)  # last, and else in the order of the files
     pictures = []
     for name in names:
         if name == "step" or name.startswith(("expert_", "gate_")) or name.endswith("_weighted"):
             continue
         term = name.removesuffix("_raw")
         trained, weighted = _points(steps, name), _points(steps, f"{term}_weighted")
-        validated = ([], []) if name in WITHOUT_VALIDATION else _points(validations, name)
-        if _is_told(trained[1]) or _is_told(validated[1]):
+        validated = ([], []) if name in OF_THE_OPTIMIZER else _points(validations, name)
+        if _is_told(name, trained[1]) or _is_told(name, validated[1]):
             told = term.replace("_", " ")
             pictures.append((told, _term_svg(told, trained, validated, weighted)))
     return pictures
@@ -91,9 +92,9 @@ Points = tuple[list[float], list[float]]
 def _term_svg(name: str, trained: Points, validated: Points, weighted: Points) -> str:
     with _drawn(f"term-{name}", SMALL) as (figure, axes):
         axes.plot(*trained, color=BLUE, linewidth=1.2, label="training")
-        if _is_told(weighted[1]):
+        if _is_told("weighted", weighted[1]):
             axes.plot(*weighted, color=GRAY, linewidth=1.0, label="weighted")
-        if _is_told(validated[1]):
+        if _is_told(name, validated[1]):
             axes.plot(*validated, color=ORANGE, linestyle="", marker=".", label="validation")
         if len(axes.lines) > 1:
             axes.legend(fontsize=7)
@@ -107,9 +108,10 @@ def _points(tables: Sequence[Table], name: str) -> Points:
     return steps, [value for table in tables if name in table for value in table[name]]
 
 
-def _is_told(values: Sequence[float]) -> bool:
-    """Whether a column says anything: it has a value that is not 0."""
-    return any(value for value in values if not math.isnan(value))
+def _is_told(name: str, values: Sequence[float]) -> bool:
+    """Whether a column says anything: not of a term that was never computed, nor a loss that was never scaled."""
+    nothing = 1.0 if name == "loss_scale" else 0.0
+    return any(value != nothing for value in values if not math.isnan(value))
 
 
 @contextmanager

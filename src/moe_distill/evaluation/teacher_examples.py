@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from moe_distill.batches.batch_order import spread_windows
 from moe_distill.config.profile import Evaluate
 from moe_distill.evaluation.continuations import continued
+from moe_distill.evaluation.model_facts import ModelFacts
 from moe_distill.evaluation.pieces import Guess, Piece, make_pieces, text_of, visible
 from moe_distill.shards.provenance import check_same_windows
 from moe_distill.shards.teacher_store import open_targets
@@ -53,7 +54,7 @@ class TeacherExamples(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    about: dict[str, str | int | None]  # the teacher: what its config.json says
+    about: ModelFacts  # the teacher: what its config.json says
     positions: list[TeacherPosition]
     samples: list[TeacherSample]
 
