@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from moe_distill.corpus.documents import read_documents
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.utils.files import folder_fingerprint
 from tests.end_to_end.conftest import Checkout, ran, runs_of
+from tests.evaluation.crafted import SECTIONS, Page
 
 pytestmark = pytest.mark.usefixtures("first_run")
 
 ALL = {"check", "corpus", "models@teacher", "models@student", "self_test", "tokenize", "teacher_correction"}
-ALL |= {"teacher", "teacher_lead"}
+ALL |= {"teacher", "teacher_examples", "teacher_lead"}
 ALL |= {"train_kd", "train_router", "control", "evaluate"}
 CONTRACT = {
     "tokenize": "windows train_tokens_student train_tokens_teacher aligned_position_coverage one_to_one_coverage "
@@ -221,8 +223,29 @@ def test_r27_size_and_speed_of_both_models(checkout: Checkout) -> None:
 
 def test_report_is_written(checkout: Checkout) -> None:
     names = {path.name for path in (checkout.folder / "reports").iterdir()}
-    assert {"report.md", "MODEL_CARD.md", "bits_per_byte.png", "experts.png"} <= names
+    assert {"report.html", "report.md", "MODEL_CARD.md", "bits_per_byte.png", "experts.png"} <= names
     assert "| teacher |" in (Path(checkout.folder) / "reports/report.md").read_text()
+    page = Page((checkout.folder / "reports/report.html").read_text())
+    assert [found["id"] for tag, found in page.elements if tag == "section"] == SECTIONS
+    [times] = [table for table in page.texts["tbody"] if "train_router" in table]
+    for stage in ALL - {"check", "evaluate"}:
+        [row] = re.findall(rf"^{stage}(\d.*)$", times, re.MULTILINE)
+        assert re.fullmatch(r"(\d+\.\d s|\d+ min \d\d s)[\d.]+ (MB|kB|bytes)", row), row
+    commit = checkout.run("git", "rev-parse", "HEAD").strip()
+    assert any(f"git checkout {commit}\nmake install\ndvc repro" in each for each in page.texts["pre"])
+
+
+def test_without_a_baseline_only_what_tells_of_it_runs(own_checkout: Checkout) -> None:
+    own_checkout.edit("profiles/test.yaml", "baseline: full", "baseline: none")
+    output = own_checkout.run("dvc", "repro")
+    assert ran(output) == {"check", "control", "evaluate"}
+    assert not [name for name in metrics(own_checkout, "evaluate") if "lm_only" in name]
+    report = (own_checkout.folder / "reports/report.html").read_text()
+    assert "What distillation gains over plain training was not measured" in report
+    assert "FAIL" not in own_checkout.run("moe-distill", "verify")
+    assert "file://" in own_checkout.run("dvc", "plots", "show")
+    assert "what distillation gains" in own_checkout.run("moe-distill", "doctor")
+    assert ran(own_checkout.run("dvc", "repro")) == {"check"}
 
 
 def test_command_line_tools_work_on_a_finished_run(own_checkout: Checkout) -> None:

@@ -5,7 +5,7 @@ of a value in the file; an option that may be left out is then off. Unknown keys
 """
 
 from itertools import pairwise
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -131,6 +131,7 @@ class Profile(Section):
     teacher: Capture
     train: Train
     evaluate: Evaluate
+    baseline: Literal["full", "none"]  # the student trained on LM alone, to compare with; none: it is not
     launch: Launch
 
     @model_validator(mode="after")

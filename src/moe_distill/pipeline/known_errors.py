@@ -12,6 +12,7 @@ MEMORY_KEYS = {  # the keys that bound the memory of a stage on the GPU
     "train_kd": TRAINING_KEYS,
     "train_router": TRAINING_KEYS,
     "control": TRAINING_KEYS,
+    "teacher_examples": "`windows.teacher_max_length`",
     "teacher_lead": "`evaluate.batch_windows`",
     "evaluate": "`evaluate.batch_windows`",
 }

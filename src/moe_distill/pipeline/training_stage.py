@@ -73,7 +73,7 @@ def run_training(stage: TrainingStage, params: Params) -> None:
 
 
 def _timed(train: Callable[[Path], dict[str, float]], work: Path) -> dict[str, float]:
-    """The metrics of a training, and its times in Unix seconds; it began in the run that found its work folder empty."""
+    """The metrics of a training, and its times in Unix seconds; it began in the run that found the folder empty."""
     path = work / "started.json"
     if not path.is_file():
         write_json(path, time.time())
