@@ -9,22 +9,10 @@ from safetensors import SafetensorError
 
 from moe_distill.config.params import Params, load_params
 from moe_distill.errors import MoeDistillError, ResourceError
+from moe_distill.pipeline.memory_keys import memory_fix
 from moe_distill.pipeline.resumable_work import hold_workspace
 from moe_distill.utils.disk_space import disk_full
 from moe_distill.utils.signals import Terminated, raise_at_once
-
-TRAINING_KEYS = "`train.micro_batch_windows` or `train.chunk_tokens`"
-MEMORY_KEYS = {  # the keys that bound the memory of a stage on the GPU
-    "models@teacher": "`models.teacher.batch_windows`",
-    "self_test": "`windows.teacher_max_length` or `windows.student_max_length`",
-    "teacher_correction": "`models.teacher_correction.micro_batch_windows`",
-    "teacher": "`teacher.batch_windows` or `teacher.chunk_positions`",
-    "train_kd": TRAINING_KEYS,
-    "train_router": TRAINING_KEYS,
-    "control": TRAINING_KEYS,
-    "teacher_lead": "`evaluate.batch_windows`",
-    "evaluate": "`evaluate.batch_windows`",
-}
 
 
 def run(stage: str, main: Callable[[Params], None]) -> None:
@@ -59,4 +47,4 @@ def _out_of_memory(stage: str, error: Exception) -> ResourceError | None:
     if not isinstance(error, OutOfMemoryError):
         return None
     why = " ".join(str(error).split())
-    return ResourceError(f"{stage} needs more memory than the GPU has", why, f"lower {MEMORY_KEYS[stage]}")
+    return ResourceError(f"{stage} needs more memory than the GPU has", why, memory_fix(stage))
