@@ -45,17 +45,21 @@ def check_parameters(params: Params) -> Iterator[str]:
 
 def model_sizes(model: Model) -> ModelSizes | None:
     """Sizes of a model that is here: a folder, or one of the hub in its cache; None for any other."""
+    folder = model_folder(model)
+    return None if folder is None else read_sizes(folder)
+
+
+def model_folder(model: Model) -> Path | None:
+    """The folder of a model that is here: the user's own, or one of the hub in its cache; None for any other."""
     if isinstance(model, FolderModel):
         folder = project_root() / model.path
-        if not folder.is_dir():
-            return None
-        return read_sizes(folder)
+        return folder if folder.is_dir() else None
     if isinstance(model, HubModel):
         from huggingface_hub import try_to_load_from_cache  # imported here: tiny models need none of it
 
         revision = recorded_commit("model", model.repository, model.revision)
         cached = try_to_load_from_cache(model.repository, "config.json", revision=revision)
-        return read_sizes(Path(cached).parent) if isinstance(cached, str) else None
+        return Path(cached).parent if isinstance(cached, str) else None
     return None
 
 
