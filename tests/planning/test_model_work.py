@@ -36,7 +36,7 @@ def counted(family: str, backward: bool, layers_twice: bool = False) -> float:
         logits = model(input_ids=torch.randint(90, (WINDOWS, LENGTH)), use_cache=False).logits
         if backward:
             logits.sum().backward()
-    return counter.get_total_flops() / WINDOWS / LENGTH
+    return float(counter.get_total_flops()) / WINDOWS / LENGTH
 
 
 @pytest.mark.parametrize("family", FAMILIES)

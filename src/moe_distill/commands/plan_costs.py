@@ -1,4 +1,4 @@
-"""`moe-distill plan`, its second half: what every stage takes of time, memory and disk, and what a budget says to it."""
+"""`moe-distill plan`, its second half: what every stage takes of time, memory and disk, and whether it fits."""
 
 import math
 from collections.abc import Iterator

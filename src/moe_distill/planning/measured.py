@@ -54,22 +54,31 @@ def measure_rates(
     teacher: tuple[ModelWork, PreTrainedConfig],
     student: tuple[ModelWork, PreTrainedConfig],
     shard_row: float,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
 ) -> Rates:
     """Run each inner loop for some seconds; see `estimate_rates` for the arguments.
 
-    On a CPU the memory stays an estimate.
+    On a CPU the memory stays an estimate. Without `seconds` each loop runs for SECONDS.
     """
     seed_everything(params.experiment.seed)
     estimate = estimate_rates(params, device, teacher[0], student[0], shard_row)
     with tempfile.TemporaryDirectory(prefix="moe-distill-plan-") as name:
-        bench = _Bench(params, Path(name), (teacher[0].rows, student[0].rows), seconds)
+        bench = _Bench(params, Path(name), (teacher[0].rows, student[0].rows), SECONDS if seconds is None else seconds)
         bench.capture(teacher[1])
         bench.open(student[1])
         bench.train()
         bench.evaluate()
     memory = estimate.memory | bench.memory
     return Rates(**bench.found, training_token=bench.trained, memory=memory)
+
+
+def random_weights(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, folder: Path) -> None:
+    """Write a model of this configuration, whose weights are drawn on the device."""
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    logging.disable_progress_bar()  # of writing weights
+    model.save_pretrained(folder)
 
 
 class _Bench:
@@ -175,11 +184,7 @@ class _Bench:
         if here is not None and any(here.glob("*.safetensors")):
             return here
         folder = self.folder / made.name
-        with torch.random.fork_rng(), torch.device(self.device):
-            torch.manual_seed(0)
-            random: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        logging.disable_progress_bar()  # of writing weights
-        random.save_pretrained(folder)
+        random_weights(config, dtype, self.device, folder)
         return folder
 
     def _targets(self, settings: TargetSettings) -> WindowTargets:

@@ -33,7 +33,8 @@ def find_config(made: Path, model: TinyTeacher | TinyStudent | HubModel | Folder
     """
     folder = find_folder(made, model)
     if folder is not None:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        read: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return read
     if isinstance(model, TinyTeacher):
         return _tiny_teacher(model)
     if isinstance(model, TinyStudent):

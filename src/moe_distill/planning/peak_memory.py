@@ -29,8 +29,8 @@ def saved_activations(work: ModelWork, layers: Layers, positions: float, twice: 
     """
     of_states = FP32 * 5 + layers.itemsize * 6.5 if layers.itemsize < FP32 else FP32 * 9
     each = of_states * work.hidden_size + 4 * layers.itemsize * work.width
-    if not layers.fuses_attention:  # scores, probabilities, and these in fp32
-        each += work.heads * layers.length * (2 * layers.itemsize + FP32)
+    if not layers.fuses_attention:  # scores, probabilities, and these in fp32; keys and values of every head
+        each += work.heads * (layers.length * (2 * layers.itemsize + FP32) + 2 * layers.itemsize * work.head_size)
     if twice:
         return positions * (each + work.layers * FP32 * work.hidden_size)
     return positions * work.layers * each

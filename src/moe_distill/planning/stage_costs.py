@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moe_distill.config.model_keys import FolderModel, HubModel, TinyTeacher
+from moe_distill.config.model_keys import HubModel, TinyTeacher
 from moe_distill.config.params import Params
-from moe_distill.planning.amounts import UNKNOWN, Amounts, StoredBytes, download_bytes
+from moe_distill.planning.amounts import UNKNOWN, Amounts, StoredBytes
 from moe_distill.planning.devices import Device
 from moe_distill.planning.model_work import ModelWork, training_flops
 from moe_distill.planning.rates import DISK_BYTES_PER_SECOND, Rates
@@ -83,10 +83,9 @@ def stage_costs(plan: Plan) -> list[StageCost]:
 def _pieces(plan: Plan) -> Iterator[_Piece]:
     stored, profile = plan.stored, plan.params.profile
     yield _Piece("corpus", 0.0, stored.corpus / CORPUS_BYTES_PER_SECOND, stored.corpus)
-    cache = download_bytes(plan.params, stored) if plan.shares_disk_with_hub else 0.0
     yield _teacher_model(plan)
     of_student = stored.student / DOWNLOAD_BYTES_PER_SECOND if isinstance(profile.models.student, HubModel) else 0.0
-    yield _Piece("models@student", 0.0, of_student, stored.student + cache)
+    yield _Piece("models@student", 0.0, of_student, _with_cache(plan, profile.models.student, stored.student))
     read = plan.amounts.teacher_tokens
     yield _Piece("tokenize", read, read / TOKENIZED_PER_SECOND, stored.windows)
     if profile.models.teacher_correction is not None:
@@ -118,9 +117,14 @@ def _teacher_model(plan: Plan) -> _Piece:
     if isinstance(model, TinyTeacher):
         tokens = model.steps * model.batch_windows * model.max_length
         seconds = tokens * training_flops(plan.teacher, model.max_length) / plan.device.flops["fp32"]
-    elif not isinstance(model, FolderModel):
+    elif isinstance(model, HubModel):
         seconds = plan.stored.teacher / DOWNLOAD_BYTES_PER_SECOND
-    return _Piece("models@teacher", tokens, seconds, plan.stored.teacher)
+    return _Piece("models@teacher", tokens, seconds, _with_cache(plan, model, plan.stored.teacher))
+
+
+def _with_cache(plan: Plan, model: object, size: float) -> float:
+    """Bytes of a model, those in the hub's cache included where that lies on the same disk."""
+    return 2 * size if isinstance(model, HubModel) and plan.shares_disk_with_hub else size
 
 
 def _correction(plan: Plan) -> _Piece:
