@@ -28,7 +28,8 @@ def llama(hidden: int, width: int, layers: int, attention: str) -> PreTrainedMod
         num_key_value_heads=1,
     )
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    return model.train()
+    model.train()
+    return model
 
 
 def kept_by_autograd(model: PreTrainedModel, autocast: bool) -> float:
