@@ -27,11 +27,20 @@ def doctor() -> None:
 
 
 @app.command()
-def plan() -> None:
-    """Say how many windows, steps, teacher rows and router positions the parameters come to, and the shards' size."""
-    from moe_distill.commands.plan import describe
+def plan(
+    measure: Annotated[bool, typer.Option(help="run each stage's inner loop here for some seconds")] = False,
+    device: Annotated[str | None, typer.Option(help="P100, T4, V100, A100, H100 or CPU; else the one here")] = None,
+    hours: Annotated[float | None, typer.Option(min=0.1, help="of a session: how many does it take?")] = None,
+    disk: Annotated[float | None, typer.Option(min=0.1, help="in GB: does it fit?")] = None,
+) -> None:
+    """Say what the parameters come to: windows, steps, teacher rows; hours, memory and disk of every stage."""
+    from moe_distill.commands.plan import describe, window_stores
+    from moe_distill.commands.plan_costs import Budget, describe_costs
 
-    for line in describe(load_params()):
+    params = load_params()
+    for line in describe(params):
+        log(line)
+    for line in describe_costs(params, window_stores(), device, measure, Budget(hours, disk)):
         log(line)
 
 

@@ -86,6 +86,7 @@ class Train(Section):
     max_steps: Positive  # optimizer steps of both phases together
     batch_windows: Positive  # student windows of one optimizer step
     micro_batch_windows: Positive  # of one forward pass; the rest is accumulated
+    gradient_checkpointing: bool  # the student's layers are computed twice: less memory, a third more time
     learning_rate: Rate
     router_learning_rate: Rate  # of the projections and the student-aware router
     warmup_fraction: Share  # of the optimizer steps
