@@ -1,12 +1,17 @@
 """The report as a page: whole in one file, honest, and nothing of a sample's text taken for markup."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from moe_distill.evaluation.markdown import cell, fenced
-from tests.evaluation.crafted import NO_BASELINE, SECTIONS, Page, written
+from moe_distill.evaluation.markdown import cell, coded, fenced
+from moe_distill.evaluation.report import write_report
+from tests.evaluation.crafted import NO_BASELINE, SECTIONS, Page, crafted_inputs, written
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +83,8 @@ def test_without_a_baseline_its_rows_are_left_out_and_it_is_said(tmp_path: Path,
     rows = [row for table in page.texts["tbody"] for row in table.splitlines()]
     assert not [row for row in rows if "LM only" in row]
     assert "not measured" in page.texts["dd"]
-    for told in (" ".join(page.texts["p"]), text):
-        assert "no row of the same student trained on the text alone: the profile says `baseline: none`" in told
+    for told, key in ((" ".join(page.texts["p"]), "baseline: none"), (text, "`baseline: none`")):
+        assert f"no row of the same student trained on the text alone: the profile says {key}" in told
     assert "no curve of plain training" in page.texts["figcaption"][0]
     assert ("experts" in page.attribute("id")) is router
     assert (tmp_path / "experts.png").exists() is router
@@ -94,7 +99,26 @@ def test_each_verdict_stands_at_the_top_of_both(tmp_path: Path) -> None:
     assert re.findall(r"^\*\*(.*?)\*\*", text, re.MULTILINE)[:4] == told
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium, Debian's package `chromium`")
+def test_a_browser_shows_it_light_and_dark(tmp_path: Path) -> None:
+    """The ground follows the reader's scheme, and so do text and pictures: each has a few per cent of the other's."""
+    write_report(crafted_inputs(tmp_path, {}), tmp_path)
+    shares = {}
+    for scheme, number in (("dark", 0), ("light", 1)):
+        picture = tmp_path / f"{scheme}.png"
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += [f"--blink-settings=preferredColorScheme={number}", "--window-size=400,3000"]
+        command += [f"--screenshot={picture}", f"--user-data-dir={tmp_path / scheme}"]
+        subprocess.run([*command, (tmp_path / "report.html").as_uri()], capture_output=True, check=True)
+        grey = np.asarray(Image.open(picture).convert("L"))
+        shares[scheme] = float((grey > 200).mean())
+        assert (grey[0, 0] > 200) is np.bool_(scheme == "light")
+    assert shares["light"] > 0.8
+    assert 0.01 < shares["dark"] < 0.2
+
+
 def test_markdown_of_any_text() -> None:
+    assert coded("a `b: <c>` d") == "a <code>b: &lt;c&gt;</code> d"
     assert fenced("a") == "```text\na\n```"
     assert fenced("a ````` b").startswith("``````text\n")
     assert cell("a|b\nc") == "a\\|b c"

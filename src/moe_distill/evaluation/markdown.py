@@ -1,6 +1,8 @@
-"""Text inside Markdown, shown as it is."""
+"""Text inside Markdown, shown as it is; and the one mark of Markdown that a page shows too."""
 
 import re
+
+from markupsafe import Markup, escape
 
 
 def fenced(text: str) -> str:
@@ -13,3 +15,8 @@ def fenced(text: str) -> str:
 def cell(text: str) -> str:
     """A text in a cell of a table."""
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
+def coded(text: str) -> Markup:
+    """A sentence for a page, in which what stands between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -9,7 +9,7 @@ from moe_distill.config.corpus_keys import source_name
 from moe_distill.config.params import Params
 from moe_distill.evaluation import figure_tables, run_tables
 from moe_distill.evaluation.evaluate import Evaluation
-from moe_distill.evaluation.markdown import cell, fenced
+from moe_distill.evaluation.markdown import cell, coded, fenced
 from moe_distill.evaluation.model_facts import ModelFacts
 from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts, read_curve
 from moe_distill.evaluation.run_facts import RunFacts
@@ -109,5 +109,5 @@ def _environment(is_page: bool) -> Environment:
         keep_trailing_newline=True,
         autoescape=is_page,  # Markdown is no HTML
     )
-    environment.filters |= {"cell": cell, "fenced": fenced}
+    environment.filters |= {"cell": cell, "coded": coded, "fenced": fenced}
     return environment

@@ -31,7 +31,7 @@ STYLE: Any = {
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
     ),
 }
-SIZE, TALL, SQUARE, SMALL = (5.0, 2.9), (5.0, 4.0), (4.0, 3.4), (3.2, 2.0)
+SIZE, TALL, SQUARE, SMALL = (5.0, 2.9), (5.0, 4.0), (4.0, 3.4), (3.8, 2.3)
 OF_THE_OPTIMIZER = ("learning_rate", "gradient_norm", "loss_scale", "padding_share", "skipped_steps")
 
 

@@ -1,0 +1,68 @@
+"""The tables of a report, from figures and keys."""
+
+import pytest
+
+from moe_distill.config.params import Params
+from moe_distill.evaluation.figure_tables import figures_table, sources_table, tiles
+from moe_distill.evaluation.run_facts import StageFacts
+from moe_distill.evaluation.run_tables import corpus_table, cost_table, models_table
+from moe_distill.evaluation.tables import told_bytes, told_seconds
+from tests.correction.conftest import PARAMS as CORRECTION
+from tests.evaluation.crafted import METRICS, NO_BASELINE
+from tests.params import fixed_params
+
+HUB = {"kind": "hub", "repository": "a/b", "revision": "c0ffee"}
+FILES = {
+    "kind": "files",
+    "name": "notes",
+    "paths": ["x", "y"],
+    "field": "text",
+    "weight": 1.0,
+    "max_documents": None,
+}
+
+
+def changed(**models: object) -> Params:
+    values = fixed_params().model_dump()
+    values["profile"]["models"] |= models
+    values["profile"]["corpus"]["sources"].append(FILES)
+    return Params.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(0, "0 bytes"), (999, "999 bytes"), (1e3, "1.0 kB"), (2.5e6, "2.5 MB"), (13.2e9, "13.2 GB")]
+)
+def test_bytes(value: float, told: str) -> None:
+    assert told_bytes(value) == told
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0.25, "0.2 s"), (59.4, "59.4 s"), (61.0, "1 min 01 s"), (3599.6, "1 h 00 min"), (7380.0, "2 h 03 min")],
+    assert table.rows[1][:3] == ("notes", "x, y", "200")
+    assert table.rows[2][2:4] == ("1,200", "3.0 MB")
+    figures = METRICS | {"bits_per_byte_notes": 1.25}
+    found = sources_table(figures, ["python_docs", "notes"])
+    assert found is not None
+    assert found.rows == (("notes", "1.2500"),)
+    assert sources_table(METRICS, ["python_docs"]) is None
+
+
+def test_a_stage_of_another_machine_has_no_time_and_no_zero() -> None:
+    table = cost_table([StageFacts("corpus", None, 5), StageFacts("teacher", 2.0, 0), StageFacts("evaluate", None, 0)])
+    assert table.rows == (
+        ("corpus", "", "5 bytes"),
+        ("teacher", "2.0 s", "none"),
+        ("evaluate", "not over when this was written", "none"),
+        ("all of these", "2.0 s", "5 bytes"),
+    )
+
+
+def test_early_stops_and_a_missing_baseline_are_told() -> None:
+    figures = METRICS | {"student_stopped_early": 1.0}
+    rows = {row[0]: row[1:] for row in figures_table(fixed_params(), figures).rows}
+    assert rows["student, distilled"] == ("1.8000", "24 (stopped early)")
+    assert rows["the same student, LM only"] == ("1.9000", "24")
+    without = {name: value for name, value in METRICS.items() if name not in NO_BASELINE}
+    assert not [row for row in figures_table(fixed_params(), without).rows if "LM only" in row[0]]
+    assert tiles(without)[1] == ("LM only", "not measured", "`baseline: none`")
