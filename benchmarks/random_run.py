@@ -73,7 +73,7 @@ def make_run(root: Path, pair: Pair, teacher: PreTrainedModel, n_windows: dict[s
     ids = torch.arange(pair.teacher.vocabulary, dtype=torch.int32) % pair.student.vocabulary
     nothing = {name: torch.zeros(0, dtype=torch.int32) for name in MAP_FIELDS if name != "student_ids"}
     nothing |= {name: torch.zeros(0, dtype=torch.int8) for name, spec in MAP_FIELDS.items() if spec.dtype == "int8"}
-    writer.append({"student_ids": ids, **nothing}, next_input=1)
+    writer.append({"student_ids": ids, **nothing})
     digest = hashlib.sha256(TOKENIZER).hexdigest()
     tokenizers: Metadata = {"teacher_tokenizer": digest, "student_tokenizer": digest}
     writer.finish(VOCABULARY_MAP, "map", {"student_ids": pair.student.vocabulary, **tokenizers})
@@ -142,8 +142,8 @@ def _write_windows(run: RandomRun, split: str, count: int, generator: torch.Gene
             "next_tokens": torch.ones(length, dtype=torch.int8),
             "next_teacher_ids": token_ids,
         }
-        teacher.append(columns | _bytes_of_ids(number, pair.teacher.vocabulary), next_input=number + 1)
-        student.append(columns | aligned | _bytes_of_ids(number, pair.student.vocabulary), next_input=number + 1)
+        teacher.append(columns | _bytes_of_ids(number, pair.teacher.vocabulary))
+        student.append(columns | aligned | _bytes_of_ids(number, pair.student.vocabulary))
     digest = hashlib.sha256(TOKENIZER).hexdigest()
     metadata: Metadata = {"prefix_id": 0, "max_length": length + 1, "tokenizer": digest}
     index = teacher.finish(TEACHER_WINDOWS, split, metadata)
