@@ -7,6 +7,8 @@ PYTHON ?= python3
 # pytorch.org/get-started names for each CUDA version. Either is enough.
 TORCH ?=
 TORCH_INDEX ?=
+# Of `make ui`.
+PORT ?= 5000
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
@@ -41,7 +43,7 @@ format: $(VENV)/installed
 	ruff format .
 
 ui: $(VENV)/installed
-	moe-distill ui
+	moe-distill ui --port $(PORT)
 
 clean-venv:
 	rm -rf $(VENV)

@@ -1,7 +1,5 @@
 """The command line `moe-distill`: checks and repairs beside `dvc repro`."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,11 +27,20 @@ def doctor() -> None:
 
 
 @app.command()
-def plan() -> None:
-    """Say how many windows, steps, teacher rows and router positions the parameters come to, and the shards' size."""
-    from moe_distill.commands.plan import describe
+def plan(
+    measure: Annotated[bool, typer.Option(help="run each stage's inner loop here for some seconds")] = False,
+    device: Annotated[str | None, typer.Option(help="P100, T4, V100, A100, H100 or CPU; else the one here")] = None,
+    hours: Annotated[float | None, typer.Option(min=0.1, help="of a session: how many does it take?")] = None,
+    disk: Annotated[float | None, typer.Option(min=0.1, help="in GB: does it fit?")] = None,
+) -> None:
+    """Say what the parameters come to: windows, steps, teacher rows; hours, memory and disk of every stage."""
+    from moe_distill.commands.plan import describe, window_stores
+    from moe_distill.commands.plan_costs import Budget, describe_costs
 
-    for line in describe(load_params()):
+    params = load_params()
+    for line in describe(params):
+        log(line)
+    for line in describe_costs(params, window_stores(), device, measure, Budget(hours, disk)):
         log(line)
 
 
@@ -90,17 +97,21 @@ def clean(
 def track() -> None:
     """Bring MLflow up to what the files of this workspace say, also where every stage came from DVC's cache."""
     from moe_distill.tracking.mlflow_runs import track as fill_in
+    from moe_distill.tracking.run_tree import STAGES
 
-    fill_in(load_params(), ["train_kd", "train_router", "control", "evaluate"])
+    found = fill_in(load_params(), STAGES)
+    if found is not None:
+        log(f"MLflow has {', '.join(found)}" if found else "nothing to track yet; run: dvc repro")
 
 
 @app.command()
-def ui(port: int = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(help="of 127.0.0.1")] = 5000,
+) -> None:
     """Open the MLflow UI of this project on 127.0.0.1."""
-    store = f"sqlite:///{project_root() / 'mlflow.db'}"
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store]
-    subprocess.run([*command, "--host", "127.0.0.1", "--port", str(port)], env=environment, check=False)
+    from moe_distill.tracking.mlflow_server import serve
+
+    serve(port)
 
 
 def main() -> None:

@@ -43,6 +43,15 @@ def test_r25_doctor_says_what_check_would(tmp_path: Path, monkeypatch: pytest.Mo
     assert findings(Params.model_validate(params))["parameters"].ok
 
 
+def test_doctor_says_that_the_gain_will_not_be_measured() -> None:
+    params = fixed_params().model_dump()
+    assert "baseline" not in findings(Params.model_validate(params))
+    params["profile"]["baseline"] = "none"
+    found = findings(Params.model_validate(params))["baseline"]
+    assert found.ok
+    assert "what distillation gains over plain training will not be measured" in found.text
+
+
 def test_r25_doctor_finds_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla P100")

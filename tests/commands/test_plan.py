@@ -103,7 +103,7 @@ def test_r10_early_stopping_is_said_to_end_the_training_where_it_first_can(
 @pytest.mark.usefixtures("workspace")
 def test_r10_the_real_run_can_end_early() -> None:
     line = list(describe(fixed_params("p100")))[-1]
-    assert line == "early stopping: 26 validations follow the last ramp; it can end the training from step 24,000 on"
+    assert line == "early stopping: 25 validations follow the last ramp; it can end the training from step 11,600 on"
 
 
 GPT2 = {"vocab_size": 90, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
@@ -218,5 +218,8 @@ def test_command_prints_the_lines(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0
-    assert capsys.readouterr().out.splitlines() == list(describe(with_capture()))
+    said = capsys.readouterr().out.splitlines()
+    first = list(describe(with_capture()))
+    assert said[: len(first)] == first
+    assert said[len(first)].startswith("hours: estimated from sizes")
     assert workspace.is_dir()

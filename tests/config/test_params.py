@@ -16,7 +16,6 @@ from moe_distill.config.params import ExperimentParams, load_params
 from moe_distill.config.profile import Profile
 from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from stages import check
 from tests.params import PARAMS, ROOT
 
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
@@ -146,24 +145,6 @@ def test_micro_batches_must_divide_the_batch(tree: Path, replace: Replace) -> No
     replace("profiles/tiny.yaml", r"micro_batch_windows: \d+", "micro_batch_windows: 3")
     with pytest.raises(ConfigError, match=r"`train`.*multiple of micro_batch_windows"):
         load_params(tree)
-
-
-def test_a_hub_revision_that_is_not_a_commit_is_warned_of(
-    tree: Path, replace: Replace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    commit = "b08601e04326c79dfdd32d625aee71d232d685c3"
-    replace("params.yaml", r"profile: \w+", "profile: p100")
-    replace("profiles/p100.yaml", r"revision: b08601e0\w+", "revision: v1.0")
-    replace("profiles/p100.yaml", r"revision: 1d461723\w+", f"revision: {commit[:39]}")
-    monkeypatch.chdir(tree)
-    check.main(load_params(tree))
-    said = capsys.readouterr().out
-    for key in ("corpus.sources[0].revision", "models.teacher.revision", "models.student.revision"):
-        assert f"check: warning: `{key}` is not a commit" in said
-    for written in ("v1.0", "main", commit[:39]):
-        replace("profiles/p100.yaml", rf"revision: {written}\b", f"revision: {commit}")
-    check.main(load_params(tree))
-    assert capsys.readouterr().out == ""
 
 
 def test_a_profile_that_is_not_there_is_named(tree: Path, replace: Replace) -> None:

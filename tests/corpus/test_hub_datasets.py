@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -42,6 +43,24 @@ def test_pinned_revision_split_and_streaming_are_passed_hub_not_contacted(monkey
         RawDocument("three", "owner/wiki", 3),
     ]
     assert calls == [(("owner/wiki", "raw"), {"split": "train", "revision": "0123abc", "streaming": True})]
+
+
+def test_a_branch_is_followed_once_hub_not_contacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    first, read = "0123456789" * 4, list[str]()
+    followed = SOURCE.model_copy(update={"revision": "main", "allow_unpinned": True})
+
+    def load_dataset(*_args: object, revision: str, **_kwargs: object) -> list[dict[str, Any]]:
+        read.append(revision)
+        return [{"text": "one"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for commit in (first, first[::-1]):  # the second time `main` has moved
+        info = SimpleNamespace(sha=commit)
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_args, info=info, **_kwargs: info)
+        assert list(hub_documents(followed)) == [RawDocument("one", "owner/wiki", 1)]
+    assert read == [first, first]
 
 
 def local_repository(folder: Path) -> Hub:

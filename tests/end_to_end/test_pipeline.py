@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from moe_distill.corpus.documents import read_documents
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.utils.files import folder_fingerprint
 from tests.end_to_end.conftest import Checkout, ran, runs_of
+from tests.evaluation.crafted import SECTIONS, Page
 
 pytestmark = pytest.mark.usefixtures("first_run")
 
 ALL = {"check", "corpus", "models@teacher", "models@student", "self_test", "tokenize", "teacher_correction"}
-ALL |= {"teacher", "teacher_lead"}
+ALL |= {"teacher", "teacher_examples", "teacher_lead"}
 ALL |= {"train_kd", "train_router", "control", "evaluate"}
 CONTRACT = {
     "tokenize": "windows train_tokens_student train_tokens_teacher aligned_position_coverage one_to_one_coverage "
@@ -138,13 +140,20 @@ def test_runs_stand_in_mlflow_with_their_phases(checkout: Checkout) -> None:
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
     nested = {
-        run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
+        run.data.tags["moe_distill.stage"]: run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
     }
     assert {"train_kd", "train_router", "control", "evaluate"} <= set(nested)
     assert parents[0].data.params["temperature"] == "1.0"
-    assert len(client.get_metric_history(nested["train_router"].info.run_id, "lm_raw")) == 55
-    assert parents[0].data.metrics["student_bits_per_byte"] == metrics(checkout, "evaluate")["student_bits_per_byte"]
+    assert len(client.get_metric_history(nested["train_router"].info.run_id, "train/lm")) == 55
+    figure = metrics(checkout, "evaluate")["student_bits_per_byte"]
+    assert parents[0].data.metrics["final/student_bits_per_byte"] == figure
     assert {run.info.status for run in runs} == {"FINISHED"}
+    for stage in ("train_kd", "train_router", "control"):
+        told, run = metrics(checkout, stage), nested[stage].info
+        assert (told["ended_at"] - told["started_at"]) * 1000 == pytest.approx(run.end_time - run.start_time, abs=5000)
+        assert run.end_time - run.start_time > 1000, "of the training, not of what was written about it"
 
 
 def test_r23_another_temperature_trains_and_evaluates_only(own_checkout: Checkout) -> None:
@@ -214,8 +223,29 @@ def test_r27_size_and_speed_of_both_models(checkout: Checkout) -> None:
 
 def test_report_is_written(checkout: Checkout) -> None:
     names = {path.name for path in (checkout.folder / "reports").iterdir()}
-    assert {"report.md", "MODEL_CARD.md", "bits_per_byte.png", "experts.png"} <= names
+    assert {"report.html", "report.md", "MODEL_CARD.md", "bits_per_byte.png", "experts.png"} <= names
     assert "| teacher |" in (Path(checkout.folder) / "reports/report.md").read_text()
+    page = Page((checkout.folder / "reports/report.html").read_text())
+    assert [found["id"] for tag, found in page.elements if tag == "section"] == SECTIONS
+    [times] = [table for table in page.texts["tbody"] if "train_router" in table]
+    for stage in ALL - {"check", "evaluate"}:
+        [row] = re.findall(rf"^{stage}(\d.*)$", times, re.MULTILINE)
+        assert re.fullmatch(r"(\d+\.\d s|\d+ min \d\d s)[\d.]+ (MB|kB|bytes)", row), row
+    commit = checkout.run("git", "rev-parse", "HEAD").strip()
+    assert any(f"git checkout {commit}\nmake install\ndvc repro" in each for each in page.texts["pre"])
+
+
+def test_without_a_baseline_only_what_tells_of_it_runs(own_checkout: Checkout) -> None:
+    own_checkout.edit("profiles/test.yaml", "baseline: full", "baseline: none")
+    output = own_checkout.run("dvc", "repro")
+    assert ran(output) == {"check", "control", "evaluate"}
+    assert not [name for name in metrics(own_checkout, "evaluate") if "lm_only" in name]
+    report = (own_checkout.folder / "reports/report.html").read_text()
+    assert "What distillation gains over plain training was not measured" in report
+    assert "FAIL" not in own_checkout.run("moe-distill", "verify")
+    assert "file://" in own_checkout.run("dvc", "plots", "show")
+    assert "what distillation gains" in own_checkout.run("moe-distill", "doctor")
+    assert ran(own_checkout.run("dvc", "repro")) == {"check"}
 
 
 def test_command_line_tools_work_on_a_finished_run(own_checkout: Checkout) -> None:
@@ -226,8 +256,10 @@ def test_command_line_tools_work_on_a_finished_run(own_checkout: Checkout) -> No
     own_checkout.run("moe-distill", "track", DVC_EXP_NAME="from-the-files")
     runs = runs_of(client)
     assert len(runs) == count + 5  # a parent and its four nested runs, made from the files alone
-    parent = next(run for run in runs if run.info.run_name == "from-the-files")
-    assert parent.data.metrics["student_bits_per_byte"] == metrics(own_checkout, "evaluate")["student_bits_per_byte"]
+    parent = next(run for run in runs if run.data.tags.get("dvc_experiment") == "from-the-files")
+    assert (
+        parent.data.metrics["final/student_bits_per_byte"] == metrics(own_checkout, "evaluate")["student_bits_per_byte"]
+    )
 
 
 def test_corrupt_shard_is_found_and_named(own_checkout: Checkout) -> None:

@@ -68,10 +68,12 @@ def test_four_experiments_at_once_on_a_fresh_checkout(checkout: Checkout, tmp_pa
     assert sorted(run.data.params["temperature"] for run in parents) == sorted(temperatures)
     for parent in parents:
         nested = {
-            run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+            run.data.tags["moe_distill.stage"]: run
+            for run in runs
+            if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
         }
         assert {"train_kd", "train_router", "evaluate"} <= set(nested)
-        history = client.get_metric_history(nested["train_router"].info.run_id, "lm_raw")
+        history = client.get_metric_history(nested["train_router"].info.run_id, "train/lm")
         assert sorted(metric.step for metric in history) == list(range(6, 61))  # none lost, none twice
-        assert "student_bits_per_byte" in parent.data.metrics
-    assert ran(fresh.run("dvc", "queue", "logs", parents[0].info.run_name)) >= {"train_kd"}
+        assert "final/student_bits_per_byte" in parent.data.metrics
+    assert ran(fresh.run("dvc", "queue", "logs", parents[0].data.tags["dvc_experiment"])) >= {"train_kd"}

@@ -21,7 +21,7 @@ def test_both_figures_are_those_of_the_evaluation(chain: Chain) -> None:
     student = chain.folder / "models/student_init"
     lead = measure_lead(chain.folder / "data/windows", chain.targets, student, 8, torch.device("cpu"))
     inputs = EvaluationInputs(chain.folder / "data/windows", chain.targets, student, student, student, student)
-    figures = evaluate(inputs, chain.params.profile.evaluate, torch.device("cpu"))
+    figures = evaluate(inputs, chain.params.profile.evaluate, torch.device("cpu")).metrics
     assert lead["teacher_bits_per_byte"] == pytest.approx(figures["teacher_bits_per_byte"])
     assert lead["student_init_bits_per_byte"] == pytest.approx(figures["student_init_bits_per_byte"])
     assert lead["lead_bits_per_byte"] == pytest.approx(

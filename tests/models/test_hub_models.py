@@ -14,6 +14,7 @@ from huggingface_hub.errors import DryRunError, HFValidationError, LocalEntryNot
 from moe_distill.config.model_keys import HubModel
 from moe_distill.errors import DataError, ResourceError
 from moe_distill.models import hub_models as hub
+from moe_distill.utils.hub_commits import recorded_commit
 
 from .conftest import files
 
@@ -24,6 +25,8 @@ PICKLE = {"pytorch_model.bin", "training_args.bin", "optimizer.pt", "onnx/model.
 @pytest.fixture(autouse=True)
 def cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
 
 
 @pytest.fixture
@@ -136,3 +139,27 @@ def test_out_of_reach_of_the_hub_a_cached_model_is_used_hub_not_contacted(
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     hub.snapshot(MODEL, tmp_path / "output")
     assert files(tmp_path / "output") == files(student)
+
+
+def test_a_branch_is_followed_once_hub_not_contacted(
+    repository: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a snapshot in the hub's cache is named by its commit."""
+    first, calls = "0123456789" * 4, list[dict[str, Any]]()
+    followed = MODEL.model_copy(update={"revision": "main", "allow_unpinned": True})
+    for commit in (first, first[::-1]):  # the second time `main` has moved
+        monkeypatch.setattr(hub, "snapshot_download", download_from(repository, tmp_path / commit, calls))
+        hub.snapshot(followed, tmp_path / "output")
+    assert [call["revision"] for call in calls] == ["main", "main", first, first]
+    assert recorded_commit("model", "owner/model", "main") == first
+    assert files(tmp_path / "output") == files(student)
+
+
+def test_a_download_that_fails_records_nothing_hub_not_contacted(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "model.safetensors").unlink()
+    monkeypatch.setattr(hub, "snapshot_download", download_from(repository, tmp_path / ("0" * 40), []))
+    with pytest.raises(DataError):
+        hub.snapshot(MODEL.model_copy(update={"revision": "main"}), tmp_path / "output")
+    assert recorded_commit("model", "owner/model", "main") == "main"

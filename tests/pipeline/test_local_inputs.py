@@ -37,7 +37,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
 
 
 def test_nothing_local_is_the_same_everywhere() -> None:
-    for name in ("test", "tiny", "p100"):
+    for name in ("test", "tiny", "p100", "t4x2"):
         assert local_inputs(shipped_profile(name)) == {"corpus": "none", "teacher": "none", "student": "none"}
 
 

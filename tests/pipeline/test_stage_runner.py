@@ -12,7 +12,8 @@ import yaml
 from moe_distill.config.model_keys import TeacherCorrection
 from moe_distill.config.params import Params
 from moe_distill.pipeline import stage_runner as stage
-from moe_distill.pipeline.known_errors import MEMORY_KEYS
+from moe_distill.pipeline.memory_keys import MEMORY_KEYS, memory_fix
+from tests.params import fixed_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "hold_workspace", lambda _stage: nullcontext())
     monkeypatch.setattr(stage, "load_params", lambda: None)
+    monkeypatch.setattr("moe_distill.pipeline.memory_keys.load_params", fixed_params)
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
 
@@ -41,17 +43,23 @@ def test_gpu_memory_that_does_not_suffice_is_one_line_with_keys_of_the_profile(
     said = capsys.readouterr().err
     assert said.startswith(f"{name}: error: {name} needs more memory than the GPU has; CUDA out of memory. Tried to")
     assert said.count("\n") == 1
-    keys = re.findall(r"`(.+?)`", said)
-    assert keys
-    profile = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text())
-    for key in keys:
+    assert re.findall(r"`([\w.]+)", said) == list(MEMORY_KEYS[name])
+    profile = yaml.safe_load((ROOT / "profiles/test.yaml").read_text())
+    for key in MEMORY_KEYS[name]:
         if key.startswith("models.teacher_correction."):  # off in this profile
             assert key.split(".")[-1] in TeacherCorrection.model_fields
             continue
         value = profile
         for part in key.split("."):
             value = value[part]
-        assert isinstance(value, int)
+        assert f"`{key}` (now {value})" in said if type(value) is int else f"set `{key}: true`" in said
+
+
+def test_checkpointing_that_is_on_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = fixed_params().model_dump()
+    values["profile"]["train"]["gradient_checkpointing"] = True
+    monkeypatch.setattr("moe_distill.pipeline.memory_keys.load_params", lambda: Params.model_validate(values))
+    assert memory_fix("train_kd") == "lower `train.micro_batch_windows` (now 4) or `train.chunk_tokens` (now 512)"
 
 
 def test_every_stage_that_asks_for_a_device_has_its_keys() -> None:

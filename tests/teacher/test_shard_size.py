@@ -20,9 +20,14 @@ ALIGNED = (
 )
 
 
+@pytest.fixture(params=["p100", "t4x2"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def profile() -> Profile:
-    return shipped_profile("p100")
+def profile(name: str) -> Profile:
+    return shipped_profile(name)
 
 
 def shard_bytes(profile: Profile, positions: float, runs: float) -> float:
@@ -59,8 +64,8 @@ def test_shards_of_the_real_pair_stay_within_15_gb_even_if_every_window_is_full(
     assert shard_bytes(profile, positions, count * profile.teacher.hidden_fraction) < 15e9
 
 
-def test_what_the_profile_of_the_real_pair_says_holds_for_real_text(profile: Profile) -> None:
-    capture, comments = profile.teacher, (ROOT / "profiles/p100.yaml").read_text()
+def test_what_the_profile_of_the_real_pair_says_holds_for_real_text(name: str, profile: Profile) -> None:
+    capture, comments = profile.teacher, (ROOT / f"profiles/{name}.yaml").read_text()
     lengths = list(window_lengths(profile))
     mean = sum(lengths) / len(lengths)
     long_enough = sum(length >= capture.hidden_run for length in lengths) / len(lengths)

@@ -1,137 +1,33 @@
 """Tracking: whatever happens to processes and stores, MLflow ends up with what the files say, once."""
 
+import contextlib
 import json
-import os
 import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from moe_distill.config.params import Curriculum, ExperimentParams, Params
-from moe_distill.config.profile import Capture, Profile, Train
 from moe_distill.tracking import mlflow_runs as tracking
-from moe_distill.tracking.mlflow_runs import experiment_key, track
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-TESTS = Path(__file__).parent
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where fsync, most of the time of a new database, is free
-
-
-def make_params(temperature: float = 2.0, hidden_layers: tuple[int, ...] = (0, 2)) -> Params:
-    """A few keys of every kind: tracking takes whatever there is, so a new key in config.py changes nothing here."""
-    return Params.model_construct(
-        experiment=ExperimentParams.model_construct(
-            profile="tiny", seed=1, temperature=temperature, curriculum=Curriculum.model_construct(phase1_share=0.25)
-        ),
-        profile=Profile.model_construct(
-            teacher=Capture.model_construct(hidden_layers=list(hidden_layers)),
-            train=Train.model_construct(max_steps=40),
-        ),
-    )
-
-
-def write_curve(stage: str, steps: range, scale: float = 1.0, tail: str = "") -> None:
-    """`loss` at every step, `router` from step 20 on."""
-    rows = [f"{step}\t{scale / step!r}\t{step / 7 if step >= 20 else ''}\n" for step in steps]
-    path = Path("metrics/curves", f"{stage}.tsv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(["step\tloss\trouter\n", *rows, tail]))
-
-
-def write_figures(stage: str, **figures: float) -> None:
-    Path("metrics").mkdir(exist_ok=True)
-    Path("metrics", f"{stage}.json").write_text(json.dumps(figures))
-
-
-def write_everything(scale: float = 1.0) -> None:
-    """The files of a complete experiment, the report read-only as DVC leaves it."""
-    for stage in ("train_kd", "train_router", "control"):
-        write_curve(stage, range(10, 50, 10), scale)
-        write_curve(f"{stage}_validation", range(20, 60, 20), 2 * scale)
-        write_figures(stage, bits_per_byte=scale)
-    write_figures("evaluate", bits_per_byte=1.5 * scale, retention=0.9)
-    Path("reports").mkdir(exist_ok=True)
-    Path("reports/report.md").unlink(missing_ok=True)
-    Path("reports/report.md").write_text(f"bits per byte {scale}")
-    Path("reports/report.md").chmod(0o444)
-
-
-ALL = ["train_kd", "train_router", "control", "evaluate"]
-
-
-class Store:
-    """What another program sees in `root/mlflow.db`."""
-
-    def __init__(self, root: Path) -> None:
-        from mlflow import MlflowClient
-
-        self.client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
-
-    def runs(self) -> list["Run"]:
-        experiment = self.client.get_experiment_by_name("moe-distill")
-        return list(self.client.search_runs([experiment.experiment_id])) if experiment else []
-
-    def parents(self) -> dict[str, "Run"]:
-        return {run.info.run_name: run for run in self.runs() if "mlflow.parentRunId" not in run.data.tags}
-
-    def nested(self, parent: "Run") -> dict[str, "Run"]:
-        return {r.info.run_name: r for r in self.runs() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
-
-    def only_parent(self) -> "Run":
-        (parent,) = self.parents().values()
-        return parent
-
-    def points(self) -> dict[tuple[str, str], list[tuple[int, float]]]:
-        """(run name, metric) -> every (step, value) ever logged, in order of steps."""
-        return {
-            (run.info.run_name, name): sorted(
-                (point.step, point.value) for point in self.client.get_metric_history(run.info.run_id, name)
-            )
-            for run in self.runs()
-            for name in run.data.metrics
-        }
-
-
-@pytest.fixture(scope="module")
-def empty_database() -> Iterator[Path]:
-    """A database without runs, made once: its tables take a second or more."""
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        Store(Path(folder)).client.search_experiments()
-        yield Path(folder, "mlflow.db")
-
-
-@pytest.fixture(autouse=True)
-def _own_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_failures", {})
-    for name in ("DVC_EXP_NAME", "DVC_ROOT", "MLFLOW_TRACKING_URI", *tracking.MLFLOW_ENVIRONMENT):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A checkout without a database; the blank in its name is part of the test."""
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        root = Path(folder, "main checkout")
-        root.mkdir()
-        monkeypatch.chdir(root)
-        yield root
-
-
-@pytest.fixture
-def root(fresh: Path, empty_database: Path) -> Path:
-    shutil.copyfile(empty_database, fresh / "mlflow.db")
-    return fresh
+from moe_distill.tracking import mlflow_store
+from moe_distill.tracking.mlflow_runs import track
+from moe_distill.tracking.run_tree import experiment_key
+from tests.tracking.experiments import (
+    ALL,
+    BEGAN,
+    Store,
+    make_params,
+    start,
+    write_curve,
+    write_everything,
+    write_figures,
+)
 
 
 def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
@@ -139,19 +35,6 @@ def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
     captured = capfd.readouterr()
     assert captured.err == ""
     return captured.out.splitlines()
-
-
-def start(code: str, **environment: str) -> "subprocess.Popen[str]":
-    """Another process in the current folder, not recognisable as part of a test or of a CI job."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
-    beginning = f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom test_mlflow_runs import *\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", beginning + code],
-        env={**inherited, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_everything_of_an_experiment(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -167,10 +50,12 @@ def test_everything_of_an_experiment(root: Path, capfd: pytest.CaptureFixture[st
 
     store = Store(root)
     parent = store.only_parent()
-    assert parent.info.run_name == f"tiny-{experiment_key(params)}"
+    assert parent.info.run_name == "tiny"
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics == {"bits_per_byte": 1.5, "retention": 0.9}
-    tags = ("profile", "git_commit", "shard_fingerprint", "moe_distill.key")
+    figures = {"final/student_bits_per_byte": 1.5, "final/retention": 0.9}
+    assert figures.items() <= parent.data.metrics.items()
+    assert store.points()["tiny", "train/loss"] == store.points()["train_router", "train/loss"]  # of the student
+    tags = ("profile", "git_commit", "shard_fingerprint", "moe_distill.experiment")
     assert [parent.data.tags.get(tag) for tag in tags] == ["tiny", head, "f" * 64, experiment_key(params)]
     assert "dvc_experiment" not in parent.data.tags
     assert parent.data.params["temperature"] == "2.0"
@@ -180,11 +65,14 @@ def test_everything_of_an_experiment(root: Path, capfd: pytest.CaptureFixture[st
     assert len(parent.data.params["teacher.hidden_layers"]) == 6000  # MLflow's limit; the list is longer
     nested = store.nested(parent)
     assert {name: run.info.status for name, run in nested.items()} == dict.fromkeys(ALL, "FINISHED")
-    assert nested["evaluate"].data.metrics == {"bits_per_byte": 1.5, "retention": 0.9}
-    assert store.points()["train_kd", "loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
-    assert store.points()["train_kd", "router"] == [(step, step / 7) for step in (20, 30, 40)]
-    assert store.points()["control", "validation_loss"] == [(20, 2 / 20), (40, 2 / 40)]
-    assert store.points()["control", "bits_per_byte"] == [(0, 1.0)]
+    assert {run.info.run_name for run in nested.values()} == {f"{stage} (tiny)" for stage in ALL}
+    assert all(run.data.params == parent.data.params for run in nested.values())
+    assert nested["evaluate"].data.metrics == figures
+    assert nested["train_router"].data.metrics["final/student_bits_per_byte"] == 1.5
+    assert store.points()["train_kd", "train/loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
+    assert store.points()["train_kd", "train/router"] == [(step, step / 7) for step in (20, 30, 40)]
+    assert store.points()["control", "validation/loss"] == [(20, 2 / 20), (40, 2 / 40)]
+    assert store.points()["control", "final/steps"] == [(0, 40.0)]
     artifact = root / "mlartifacts" / parent.info.run_id / "artifacts/reports/report.md"
     assert artifact.read_text() == "bits per byte 1.0"
     assert artifact.stat().st_mode & stat.S_IWUSR, "a read-only artifact could not be replaced"
@@ -207,39 +95,39 @@ def test_repeated_calls_add_nothing(root: Path) -> None:
 def test_changed_figures_and_report_replace_the_old(root: Path) -> None:
     write_everything()
     track(make_params(), ALL)
-    write_figures("evaluate", bits_per_byte=1.25, retention=0.9)
+    write_figures("evaluate", student_bits_per_byte=1.25, retention=0.9)
     Path("reports/report.md").unlink()
     Path("reports/report.md").write_text("new")
     track(make_params(), ["evaluate"])
     parent = Store(root).only_parent()
-    assert parent.data.metrics == {"bits_per_byte": 1.25, "retention": 0.9}
-    assert Store(root).nested(parent)["evaluate"].data.metrics["bits_per_byte"] == 1.25
+    for run in (parent, Store(root).nested(parent)["evaluate"], Store(root).nested(parent)["train_router"]):
+        assert run.data.metrics["final/student_bits_per_byte"] == 1.25
     assert (root / "mlartifacts" / parent.info.run_id / "artifacts/reports/report.md").read_text() == "new"
 
 
 def test_a_growing_file_and_a_half_written_line(root: Path) -> None:
     params = make_params()
-    track(params, ["train_kd"], running=True)
-    assert Store(root).nested(Store(root).only_parent()) == {}, "a stage without files has no run"
+    assert track(params, ["train_kd"], running=True) == []
+    assert Store(root).runs() == [], "without files there is no run"
 
     write_curve("train_kd", range(10, 30, 10), tail="30\t0.0")
     track(params, ["train_kd"], running=True)
-    assert Store(root).points()["train_kd", "loss"] == [(10, 1 / 10), (20, 1 / 20)]
+    assert Store(root).points()["train_kd", "train/loss"] == [(10, 1 / 10), (20, 1 / 20)]
     run = Store(root).nested(Store(root).only_parent())["train_kd"]
     assert run.info.status == Store(root).only_parent().info.status == "RUNNING"
 
     write_curve("train_kd", range(10, 40, 10), tail="40\t0.03")
     track(params, ["train_kd"], running=True)
-    assert Store(root).points()["train_kd", "loss"] == [(step, 1 / step) for step in (10, 20, 30)]
-    assert Store(root).points()["train_kd", "router"] == [(step, step / 7) for step in (20, 30)]
+    assert Store(root).points()["train_kd", "train/loss"] == [(step, 1 / step) for step in (10, 20, 30)]
+    assert Store(root).points()["train_kd", "train/router"] == [(step, step / 7) for step in (20, 30)]
 
     write_curve("train_kd", range(10, 50, 10))
-    write_figures("train_kd", loss=0.5)
+    write_figures("train_kd", loss=0.5, ended_at=BEGAN)
     track(params, ["train_kd"])
     ended = Store(root).nested(Store(root).only_parent())["train_kd"]
     assert (ended.info.run_id, ended.info.status) == (run.info.run_id, "FINISHED")
-    assert Store(root).points()["train_kd", "loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
-    assert Store(root).points()["train_kd", "final_loss"] == [(0, 0.5)], "a figure named like a curve stays apart"
+    assert Store(root).points()["train_kd", "train/loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
+    assert Store(root).points()["train_kd", "final/loss"] == [(0, 0.5)], "a figure named like a curve stays apart"
 
 
 def test_a_resumed_training_goes_on_in_its_run(root: Path) -> None:
@@ -253,30 +141,42 @@ def test_a_resumed_training_goes_on_in_its_run(root: Path) -> None:
     Path("metrics/curves/train_kd.tsv").write_text("".join(lines[:3]))
     track(params, ["train_kd"], running=True)
     Path("metrics/curves/train_kd.tsv").write_text("".join(lines[:3]) + "30\t0.034\t4\n40\t0.026\t5\n50\t0.02\t6\n")
-    write_figures("train_kd", bits_per_byte=1.0)
+    write_figures("train_kd", steps=50.0)
     track(params, ["train_kd"])
 
     (resumed,) = Store(root).nested(Store(root).only_parent()).values()
     assert (resumed.info.run_id, resumed.info.status) == (run.info.run_id, "FINISHED")
-    steps = [step for step, _ in Store(root).points()["train_kd", "loss"]]
+    steps = [step for step, _ in Store(root).points()["train_kd", "train/loss"]]
     assert steps == [10, 20, 30, 40, 50]
 
 
 @pytest.mark.parametrize("change", ["from the first row", "after the first row"])
-def test_a_training_by_other_code_gets_a_run_of_its_own(root: Path, change: str) -> None:
+def test_a_training_by_other_code_gets_a_parent_of_its_own(root: Path, change: str) -> None:
+    """The old parent keeps what it had; what did not come of the training moves to the new one."""
     write_everything()
     track(make_params(), ALL)
+    before = Store(root).points()
     write_curve("train_kd", range(10, 50, 10), scale=2.0)
     if change == "after the first row":
         lines = Path("metrics/curves/train_kd.tsv").read_text().splitlines(keepends=True)
         lines[1] = f"10\t{1 / 10!r}\t\n"
         Path("metrics/curves/train_kd.tsv").write_text("".join(lines))
     track(make_params(), ["train_kd"])
+    write_curve("train_router", range(50, 90, 10), scale=2.0)
     track(make_params(), ALL)
     store = Store(root)
-    assert set(store.nested(store.only_parent())) == {*ALL, "train_kd (earlier)"}
-    assert store.points()["train_kd", "loss"][-1] == (40, 2 / 40)
-    assert store.points()["train_kd (earlier)", "loss"][-1] == (40, 1 / 40)
+    assert set(store.parents()) == {"tiny", "tiny (earlier)"}
+    old, new = (store.nested(store.parents()[name]) for name in ("tiny (earlier)", "tiny"))
+    assert (set(old), set(new)) == ({"train_kd", "train_router", "evaluate"}, set(ALL))
+    history = store.client.get_metric_history
+    for parent, nested, scale in (("tiny (earlier)", old, 1), ("tiny", new, 2)):
+        last = (40, scale / 40)
+        points = history(nested["train_kd"].info.run_id, "train/loss")
+        assert max((point.step, point.value) for point in points) == last
+        curve = {p.step: p.value for p in history(store.parents()[parent].info.run_id, "train/loss")}
+        assert curve[40] == scale / 40, "the parent shows the curves of its own training"
+    assert len(curve) == 8, "of both phases"
+    assert store.points()["control", "train/loss"] == before["control", "train/loss"]
 
 
 def test_a_training_by_other_code_is_seen_while_it_runs(root: Path) -> None:
@@ -286,9 +186,10 @@ def test_a_training_by_other_code_is_seen_while_it_runs(root: Path) -> None:
     Path("metrics/curves/train_kd_validation.tsv").unlink()
     write_curve("train_kd", range(10, 30, 10), scale=2.0)
     track(make_params(), ["train_kd"], running=True)
-    assert Store(root).points()["train_kd", "loss"] == [(10, 2 / 10), (20, 2 / 20)]
-    nested = Store(root).nested(Store(root).only_parent())
-    assert (nested["train_kd"].info.status, nested["train_kd (earlier)"].info.status) == ("RUNNING", "FINISHED")
+    parents = Store(root).parents()
+    statuses = {name: Store(root).nested(run)["train_kd"].info.status for name, run in parents.items()}
+    assert statuses == {"tiny": "RUNNING", "tiny (earlier)": "FINISHED"}
+    assert {name: run.info.status for name, run in parents.items()} == statuses
 
 
 def test_a_kill_between_batches_doubles_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,30 +208,25 @@ def test_a_kill_between_batches_doubles_nothing(root: Path, monkeypatch: pytest.
     write_curve("train_kd", range(1, 1501))
     with pytest.raises(KeyboardInterrupt):
         track(make_params(), ["train_kd"])
-    assert batches == [0, 1000, 1000, 981]
+    assert batches == [0, 0, 1000, 1000, 981]
     assert sum(map(len, Store(root).points().values())) == 2000
     track(make_params(), ["train_kd"])
     points = Store(root).points()
-    assert points["train_kd", "loss"] == [(step, 1 / step) for step in range(1, 1501)]
-    assert points["train_kd", "router"] == [(step, step / 7) for step in range(20, 1501)]
+    assert points["train_kd", "train/loss"] == [(step, 1 / step) for step in range(1, 1501)]
+    assert points["train_kd", "train/router"] == [(step, step / 7) for step in range(20, 1501)]
 
 
-def test_non_finite_values_are_logged_once(root: Path) -> None:
+def test_no_value_that_is_not_finite_is_stored(root: Path) -> None:
     Path("metrics/curves").mkdir(parents=True)
-    Path("metrics/curves/train_kd.tsv").write_text("step\tloss\tnorm\n1\t1.0\tinf\n2\tnan\t-0.0\n3\t2.0\tinf\n")
-    write_figures("train_kd", figure=float("nan"), other=float("-inf"), **{"books (old)": 1.0})
+    Path("metrics/curves/train_kd.tsv").write_text("step\tloss\tnorm\n1\t1.0\tinf\n2\tnan\t-0.0\n3\t2.0\t-inf\n")
+    Path("metrics/train_kd.json").write_text('{"figure": NaN, "other": -Infinity, "huge": 1e999, "books (old)": 1.0}')
     for _ in range(2):
         track(make_params(), ["train_kd"])
-    points = Store(root).points()
-    assert [step for step, _ in points["train_kd", "loss"]] == [1, 2, 3]
-    assert {metric: len(values) for (_, metric), values in points.items()} == {
-        "loss": 3,
-        "norm": 3,
-        "figure": 1,
-        "other": 1,
-        "books _old_": 1,
-    }
-    assert len(Store(root).runs()) == 2
+    points = {name: values for (run, name), values in Store(root).points().items() if run == "train_kd"}
+    assert points == {"train/loss": [(1, 1.0), (3, 2.0)], "train/norm": [(2, 0.0)], "final/books _old_": [(0, 1.0)]}
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        stored = connection.execute("SELECT value, is_nan FROM metrics").fetchall()
+    assert all(abs(value) < 3 and not is_nan for value, is_nan in stored)
 
 
 def test_two_experiments_side_by_side(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,15 +236,21 @@ def test_two_experiments_side_by_side(root: Path, monkeypatch: pytest.MonkeyPatc
         track(make_params(temperature), ALL)
     parents = Store(root).parents()
     assert {name: run.data.tags["dvc_experiment"] for name, run in parents.items()} == {
-        "warm-lynx": "warm-lynx",
-        "cool-lynx": "cool-lynx",
+        "tiny warm-lynx": "warm-lynx",
+        "tiny cool-lynx": "cool-lynx",
     }
-    table = {name: (run.data.params["temperature"], run.data.metrics["bits_per_byte"]) for name, run in parents.items()}
-    assert table == {"warm-lynx": ("3.0", 4.5), "cool-lynx": ("1.0", 1.5)}
+    table = {
+        name: (run.data.params["temperature"], run.data.metrics["final/student_bits_per_byte"])
+        for name, run in parents.items()
+    }
+    assert table == {"tiny warm-lynx": ("3.0", 4.5), "tiny cool-lynx": ("1.0", 1.5)}
     for run in parents.values():
         assert set(Store(root).nested(run)) == set(ALL)
+        assert {each.data.params["temperature"] for each in Store(root).nested(run).values()} == {
+            run.data.params["temperature"]
+        }
     found = Store(root).client.search_runs([run.info.experiment_id], "params.temperature = '3.0'")
-    assert [run.info.run_name for run in found] == ["warm-lynx"]
+    assert len(found) == 5
 
 
 def test_a_dvc_name_used_again_with_other_parameters_is_another_run(
@@ -367,7 +269,7 @@ def test_stages_out_of_the_cache_are_filled_in(root: Path, monkeypatch: pytest.M
     track(make_params(), ALL)
     monkeypatch.setenv("DVC_EXP_NAME", "second")  # only evaluate runs, all else came from the cache
     track(make_params(), ALL)
-    first, second = (Store(root).nested(Store(root).parents()[name]) for name in (f"tiny-{_hash()}", "second"))
+    first, second = (Store(root).nested(Store(root).parents()[name]) for name in ("tiny", "tiny second"))
     histories = [
         {
             (stage, metric): [
@@ -379,14 +281,8 @@ def test_stages_out_of_the_cache_are_filled_in(root: Path, monkeypatch: pytest.M
         }
         for runs in (first, second)
     ]
-    assert len(histories[0]["train_kd", "loss"]) == 4
+    assert len(histories[0]["train_kd", "train/loss"]) == 4
     assert histories[0] == histories[1]
-
-
-def _hash() -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("DVC_EXP_NAME", raising=False)
-        return experiment_key(make_params())
 
 
 def test_the_key_is_the_name_or_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +341,9 @@ time.sleep(1)  # telemetry would be sent by a thread
         assert (process.returncode, output, errors) == (0, "", "")
     store = Store(fresh)
     assert [experiment.name for experiment in store.client.search_experiments()].count("moe-distill") == 1
-    assert sorted(run.info.run_name for run in store.runs()) == sorted([*ALL, *ALL, "lynx-0", "lynx-1"])
+    assert sorted(store.parents()) == ["tiny lynx-0", "tiny lynx-1"]
+    assert [set(store.nested(parent)) for parent in store.parents().values()] == [set(ALL)] * 2
+    assert len(store.runs()) == 10
     for run in store.runs():
         for metric in run.data.metrics:
             steps = [point.step for point in store.client.get_metric_history(run.info.run_id, metric)]
@@ -456,7 +354,7 @@ time.sleep(1)  # telemetry would be sent by a thread
 def test_a_locked_database_delays_nothing_and_is_filled_in_later(
     root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(mlflow_store, "PROBE_SECONDS", 0.5)
     write_curve("train_kd", range(10, 30, 10))
     track(make_params(), ["train_kd"], running=True)
     write_curve("train_kd", range(10, 50, 10))
@@ -474,7 +372,7 @@ def test_a_locked_database_delays_nothing_and_is_filled_in_later(
     )
     locker.close()
     track(make_params(), ["train_kd"])
-    assert Store(root).points()["train_kd", "loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
+    assert Store(root).points()["train_kd", "train/loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
     assert told(capfd) == []
 
 

@@ -228,6 +228,7 @@ def train() -> Train:
         max_steps=100,
         batch_windows=4,
         micro_batch_windows=4,
+        gradient_checkpointing=False,
         learning_rate=1e-3,
         router_learning_rate=2e-3,
         warmup_fraction=0.1,

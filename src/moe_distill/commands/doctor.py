@@ -56,6 +56,8 @@ def _parameters(params: Params) -> Iterator[Finding]:
         return
     yield Finding("parameters", f"profile {params.experiment.profile}, temperature {params.experiment.temperature}")
     yield from (Finding("parameters", warning) for warning in warnings)
+    if params.profile.baseline == "none":
+        yield Finding("baseline", "none: what distillation gains over plain training will not be measured")
 
 
 def _runtime(subject: str, precision: Precision) -> Finding:

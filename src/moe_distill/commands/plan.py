@@ -34,7 +34,7 @@ CORRECTED = Path("models/teacher_corrected")
 
 def describe(params: Params) -> Iterator[str]:
     """Yield short lines about the workspace that is the current folder."""
-    student, teacher = _stores("student", STUDENT_WINDOWS), _stores("teacher", TEACHER_WINDOWS)
+    teacher, student = window_stores()
     if student and teacher:
         yield "windows: " + ", ".join(f"{len(student[split]):,} for {split}" for split in SPLITS)
     else:
@@ -45,6 +45,11 @@ def describe(params: Params) -> Iterator[str]:
     yield _rows(params, teacher)
     yield _router(params, student, teacher)
     yield _stopping(params)
+
+
+def window_stores() -> tuple[dict[str, WindowStore], dict[str, WindowStore]]:
+    """The windows of teacher and student, by split; empty before `tokenize` has run."""
+    return _stores("teacher", TEACHER_WINDOWS), _stores("student", STUDENT_WINDOWS)
 
 
 def _stores(side: str, store_format: str) -> dict[str, WindowStore]:

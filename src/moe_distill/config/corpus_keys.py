@@ -37,6 +37,7 @@ class Hub(Section):
     name: SourceName
     repository: str
     revision: str = Field(min_length=1)
+    allow_unpinned: bool = False  # true: whatever a branch or tag names at the first download, recorded from then on
     subset: str | None
     split: str
     field: str

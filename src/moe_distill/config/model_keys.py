@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from moe_distill.config.values import Count, Positive, Rate, Section, Seed, Share, Weight, Whole
 
+ConfigValue = bool | int | float | str | list[int] | None
 PrefixToken = str | Count | None  # begins every window; a token or its id; absent: BOS, else EOS
 
 
@@ -71,6 +72,8 @@ class HubModel(Section):
     kind: Literal["hub"]
     repository: str
     revision: str = Field(min_length=1)
+    allow_unpinned: bool = False  # true: whatever a branch or tag names at the first download, recorded from then on
+    config: dict[str, ConfigValue] | None = None  # keys of its config.json, for a plan made before it is here
     prefix_token: PrefixToken = None
 
 

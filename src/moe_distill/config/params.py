@@ -3,7 +3,6 @@
 params.yaml holds what an experiment varies. No key has a default, and unknown keys are refused, as in profile.py.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +15,7 @@ from moe_distill.config.model_keys import HubModel
 from moe_distill.config.profile import Profile
 from moe_distill.config.values import Count, Positive, Precision, Real, Section, Seed, Share, Weight
 from moe_distill.errors import ConfigError
+from moe_distill.utils.hub_commits import is_commit
 
 KdOrder = Literal["temper_then_map", "map_then_temper"]
 KdTail = Literal["sampled", "residual"]
@@ -119,15 +119,13 @@ def _validate(section: type[Section], path: Path) -> Section:
         raise ConfigError(f"{path}: `{key}` {message}", fix=f"change `{key}` in {path}") from error
 
 
-def unpinned_revisions(profile: Profile) -> list[str]:
-    """The `revision` keys of a profile that are not commit hashes: a branch or a tag can change between two runs."""
+def unpinned_revisions(profile: Profile) -> dict[str, Hub | HubModel]:
+    """Models and datasets of the hub whose `revision` is no commit, by key: it can change between two runs."""
     named = {f"corpus.sources[{number}]": source for number, source in enumerate(profile.corpus.sources)}
     every = named | {"models.teacher": profile.models.teacher, "models.student": profile.models.student}
-    return [
-        f"{key}.revision"
-        for key, each in every.items()
-        if isinstance(each, Hub | HubModel) and not re.fullmatch(r"[0-9a-f]{40}", each.revision)
-    ]
+    return {
+        key: each for key, each in every.items() if isinstance(each, Hub | HubModel) and not is_commit(each.revision)
+    }
 
 
 def load_params(root: Path = Path()) -> Params:

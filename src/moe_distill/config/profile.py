@@ -5,7 +5,7 @@ of a value in the file; an option that may be left out is then off. Unknown keys
 """
 
 from itertools import pairwise
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -86,6 +86,7 @@ class Train(Section):
     max_steps: Positive  # optimizer steps of both phases together
     batch_windows: Positive  # student windows of one optimizer step
     micro_batch_windows: Positive  # of one forward pass; the rest is accumulated
+    gradient_checkpointing: bool  # the student's layers are computed twice: less memory, a third more time
     learning_rate: Rate
     router_learning_rate: Rate  # of the projections and the student-aware router
     warmup_fraction: Share  # of the optimizer steps
@@ -131,6 +132,7 @@ class Profile(Section):
     teacher: Capture
     train: Train
     evaluate: Evaluate
+    baseline: Literal["full", "none"]  # the student trained on LM alone, to compare with; none: it is not
     launch: Launch
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from moe_distill.config.corpus_keys import Hub
 from moe_distill.corpus.raw import RawDocument, Skip, from_value
 from moe_distill.corpus.resize import join_rows
 from moe_distill.errors import DataError
+from moe_distill.utils.hub_commits import is_commit, record_commit, recorded_commit
 
 
 def hub_documents(source: Hub) -> Iterator[RawDocument | Skip]:
@@ -28,7 +29,7 @@ def split_bytes(source: Hub) -> int | None:
     import datasets
 
     with _reached(source):
-        info = datasets.load_dataset_builder(source.repository, source.subset, revision=source.revision).info
+        info = datasets.load_dataset_builder(source.repository, source.subset, revision=_commit(source)).info
     return info.splits[source.split].num_bytes if info.splits and source.split in info.splits else None
 
 
@@ -37,12 +38,23 @@ def _rows(source: Hub) -> Iterator[RawDocument | Skip]:
 
     with _reached(source):
         rows = datasets.load_dataset(
-            source.repository, source.subset, split=source.split, revision=source.revision, streaming=True
+            source.repository, source.subset, split=source.split, revision=_commit(source), streaming=True
         )
         for number, row in enumerate(rows, start=1):
             if source.field not in row:
                 raise _missing_column(source, list(row))
             yield from_value(row[source.field], source.repository, number)
+
+
+def _commit(source: Hub) -> str:
+    """The source's revision; of one that may move, the commit that it was when it was first read."""
+    found = recorded_commit("dataset", source.repository, source.revision)
+    if source.allow_unpinned and not is_commit(found):
+        from huggingface_hub import HfApi  # imported here, as `datasets` is
+
+        found = str(HfApi().dataset_info(source.repository, revision=source.revision).sha)
+        record_commit("dataset", source.repository, source.revision, found)
+    return found
 
 
 @contextmanager

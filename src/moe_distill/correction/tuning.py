@@ -8,7 +8,6 @@ E experts.
 
 import math
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +21,10 @@ from moe_distill.batches.batch_order import batches_from
 from moe_distill.config.model_keys import TeacherCorrection
 from moe_distill.correction.held_out import real_positions
 from moe_distill.correction.moe_modules import find_moe_modules
-from moe_distill.errors import ConfigError, DataError, DivergenceError
+from moe_distill.errors import DataError, DivergenceError
 from moe_distill.log import log
 from moe_distill.losses.auxiliary import router_auxiliary_loss
+from moe_distill.models.checkpointing import checkpoint_layers
 from moe_distill.shards.checkpoint import (
     Checkpoint,
     newest_checkpoint,
@@ -100,13 +100,7 @@ def tune(
     first_step, counters = _restore(work, adapters, names, optimizer, scaler)
     balance = _balance(model)
     if params.gradient_checkpointing:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its name is another one in later versions of transformers
-            try:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
-            except ValueError as error:
-                key = "models.teacher_correction.gradient_checkpointing"
-                raise ConfigError("this teacher cannot be tuned so", str(error), f"set `{key}: false`") from error
+        checkpoint_layers(model, "models.teacher_correction.gradient_checkpointing")
     model.train()
     batches = batches_from(windows.token_counts, params.batch_windows, seed, first_step)
     warmup_steps, said_at = max(1, round(WARMUP_SHARE * params.steps)), -math.inf

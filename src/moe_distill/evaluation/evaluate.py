@@ -10,12 +10,15 @@ from moe_distill.batches.split import count_experts
 from moe_distill.config.profile import Evaluate
 from moe_distill.evaluation.measure import Comparison, Score, compare, require_same_bytes, score
 from moe_distill.evaluation.metrics import (
+    CalibrationBin,
     bits_per_byte,
+    calibration_bins,
     expected_calibration_error,
     perplexity,
     resampled_gain,
     retention,
 )
+from moe_distill.evaluation.verdicts import Metrics
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
 from moe_distill.shards.teacher_nll import teacher_nll
@@ -39,12 +42,20 @@ class EvaluationInputs:
     targets: Path  # data/teacher_shards
     student_init: Path
     student_kd: Path
-    student_lm_only: Path
+    student_lm_only: Path | None  # None: there is no LM baseline
     student: Path
 
 
-def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -> dict[str, float]:
-    """Every metric that needs no teacher model, computed in fp32; an undefined metric is absent, so all are finite.
+@dataclass(frozen=True)
+class Evaluation:
+    """What has been measured; an undefined metric is absent, so all are finite."""
+
+    metrics: dict[str, float]  # metrics/evaluate.json
+    calibration: list[CalibrationBin]  # of the final student
+
+
+def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -> Evaluation:
+    """Measure everything that needs no teacher model, in fp32.
 
     Raises:
         DataError: windows, teacher targets, vocabulary map and students do not belong together.
@@ -66,6 +77,8 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
         ("student_kd", inputs.student_kd),
         ("lm_only", inputs.student_lm_only),
     ):
+        if folder is None:
+            continue
         scores[name] = score(load_causal_lm(folder, torch.float32, device), windows, params.batch_windows)
     student = load_causal_lm(inputs.student, torch.float32, device)
     scores["student"] = score(student, windows, params.batch_windows)
@@ -90,10 +103,22 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
         "student_bytes": float(n_bytes),  # in fp32, as exported
         "bytes_ratio": teacher_weights / n_bytes,
     }
-    metrics |= gain_metrics(scores["student"], scores["lm_only"], windows)
+    if "lm_only" in scores:
+        metrics |= gain_metrics(scores["student"], scores["lm_only"], windows)
     kept = retention(bpb["student_init"], bpb["student"], bpb["teacher"])
     metrics |= {"retention_undefined": 1.0} if kept is None else {"retention": kept}
-    return metrics | student_metrics(scores["student"], comparison) | source_metrics(scores["student"], windows)
+    metrics |= student_metrics(scores["student"], comparison) | source_metrics(scores["student"], windows)
+    return Evaluation(metrics, calibration_bins(comparison.confidence_N, comparison.correct_N))
+
+
+def training_metrics(teacher: Metrics, train_router: Metrics, control: Metrics) -> dict[str, float]:
+    """What the report needs of the stages before: metrics/<stage>.json of each; of no baseline, `control` is empty."""
+    figures = {"teacher_tokens_per_second": teacher["positions_per_second"]}
+    for name, trained in (("student", train_router), ("lm_only", control)):
+        figures |= {f"{name}_{key}": trained[key] for key in ("steps", "stopped_early") if trained}
+    if "kd_weight" in train_router:
+        figures["kd_weight_at_the_end"] = train_router["kd_weight"]
+    return figures
 
 
 def gain_metrics(student: Score, lm_only: Score, windows: WindowStore) -> dict[str, float]:

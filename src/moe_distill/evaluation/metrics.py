@@ -1,6 +1,7 @@
 """Metrics as pure functions of sums and counts (R18, R19, R20)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,3 +65,26 @@ def expected_calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float
     gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
     gaps = gaps.index_add(0, bins, correct_N.double() - confidence_N.double())
     return float(gaps.abs().sum() / len(confidence_N))
+
+
+class CalibrationBin(NamedTuple):
+    """The positions at which a student was about as sure."""
+
+    confidence: float  # mean probability of the likeliest token
+    accuracy: float  # how often it came next
+    share: float  # of all positions
+
+
+def calibration_bins(confidence_N: Tensor, correct_N: Tensor) -> list[CalibrationBin]:
+    """The bins of `expected_calibration_error` that have positions, the least sure first."""
+    bins = (confidence_N * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
+    counts = bins.bincount(minlength=CALIBRATION_BINS)
+    sums = [
+        torch.zeros(CALIBRATION_BINS, dtype=torch.float64).index_add(0, bins, values.double())
+        for values in (confidence_N, correct_N)
+    ]
+    return [
+        CalibrationBin(float(sums[0][number] / n), float(sums[1][number] / n), n / len(confidence_N))
+        for number, n in enumerate(counts.tolist())
+        if n
+    ]

@@ -1,51 +1,84 @@
-"""Write the report and the model card: parameters, metrics, plots, and sample texts by the student."""
+"""Write the report, as a page and as Markdown, and the model card."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from moe_distill.config.corpus_keys import source_name
 from moe_distill.config.params import Params
+from moe_distill.evaluation import figure_tables, run_tables
+from moe_distill.evaluation.evaluate import Evaluation
+from moe_distill.evaluation.markdown import cell, fenced
+from moe_distill.evaluation.model_facts import ModelFacts
 from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts, read_curve
-from moe_distill.models.prefix_token import prefix_token_id
-from moe_distill.models.pretrained import load_causal_lm
-from moe_distill.models.tokenizer_files import load_tokenizer
+from moe_distill.evaluation.run_facts import RunFacts
+from moe_distill.evaluation.student_examples import Position, Sample
+from moe_distill.evaluation.svg import bits_per_byte_svg, calibration_svg, experts_svg, term_svgs
+from moe_distill.evaluation.verdicts import Metrics, verdicts
 
-PROMPTS = ("The", "Return the", "If the argument is")
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """All that a report tells."""
+
+    params: Params
+    measured: Evaluation
+    corpus: Metrics  # metrics/corpus.json
+    tokenize: Metrics  # metrics/tokenize.json
+    curves: Path  # folder of the curves' TSV files
+    teacher: ModelFacts
+    student: ModelFacts
+    positions: list[Position]
+    samples: list[Sample]
+    facts: RunFacts
 
 
-def write_report(params: Params, metrics: dict[str, float], curves: Path, student: Path, folder: Path) -> None:
-    """Write `report.md`, `MODEL_CARD.md` and the plots to `folder`.
-
-    Args:
-        metrics: of metrics/evaluate.json.
-        curves: folder of the curves' TSV files.
-        student: folder of the final student.
-    """
-    plot_bits_per_byte(curves, metrics["teacher_bits_per_byte"], folder / "bits_per_byte.png")
+def write_report(inputs: ReportInputs, folder: Path) -> None:
+    """Write `report.html`, which needs no other file, `report.md` with its pictures, and `MODEL_CARD.md`."""
+    teacher = inputs.measured.metrics["teacher_watched_bits_per_byte"]
+    plot_bits_per_byte(inputs.curves, teacher, folder / "bits_per_byte.png")
     values = {
+        **report_view(inputs),
+        "has_router": plot_experts(inputs.curves, folder / "experts.png"),
+        "curve": bits_per_byte_svg(inputs.curves, teacher),
+        "terms": term_svgs(inputs.curves),
+        "experts": experts_svg(inputs.curves),
+        "calibration": calibration_svg(inputs.measured.calibration),
+    }
+    for name, is_page in (("report.html", True), ("report.md", False), ("MODEL_CARD.md", False)):
+        text = _environment(is_page).get_template(f"{name}.jinja").render(values)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def report_view(inputs: ReportInputs) -> dict[str, object]:
+    """What the templates show, pictures aside."""
+    params, metrics = inputs.params, inputs.measured.metrics
+    kd_weight = kd_weight_told(params, inputs.curves)
+    return {
         "metrics": metrics,
         "params": params,
-        "kd_weight": kd_weight_told(params, curves),
-        "has_router": plot_experts(curves, folder / "experts.png"),
-        "samples": sample_texts(
-            student,
-            params.profile.evaluate.samples,
-            params.profile.evaluate.sample_tokens,
-            params.profile.windows.student_max_length,
-        ),
+        "commit": inputs.facts.commit,
+        "kd_weight": kd_weight,
+        "verdicts": verdicts(metrics),
+        "has_baseline": figure_tables.has_baseline(metrics),
+        "retention": figure_tables.retention_told(metrics),
+        "watched": _watched_told(metrics),
+        "models": run_tables.models_table(params, inputs.teacher, inputs.student, metrics),
+        "figures": figure_tables.figures_table(params, metrics),
+        "agreement": figure_tables.agreement_table(metrics),
+        "corpus": run_tables.corpus_table(params, inputs.corpus),
+        "alignment": run_tables.alignment_table(inputs.tokenize),
+        "sources": figure_tables.sources_table(metrics, [source_name(each) for each in params.profile.corpus.sources]),
+        "cost": run_tables.cost_table(inputs.facts.stages),
+        "speed": figure_tables.speed_table(metrics),
+        "run": run_tables.run_table(inputs.facts),
+        "parameters": run_tables.parameters_table(params, kd_weight),
+        "tiles": figure_tables.tiles(metrics),
+        "commands": inputs.facts.commands,
+        "positions": inputs.positions,
+        "samples": inputs.samples,
     }
-    environment = Environment(
-        loader=PackageLoader("moe_distill.evaluation", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML
-    )
-    for name in ("report.md", "MODEL_CARD.md"):
-        text = environment.get_template(f"{name}.jinja").render(values)
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 def kd_weight_told(params: Params, curves: Path) -> str:
@@ -56,24 +89,25 @@ def kd_weight_told(params: Params, curves: Path) -> str:
     return f"auto ({validations['kd_weight'][-1]:.3f} at the end)"
 
 
-@torch.inference_mode()
-def sample_texts(student: Path, n_samples: int, n_tokens: int, max_length: int) -> list[tuple[str, str]]:
-    """Sample texts by the student: pairs of a prompt and its greedy continuation of `n_tokens` tokens.
+def _watched_told(metrics: Metrics) -> str:
+    """Of which windows the curves are."""
+    watched, total = metrics["watched_windows"], metrics["validation_windows"]
+    if watched == total:
+        return f"Of all {total:,.0f} validation windows; so is the teacher's line."
+    return (
+        f"Of the {watched:,.0f} validation windows (of {total:,.0f}) that the training watches; so is the teacher's "
+        "line. The figures elsewhere are of all."
+    )
 
-    Args:
-        max_length: tokens of the longest window that it was trained on; a continuation ends there.
-    """
-    model = load_causal_lm(student, torch.float32, torch.device("cpu"))
-    tokenizer = load_tokenizer(student)
-    prefix = prefix_token_id(student, tokenizer)  # every training window began with it
-    result = []
-    for prompt in PROMPTS[:n_samples]:
-        ids = torch.tensor([[prefix, *tokenizer.encode(prompt, add_special_tokens=False).ids]])
-        n_prompt = ids.shape[1]
-        for _ in range(
-            min(n_tokens, max_length - n_prompt)
-        ):  # not by `generate`, which would use the model's sampling settings
-            logits = model(input_ids=ids, use_cache=False).logits
-            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
-        result.append((prompt, tokenizer.decode(ids[0, n_prompt:].tolist())))
-    return result
+
+def _environment(is_page: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("moe_distill.evaluation", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=is_page,  # Markdown is no HTML
+    )
+    environment.filters |= {"cell": cell, "fenced": fenced}
+    return environment

@@ -1,4 +1,4 @@
-"""A model of the Hugging Face hub, at its pinned revision, as a local folder."""
+"""A model of the Hugging Face hub, at one commit, as a local folder."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from moe_distill.config.model_keys import HubModel
 from moe_distill.errors import DataError
 from moe_distill.models.model_folder import FILE_PATTERNS, SMALLER, copy_model_folder
 from moe_distill.utils.disk_space import require_space
+from moe_distill.utils.hub_commits import record_commit, recorded_commit
 
 # Exports to other formats lie in sub-folders; of an adapter only its settings come, so that `copy_model_folder` tells.
 IGNORED = ["*/*", "adapter_model*", "consolidated*.safetensors"]
@@ -18,17 +19,20 @@ def snapshot(params: HubModel, output: Path) -> None:
     """Download a model into the hub's own cache, then copy it to `output`.
 
     From the cache a broken download resumes, although DVC empties `output` before each run, and a model that is already
-    there is used offline. Pickled weights are not downloaded.
+    there is used offline. Pickled weights are not downloaded. A branch or tag is followed once: its commit is recorded.
 
     Raises:
         DataError: the revision cannot be downloaded, has no safetensors, or needs remote code.
         ResourceError: the disk cannot take the download and the copy.
     """
-    name = f"{params.repository} at revision {params.revision}"
+    revision = recorded_commit("model", params.repository, params.revision)
+    name = f"{params.repository} at revision {revision}"
     try:
-        _require_space(_planned(params), name, output)
-        cached = snapshot_download(
-            params.repository, revision=params.revision, allow_patterns=list(FILE_PATTERNS), ignore_patterns=IGNORED
+        _require_space(_planned(params.repository, revision), name, output)
+        cached = Path(
+            snapshot_download(
+                params.repository, revision=revision, allow_patterns=list(FILE_PATTERNS), ignore_patterns=IGNORED
+            )
         )
     except (OSError, ValueError) as error:  # HfHubHTTPError and its kind are OSErrors, a malformed name a ValueError
         raise DataError(
@@ -36,15 +40,16 @@ def snapshot(params: HubModel, output: Path) -> None:
             " ".join(str(error).split()),
             "check the network, and `repository` and `revision` in the profile's models",
         ) from error
-    copy_model_folder(Path(cached), name, output, params.prefix_token)
+    copy_model_folder(cached, name, output, params.prefix_token)
+    record_commit("model", params.repository, params.revision, cached.name)  # the cache's folder of a snapshot
 
 
-def _planned(params: HubModel) -> list[DryRunFileInfo]:
+def _planned(repository: str, revision: str) -> list[DryRunFileInfo]:
     """The model's files with their sizes; none where the hub is out of reach, since nothing is downloaded then."""
     try:
         return snapshot_download(
-            params.repository,
-            revision=params.revision,
+            repository,
+            revision=revision,
             allow_patterns=list(FILE_PATTERNS),
             ignore_patterns=IGNORED,
             dry_run=True,

@@ -1,20 +1,8 @@
 """What a library raises for want of memory or disk, as an error of ours that names the keys to change."""
 
 from moe_distill.errors import MoeDistillError, ResourceError
+from moe_distill.pipeline.memory_keys import memory_fix
 from moe_distill.utils.disk_space import disk_full
-
-TRAINING_KEYS = "`train.micro_batch_windows` or `train.chunk_tokens`"
-MEMORY_KEYS = {  # the keys that bound the memory of a stage on the GPU
-    "models@teacher": "`models.teacher.batch_windows`",
-    "self_test": "`windows.teacher_max_length` or `windows.student_max_length`",
-    "teacher_correction": "`models.teacher_correction.micro_batch_windows`",
-    "teacher": "`teacher.batch_windows` or `teacher.chunk_positions`",
-    "train_kd": TRAINING_KEYS,
-    "train_router": TRAINING_KEYS,
-    "control": TRAINING_KEYS,
-    "teacher_lead": "`evaluate.batch_windows`",
-    "evaluate": "`evaluate.batch_windows`",
-}
 
 
 def known_error(stage: str, error: Exception) -> MoeDistillError | None:
@@ -30,4 +18,4 @@ def _out_of_memory(stage: str, error: Exception) -> ResourceError | None:
     if not isinstance(error, OutOfMemoryError):
         return None
     why = " ".join(str(error).split())
-    return ResourceError(f"{stage} needs more memory than the GPU has", why, f"lower {MEMORY_KEYS[stage]}")
+    return ResourceError(f"{stage} needs more memory than the GPU has", why, memory_fix(stage))

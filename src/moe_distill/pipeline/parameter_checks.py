@@ -7,9 +7,11 @@ from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, Ti
 from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError
 from moe_distill.models.config_checks import ModelSizes, check_capture, check_windows, read_sizes
+from moe_distill.pipeline.hub_revisions import check_revisions
 from moe_distill.pipeline.local_models import check_local_models
 from moe_distill.training.curriculum import experts_warning, phase1_steps
 from moe_distill.utils.files import project_root
+from moe_distill.utils.hub_commits import recorded_commit
 
 Model = TinyTeacher | TinyStudent | HubModel | FolderModel
 
@@ -18,11 +20,13 @@ def check_parameters(params: Params) -> Iterator[str]:
     """Yield warnings.
 
     Raises:
-        ConfigError: a key asks for more than a model or this machine has, or a phase would have no step.
+        ConfigError: a key asks for more than a model or this machine has, a phase would have no step, or a revision of
+            the hub is no commit.
         DataError: a model's folder is unusable.
         ResourceError: the GPU cannot be used.
     """
     _check_steps(params)
+    yield from check_revisions(params.profile)
     check_local_models(params.profile)
     windows, capture, models = params.profile.windows, params.profile.teacher, params.profile.models
     teacher, student = model_sizes(models.teacher), model_sizes(models.student)
@@ -41,16 +45,21 @@ def check_parameters(params: Params) -> Iterator[str]:
 
 def model_sizes(model: Model) -> ModelSizes | None:
     """Sizes of a model that is here: a folder, or one of the hub in its cache; None for any other."""
+    folder = model_folder(model)
+    return None if folder is None else read_sizes(folder)
+
+
+def model_folder(model: Model) -> Path | None:
+    """The folder of a model that is here: the user's own, or one of the hub in its cache; None for any other."""
     if isinstance(model, FolderModel):
         folder = project_root() / model.path
-        if not folder.is_dir():
-            return None
-        return read_sizes(folder)
+        return folder if folder.is_dir() else None
     if isinstance(model, HubModel):
         from huggingface_hub import try_to_load_from_cache  # imported here: tiny models need none of it
 
-        cached = try_to_load_from_cache(model.repository, "config.json", revision=model.revision)
-        return read_sizes(Path(cached).parent) if isinstance(cached, str) else None
+        revision = recorded_commit("model", model.repository, model.revision)
+        cached = try_to_load_from_cache(model.repository, "config.json", revision=revision)
+        return Path(cached).parent if isinstance(cached, str) else None
     return None
 
 

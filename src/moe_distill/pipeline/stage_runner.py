@@ -4,6 +4,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from safetensors import SafetensorError
 
@@ -12,6 +13,7 @@ from moe_distill.errors import MoeDistillError
 from moe_distill.pipeline.known_errors import known_error
 from moe_distill.pipeline.rank import Compute, is_rank, run_rank
 from moe_distill.pipeline.resumable_work import hold_workspace
+from moe_distill.pipeline.stage_times import record_time
 from moe_distill.utils.signals import Terminated, raise_at_once
 
 
@@ -26,9 +28,11 @@ def run(stage: str, main: Callable[[Params], None], compute: Compute | None = No
     signal.signal(signal.SIGTERM, raise_at_once)
     if compute is not None and is_rank():
         run_rank(stage, compute)
+    began = datetime.now(UTC)
     try:
         with hold_workspace(stage):
             main(load_params())
+            record_time(stage, began)
     except (MoeDistillError, OSError, SafetensorError, RuntimeError) as error:
         known = known_error(stage, error)
         if known is None:

@@ -1,6 +1,9 @@
 """What the stages train_kd, train_router and control share: work folder, published outputs, tracking in MLflow."""
 
+import json
+import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +13,8 @@ from moe_distill.pipeline.dvc_stage import stage_code, stage_parameters
 from moe_distill.pipeline.launch import in_processes
 from moe_distill.pipeline.resumable_work import compute_once
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
-from moe_distill.tracking.mlflow_runs import track
+from moe_distill.tracking.mlflow_runs import track, tracked
+from moe_distill.tracking.stage_figures import ENDED, STARTED
 from moe_distill.training.loop import Result, result_metrics
 from moe_distill.training.stage_folders import (
     OPTIMIZER_FOLDER,
@@ -38,14 +42,19 @@ class TrainingStage:
 
 def compute_training(stage: TrainingStage, params: Params, work: Path, processes: Processes) -> dict[str, float]:
     """Train in a work folder, from where a killed run ended; returns the metrics."""
+
+    def on_validation() -> None:
+        track(params, [stage.name], running=True)
+
     outputs = TrainingOutputs(
         work=work,
         student=work / STUDENT_FOLDER,
         optimizer=None if stage.optimizer is None else work / OPTIMIZER_FOLDER,
         curves=CURVES,
-        on_validation=partial(track, params, [stage.name], running=True),
+        on_validation=on_validation,
     )
-    return result_metrics(stage.train(params, stage.inputs, outputs, processes))
+    with tracked(params, stage.name) if processes.is_first else nullcontext():
+        return result_metrics(stage.train(params, stage.inputs, outputs, processes))
 
 
 def run_training(stage: TrainingStage, params: Params) -> None:
@@ -57,6 +66,16 @@ def run_training(stage: TrainingStage, params: Params) -> None:
         VALIDATION_CURVE_NAME: CURVES / f"{stage.name}_validation.tsv",
     }
     key = fingerprint([stage_code(stage.name), stage_parameters(stage.name, params), inputs_key(stage.inputs)])
-    compute = in_processes(stage.name, params, partial(compute_training, stage))
-    write_json(Path(f"metrics/{stage.name}.json"), compute_once(stage.name, key, compute, published))
+    train = in_processes(stage.name, params, partial(compute_training, stage))
+    metrics = compute_once(stage.name, key, partial(_timed, train), published)
+    write_json(Path(f"metrics/{stage.name}.json"), metrics)
     track(params, [stage.name])
+
+
+def _timed(train: Callable[[Path], dict[str, float]], work: Path) -> dict[str, float]:
+    """The metrics of a training, and its times in Unix seconds; it began in the run that found the folder empty."""
+    path = work / "started.json"
+    if not path.is_file():
+        write_json(path, time.time())
+    started = float(json.loads(path.read_text(encoding="utf-8")))
+    return train(work) | {STARTED: started, ENDED: time.time()}

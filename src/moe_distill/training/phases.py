@@ -15,6 +15,7 @@ from moe_distill.config.profile import require_router_positions
 from moe_distill.errors import ConfigError
 from moe_distill.log import log
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
+from moe_distill.models.checkpointing import checkpoint_layers
 from moe_distill.models.decoder import find_decoder
 from moe_distill.models.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.replay.block import load_teacher_head
@@ -204,6 +205,8 @@ def _student(
 ) -> Student:
     model = load_causal_lm(inputs.student, torch.float32, runtime.device)
     check_student_rows(split, inputs.student, model.config.vocab_size)
+    if params.profile.train.gradient_checkpointing:
+        checkpoint_layers(model, "train.gradient_checkpointing")
     if not with_states or split.shards is None:
         return Student(model, heads=None, teacher_head=None)
     metadata, decoder = split.shards.index.metadata, find_decoder(model)

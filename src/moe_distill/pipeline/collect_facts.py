@@ -1,0 +1,100 @@
+"""Collect what a report tells of a run beside its figures: commit, command, machine, versions, times and bytes."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import yaml
+
+from moe_distill.config.params import Params
+from moe_distill.evaluation.run_facts import RunFacts, StageFacts
+from moe_distill.pipeline.stage_times import recorded_time
+from moe_distill.utils.machine import describe_machine
+
+PACKAGES = ("moe-distill", "torch", "transformers", "tokenizers", "safetensors", "datasets", "dvc", "mlflow")
+CODE = ("src", "stages", "dvc.yaml", "requirements.txt")
+VARIED = "params.yaml"
+
+
+def collect_facts(params: Params) -> RunFacts:
+    """Facts of the run whose outputs lie in the current folder."""
+    profile = f"profiles/{params.experiment.profile}.yaml"
+    commit, corpus = _git("rev-parse", "HEAD"), recorded_time("corpus")
+    changed = _git("status", "--porcelain", "--", *CODE).splitlines() if commit else []
+    return RunFacts(
+        commit=commit,
+        changed=tuple(line[3:] if line[2:3] == " " else line.split(maxsplit=1)[-1] for line in changed),
+        experiment=os.environ.get("DVC_EXP_NAME", ""),
+        collected=corpus.began.date().isoformat() if corpus else "",
+        machine=describe_machine(),
+        versions={"Python": platform.python_version(), **dict(_versions())},
+        stages=tuple(_stages()),
+        commands=tuple(_commands(commit, profile)),
+    )
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            continue
+
+
+def _stages() -> Iterator[StageFacts]:
+    """Times and bytes of the stages whose outputs are here, in the order of dvc.yaml."""
+    for name, stage in yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+        if "do" not in stage:
+            yield _facts(name, stage)
+        for key, item in stage.get("foreach", {}).items():
+            outs = [out.replace("${item.folder}", item["folder"]) for out in stage["do"].get("outs", [])]
+            yield _facts(f"{name}@{key}", {"outs": outs})
+
+
+def _facts(name: str, stage: Mapping[str, list[str | dict[str, object]]]) -> StageFacts:
+    outs = [Path(out if isinstance(out, str) else next(iter(out))) for out in stage.get("outs", [])]
+    files = [file for out in outs for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file()]
+    time = recorded_time(name)
+    return StageFacts(name, time.seconds if time else None, sum(file.stat().st_size for file in files))
+
+
+def _commands(commit: str, profile: str) -> Iterator[str]:
+    """The commands that make this run again from its commit: what differs from its parameters is set."""
+    changes = [
+        f"-S '{prefix}{key}={value}'"
+        for path, prefix in ((VARIED, ""), (profile, f"{profile}:"))
+        for key, value in _differences(path)
+    ]
+    if commit:
+        yield f"git checkout {commit}"
+    yield "make install"
+    yield f"dvc exp run {' '.join(changes)}" if changes else "dvc repro"
+
+
+def _differences(path: str) -> Iterator[tuple[str, object]]:
+    """Keys of a parameter file that differ from its committed version, with their present values."""
+    committed = _git("show", f"HEAD:{path}")
+    before = dict(_flat(yaml.safe_load(committed))) if committed else {}
+    for key, value in _flat(yaml.safe_load(Path(path).read_text(encoding="utf-8"))):
+        if committed and (key not in before or before[key] != value):
+            yield key, "null" if value is None else value
+
+
+def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _git(*arguments: str) -> str:
+    """What git says; nothing where it cannot."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip("\n")

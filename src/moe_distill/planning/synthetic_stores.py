@@ -1,0 +1,84 @@
+"""Windows of random tokens at a profile's lengths, and the vocabulary map between them, as `tokenize` writes them.
+
+They are text of no language: what is timed on them depends on their shapes alone.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe_distill.shards.format import Metadata
+from moe_distill.shards.provenance import windows_fingerprint
+from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
+from moe_distill.shards.window_store import (
+    STUDENT_FIELDS,
+    STUDENT_WINDOWS,
+    TEACHER_FIELDS,
+    TEACHER_WINDOWS,
+    NextToken,
+    WindowStore,
+)
+from moe_distill.shards.writer import ShardWriter
+
+TOKEN_BYTES = 3  # of every token
+TOKENIZER = "synthetic"
+
+
+def write_windows(
+    folder: Path, count: int, lengths: tuple[int, int], rows: tuple[int, int]
+) -> tuple[WindowStore, WindowStore]:
+    """Write `count` full windows of the teacher and of the student below `folder`.
+
+    Args:
+        lengths: tokens of a teacher's and of a student's window.
+        rows: ids of the teacher and of the student.
+
+    Returns:
+        Both stores. The student's positions are aligned with the teacher's one by one, as far as these go.
+    """
+    generator = torch.Generator().manual_seed(0)
+    teacher = ShardWriter(folder / "teacher", TEACHER_FIELDS, "tokens", 2**31)
+    student = ShardWriter(folder / "student", STUDENT_FIELDS, "tokens", 2**31)
+    for number in range(count):
+        ids = [torch.randint(1, n, (length,), generator=generator) for n, length in zip(rows, lengths, strict=True)]
+        teacher.append(_window(number, ids[0], rows[0]))
+        student.append(_window(number, ids[1], rows[1]) | _alignment(number, ids[0], lengths))
+    metadata: Metadata = {"prefix_id": 0, "max_length": max(lengths) + 1, "tokenizer": TOKENIZER}
+    index = teacher.finish(TEACHER_WINDOWS, "synthetic", metadata)
+    student.finish(STUDENT_WINDOWS, "synthetic", metadata | {"teacher_windows": windows_fingerprint(index)})
+    return WindowStore(folder / "teacher", TEACHER_WINDOWS), WindowStore(folder / "student", STUDENT_WINDOWS)
+
+
+def write_vocabulary_map(folder: Path, rows: tuple[int, int]) -> None:
+    """Write a map that gives each teacher id one student id; of the student's tokenizer nothing is known."""
+    writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", 2**31)
+    nothing = torch.zeros(0, dtype=torch.int32)
+    columns = {"student_ids": (torch.arange(rows[0]) % rows[1]).int(), "student_bytes": nothing}
+    columns |= dict.fromkeys(MERGE_IDS, nothing)
+    columns |= dict.fromkeys(("student_spelling", "student_tokenizer"), nothing.to(torch.int8))
+    writer.append(columns)
+    metadata: Metadata = {"student_ids": rows[1], "teacher_tokenizer": TOKENIZER, "student_tokenizer": TOKENIZER}
+    writer.finish(VOCABULARY_MAP, "synthetic", metadata)
+
+
+def _window(number: int, ids: Tensor, rows: int) -> dict[str, Tensor]:
+    return {
+        "token_ids": ids.int(),
+        "token_counts": torch.tensor([len(ids)], dtype=torch.int32),
+        "documents": torch.tensor([number], dtype=torch.int32),
+        "byte_starts": torch.tensor([0]),
+        "byte_ends": torch.tensor([TOKEN_BYTES * len(ids)]),
+        "token_bytes": torch.full((0 if number else rows,), TOKEN_BYTES, dtype=torch.int32),
+    }
+
+
+def _alignment(number: int, teacher_ids: Tensor, lengths: tuple[int, int]) -> dict[str, Tensor]:
+    places = torch.arange(lengths[1])
+    is_aligned = places < lengths[0]
+    next_ids = teacher_ids[places.clamp(max=lengths[0] - 1)]
+    return {
+        "teacher_rows": torch.where(is_aligned, places + number * lengths[0], -1),
+        "next_teacher_ids": torch.where(is_aligned, next_ids, -1).int(),
+        "next_tokens": torch.where(is_aligned, NextToken.SAME, NextToken.UNALIGNED).to(torch.int8),
+    }

@@ -1,0 +1,78 @@
+"""What a report tells of a run: its commit, the command that makes it again, and what its stages wrote."""
+
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from moe_distill.pipeline.collect_facts import collect_facts
+from moe_distill.pipeline.stage_times import record_time
+from tests.params import fixed_params, make_workspace
+
+IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace that is no git repository yet, nor inside one."""
+    for name in ("DVC_ROOT", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    make_workspace(tmp_path, fixed_params().profile)
+    return tmp_path
+
+
+def commit() -> str:
+    for command in (["init", "-q"], ["add", "-A"], [*IDENTITY, "commit", "-q", "-m", "start"]):
+        subprocess.run(["git", *command], check=True)
+    return subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
+
+
+def edit(path: str, old: str, new: str) -> None:
+    text = Path(path).read_text()
+    assert old in text
+    Path(path).write_text(text.replace(old, new))
+
+
+def test_as_committed_the_command_is_dvc_repro() -> None:
+    head = commit()
+    facts = collect_facts(fixed_params())
+    assert (facts.commit, facts.changed, facts.experiment) == (head, (), "")
+    assert facts.commands == (f"git checkout {head}", "make install", "dvc repro")
+    assert "torch" in facts.versions
+
+
+def test_what_differs_from_the_commit_is_set_by_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit()
+    edit("params.yaml", "temperature: 1.0", "temperature: 2.5")
+    edit("profiles/test.yaml", "baseline: full", "baseline: none")
+    edit("dvc.yaml", "stages:", "# another\nstages:")
+    monkeypatch.setenv("DVC_EXP_NAME", "quiet-frog")
+    facts = collect_facts(fixed_params())
+    assert facts.commands[-1] == "dvc exp run -S 'temperature=2.5' -S 'profiles/test.yaml:baseline=none'"
+    assert facts.changed == ("dvc.yaml",), "parameters are no change of the code"
+    assert facts.experiment == "quiet-frog"
+
+
+def test_without_git_the_run_is_told_all_the_same() -> None:
+    facts = collect_facts(fixed_params())
+    assert (facts.commit, facts.changed) == ("", ())
+    assert facts.commands == ("make install", "dvc repro")
+
+
+def test_stages_are_told_with_what_they_wrote(tmp_path: Path) -> None:
+    for file, n_bytes in (("data/corpus/a", 5), ("data/corpus/b/c", 7), ("models/student_init/d", 11)):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(bytes(n_bytes))
+    Path("metrics").mkdir()
+    Path("metrics/corpus.json").write_text("1")
+    record_time("corpus", datetime(2020, 2, 3, tzinfo=UTC))
+    facts = collect_facts(fixed_params())
+    stages = {each.name: each for each in facts.stages}
+    assert list(stages)[:4] == ["check", "corpus", "models@teacher", "models@student"]
+    assert (stages["corpus"].n_bytes, stages["models@student"].n_bytes, stages["teacher"].n_bytes) == (12, 11, 0)
+    assert stages["corpus"].seconds is not None
+    assert stages["teacher"].seconds is None
+    assert facts.collected == "2020-02-03"
