@@ -169,12 +169,12 @@ def random_batch(pair: Pair, n_windows: int, length: int, generator: torch.Gener
     )
     return Batch(
         windows=tuple(range(n_windows)),
+        dropout_seed=0,
         input_ids_BL=tokens_BL[:, :-1],
         places_N=torch.arange(n),
         text=Text(tokens_BL[:, 1:].flatten(), target, stretches(n, params_of(pair).profile.train.chunk_tokens, target)),
         runs=hidden,
         counts=Counts(n, int(target.has_target_N.sum()), runs * run, n_bytes=BYTES_OF_A_TOKEN * n, places=n),
-        dropout_seed=0,
     )
 
 
