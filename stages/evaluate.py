@@ -1,6 +1,7 @@
 """evaluate: bits per byte of all students and the teacher, agreement, calibration, report and model card."""
 
 import json
+import time
 from pathlib import Path
 
 from moe_distill.config.params import Params
@@ -16,7 +17,7 @@ STAGE = "evaluate"
 
 
 def main(params: Params) -> None:
-    with tracked(params, STAGE):
+    with tracked(params, STAGE, time.time()):
         measure_and_report(params)
     track(params, STAGES)
 

@@ -54,7 +54,7 @@ def run_training(
             on_validation=on_validation,
         )
         started = _first_start(work)
-        with tracked(params, stage):
+        with tracked(params, stage, started):
             metrics = result_metrics(train(params, inputs, outputs))
         return metrics | {STARTED: started, ENDED: time.time()}
 
