@@ -1,6 +1,7 @@
 """evaluate: bits per byte of all students and the teacher, agreement, calibration, report and model card."""
 
 import json
+import time
 from pathlib import Path
 
 from moe_distill.alignment.token_bytes import token_bytes
@@ -27,7 +28,7 @@ INIT, KD, LM_ONLY, STUDENT = (
 
 
 def main(params: Params) -> None:
-    with tracked(params, STAGE):
+    with tracked(params, STAGE, time.time()):
         measure_and_report(params)
     track(params, STAGES)
 

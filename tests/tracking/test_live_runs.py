@@ -13,7 +13,7 @@ from tests.tracking.experiments import BEGAN, Store, make_params, start, write_c
 
 TRAINING = """
 write_curve("train_kd", range(10, 30, 10))
-with tracked(make_params(), "train_kd"):
+with tracked(make_params(), "train_kd", BEGAN):
     track(make_params(), ["train_kd"], running=True)
     print("trains", flush=True)
     time.sleep(300)
@@ -39,12 +39,12 @@ def test_a_killed_process_is_noticed_by_whatever_opens_the_store_next(root: Path
         pass
     assert statuses(root) == {"parent": "KILLED", "train_kd": "KILLED"}
     for run in Store(root).runs():
-        assert run.info.start_time <= run.info.end_time <= time.time() * 1000
+        assert BEGAN * 1000 == run.info.start_time <= run.info.end_time <= time.time() * 1000
     assert list((root / ".work/mlflow_runs").iterdir()) == []
     (killed,) = Store(root).nested(Store(root).only_parent()).values()
 
     write_figures("train_kd", steps=20.0, started_at=BEGAN, ended_at=BEGAN + 1)
-    with tracked(make_params(), "train_kd"):
+    with tracked(make_params(), "train_kd", BEGAN):
         assert statuses(root) == {"parent": "RUNNING", "train_kd": "RUNNING"}, "it goes on in its run"
     track(make_params(), ["train_kd"])
     assert statuses(root) == {"parent": "FINISHED", "train_kd": "FINISHED"}
@@ -56,7 +56,7 @@ def test_a_killed_process_is_noticed_by_whatever_opens_the_store_next(root: Path
     ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (Terminated, "KILLED")]
 )
 def test_an_error_ends_the_run_at_once(root: Path, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), tracked(make_params(), "control"):
+    with pytest.raises(error), tracked(make_params(), "control", BEGAN):
         raise error
     assert statuses(root) == {"parent": status, "control": status}
 
@@ -75,6 +75,6 @@ def test_a_training_anew_has_a_run_of_its_own_from_its_start(root: Path) -> None
     assert (first.info.start_time, first.info.end_time) == (BEGAN * 1000, (BEGAN + 60) * 1000)
     (nested,) = Store(root).nested(first).values()
     assert (nested.info.start_time, nested.info.end_time) == (BEGAN * 1000, (BEGAN + 60) * 1000)
-    with tracked(make_params(), "train_kd"):
+    with tracked(make_params(), "train_kd", BEGAN):
         found = {name: run.info.status for name, run in Store(root).parents().items()}
     assert found == {"tiny": "RUNNING", "tiny (earlier)": "FINISHED"}

@@ -262,6 +262,7 @@ def test_a_dvc_name_used_again_with_other_parameters_is_another_run(
     track(make_params(4.0), ALL)
     runs = [run for run in Store(root).runs() if "mlflow.parentRunId" not in run.data.tags]
     assert sorted(run.data.params["temperature"] for run in runs) == ["3.0", "4.0"]
+    assert {run.info.run_name for run in runs} == {"tiny warm-lynx", "tiny T=4.0 warm-lynx"}
 
 
 def test_stages_out_of_the_cache_are_filled_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

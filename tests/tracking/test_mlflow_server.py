@@ -114,9 +114,14 @@ def test_a_taken_port_is_one_line(server: Server) -> None:
 
 @browser
 def test_the_address_opens_on_the_runs_and_their_curves(server: Server, tmp_path: Path) -> None:
-    page = visit(server.said[1].removeprefix("MLflow: "), tmp_path)
-    for shown in ("tiny T=2.0", "final/retention", "train/loss", "validation/loss"):
-        assert shown in page.text
+    shown = ("tiny T=2.0", "final/retention", "train/loss", "validation/loss")
+    for attempt in range(3):  # charts are drawn last: on a busy machine after the picture
+        (tmp_path / str(attempt)).mkdir()
+        page = visit(server.said[1].removeprefix("MLflow: "), tmp_path / str(attempt))
+        if all(each in page.text for each in shown):
+            break
+    for each in shown:
+        assert each in page.text
     assert "Traces 0" not in page.text
     assert page.console == []
     assert page.addresses == {f"http://127.0.0.1:{server.port}"}

@@ -53,7 +53,7 @@ def compute_training(stage: TrainingStage, params: Params, work: Path, processes
         curves=CURVES,
         on_validation=on_validation,
     )
-    with tracked(params, stage.name) if processes.is_first else nullcontext():
+    with tracked(params, stage.name, _first_start(work)) if processes.is_first else nullcontext():
         return result_metrics(stage.train(params, stage.inputs, outputs, processes))
 
 
@@ -73,9 +73,14 @@ def run_training(stage: TrainingStage, params: Params) -> None:
 
 
 def _timed(train: Callable[[Path], dict[str, float]], work: Path) -> dict[str, float]:
-    """The metrics of a training, and its times in Unix seconds; it began in the run that found the folder empty."""
+    """The metrics of a training, and its times in Unix seconds."""
+    started = _first_start(work)
+    return train(work) | {STARTED: started, ENDED: time.time()}
+
+
+def _first_start(work: Path) -> float:
+    """When the training began: now, or earlier, where it continues in a killed one's work folder."""
     path = work / "started.json"
     if not path.is_file():
         write_json(path, time.time())
-    started = float(json.loads(path.read_text(encoding="utf-8")))
-    return train(work) | {STARTED: started, ENDED: time.time()}
+    return float(json.loads(path.read_text(encoding="utf-8")))

@@ -62,15 +62,18 @@ def track(params: Params, stages: Sequence[str], running: bool = False) -> list[
 
 
 @contextlib.contextmanager
-def tracked(params: Params, stage: str) -> Iterator[None]:
+def tracked(params: Params, stage: str, started: float) -> Iterator[None]:
     """The run of a stage is RUNNING inside the block, and FAILED or KILLED if an error ends it; else `track` ends it.
 
     A process that can say so no more is noticed by whatever opens the store next.
+
+    Args:
+        started: Unix seconds; to make a store can take some.
     """
 
     def begin(patience: float) -> None:
         with opened_store(patience) as store:
-            _begin(store, params, stage)
+            _begin(store, params, stage, started)
 
     def end(status: str, patience: float) -> None:
         with opened_store(patience) as store:
@@ -107,13 +110,13 @@ def _safely(act: Callable[[float], None], running: bool = False) -> bool:
         return False
 
 
-def _begin(store: MlflowStore, params: Params, stage: str) -> None:
+def _begin(store: MlflowStore, params: Params, stage: str, started: float) -> None:
     """Make the run of a stage that begins; a killed training goes on in its own."""
-    parent = parent_run(store, params, time.time())
+    parent = parent_run(store, params, started)
     nested = nested_runs(store, parent)
     if stage in nested and stage in TRAININGS and nested[stage].info.status == "FINISHED":
-        parent = supersede(store, params, parent, [stage], time.time())
-    run = nested_runs(store, parent).get(stage) or make_nested(store, params, parent, stage, time.time())
+        parent = supersede(store, params, parent, [stage], started)
+    run = nested_runs(store, parent).get(stage) or make_nested(store, params, parent, stage, started)
     hold(run.info.run_id)
     for each in (run, parent):
         store.client.update_run(each.info.run_id, status="RUNNING")
