@@ -42,8 +42,8 @@ def write_windows(
     student = ShardWriter(folder / "student", STUDENT_FIELDS, "tokens", 2**31)
     for number in range(count):
         ids = [torch.randint(1, n, (length,), generator=generator) for n, length in zip(rows, lengths, strict=True)]
-        teacher.append(_window(number, ids[0], rows[0]), next_input=number + 1)
-        student.append(_window(number, ids[1], rows[1]) | _alignment(number, ids[0], lengths), next_input=number + 1)
+        teacher.append(_window(number, ids[0], rows[0]))
+        student.append(_window(number, ids[1], rows[1]) | _alignment(number, ids[0], lengths))
     metadata: Metadata = {"prefix_id": 0, "max_length": max(lengths) + 1, "tokenizer": TOKENIZER}
     index = teacher.finish(TEACHER_WINDOWS, "synthetic", metadata)
     student.finish(STUDENT_WINDOWS, "synthetic", metadata | {"teacher_windows": windows_fingerprint(index)})
@@ -57,7 +57,7 @@ def write_vocabulary_map(folder: Path, rows: tuple[int, int]) -> None:
     columns = {"student_ids": (torch.arange(rows[0]) % rows[1]).int(), "student_bytes": nothing}
     columns |= dict.fromkeys(MERGE_IDS, nothing)
     columns |= dict.fromkeys(("student_spelling", "student_tokenizer"), nothing.to(torch.int8))
-    writer.append(columns, next_input=1)
+    writer.append(columns)
     metadata: Metadata = {"student_ids": rows[1], "teacher_tokenizer": TOKENIZER, "student_tokenizer": TOKENIZER}
     writer.finish(VOCABULARY_MAP, "synthetic", metadata)
 
