@@ -1,4 +1,4 @@
-"""evaluate: bits per byte of all students and the teacher, agreement, calibration, report and model card."""
+"""evaluate: bits per byte of all students and the teacher, agreement, calibration, and the report."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def main(params: Params) -> None:
         student_init=Path("models/student_init"),
         student_kd=Path("models/student_kd"),
         student_lm_only=Path("models/student_lm_only"),
-        student=Path("models/student"),
+        student=Path("models/student_router"),
     )
     metrics = evaluate(inputs, params.profile.evaluate, make_runtime("fp32").device)
     metrics["teacher_tokens_per_second"] = _metrics("teacher")["positions_per_second"]

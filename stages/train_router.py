@@ -19,7 +19,7 @@ def main(params: Params) -> None:
         teacher_head=Path("models/teacher_head"),
         optimizer=Path("models/student_kd_optimizer"),
     )
-    run_training(STAGE, params, inputs, train_router, Path("models/student"))
+    run_training(STAGE, params, inputs, train_router, Path("models/student_router"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the report and the model card: parameters, metrics, plots, and sample texts by the student."""
+"""Write the report: parameters, metrics, plots, and sample texts by the student."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PROMPTS = ("The", "Return the", "If the argument is")
 
 
 def write_report(params: Params, metrics: dict[str, float], curves: Path, student: Path, folder: Path) -> None:
-    """Write `report.md`, `MODEL_CARD.md` and the plots to `folder`.
+    """Write `report.md` and the plots to `folder`.
 
     Args:
         metrics: of metrics/evaluate.json.
@@ -43,9 +43,8 @@ def write_report(params: Params, metrics: dict[str, float], curves: Path, studen
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
-    for name in ("report.md", "MODEL_CARD.md"):
-        text = environment.get_template(f"{name}.jinja").render(values)
-        (folder / name).write_text(text, encoding="utf-8")
+    text = environment.get_template("report.md.jinja").render(values)
+    (folder / "report.md").write_text(text, encoding="utf-8")
 
 
 def kd_weight_told(params: Params, curves: Path) -> str:

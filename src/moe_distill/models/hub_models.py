@@ -10,6 +10,7 @@ from moe_distill.errors import DataError
 from moe_distill.models.model_folder import FILE_PATTERNS, SMALLER, copy_model_folder
 from moe_distill.utils.disk_space import require_space
 
+FETCHED = [*FILE_PATTERNS, "README.md"]  # the card stays in the hub's cache, for `source_card`
 # Exports to other formats lie in sub-folders; of an adapter only its settings come, so that `copy_model_folder` tells.
 IGNORED = ["*/*", "adapter_model*", "consolidated*.safetensors"]
 
@@ -28,7 +29,7 @@ def snapshot(params: HubModel, output: Path) -> None:
     try:
         _require_space(_planned(params), name, output)
         cached = snapshot_download(
-            params.repository, revision=params.revision, allow_patterns=list(FILE_PATTERNS), ignore_patterns=IGNORED
+            params.repository, revision=params.revision, allow_patterns=FETCHED, ignore_patterns=IGNORED
         )
     except (OSError, ValueError) as error:  # HfHubHTTPError and its kind are OSErrors, a malformed name a ValueError
         raise DataError(
@@ -45,7 +46,7 @@ def _planned(params: HubModel) -> list[DryRunFileInfo]:
         return snapshot_download(
             params.repository,
             revision=params.revision,
-            allow_patterns=list(FILE_PATTERNS),
+            allow_patterns=FETCHED,
             ignore_patterns=IGNORED,
             dry_run=True,
         )

@@ -17,7 +17,8 @@ from moe_distill.shards.value_checks import is_finite
 WRITTEN_BY = {  # else models
     "teacher_corrected": "teacher_correction",
     "student_kd": "train_kd",
-    "student": "train_router",
+    "student_router": "train_router",
+    "student": "student",
     "student_lm_only": "control",
 }
 
