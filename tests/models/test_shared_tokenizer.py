@@ -8,13 +8,14 @@ import torch
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from moe_distill.models.auto_tokenizer import TEXTS
 from moe_distill.models.shared_tokenizer import begin_with, share_tokenizer
 from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 from tests.assets import real_tokenizer
 from tests.chain import Chain
 
-from .test_auto_tokenizer import END, TEXTS, small, write
+from .test_auto_tokenizer import END, small, write
 
 BEGIN = "<|begin|>"
 PROCESSORS = {
@@ -76,7 +77,7 @@ def test_one_prefix_token_and_nothing_else_whatever_the_post_processor_did(tmp_p
     if PROCESSORS[name] is not None:
         tokenizer.post_processor = PROCESSORS[name]
     folder = shared(tmp_path, tokenizer, eos_token=END, bos_token=END, add_eos_token=True)
-    prefix = tokenizer.token_to_id(BEGIN)
+    prefix = int(tokenizer.token_to_id(BEGIN) or 0)
     for reader in (AutoTokenizer, PreTrainedTokenizerFast):
         loaded = reader.from_pretrained(folder)
         for text in TEXTS:

@@ -102,7 +102,7 @@ def _teacher_says(targets: ShardReader, teacher: Pieces, row: int) -> list[str]:
 
 def _target_says(target: SparseTarget, student: Pieces, place: int) -> list[str]:
     at = target.entry_positions_Z == place
-    probs, order = target.entry_probs_Z[at].sort(descending=True)
+    probs, order = target.entry_probs_Z[at].sort(descending=True, stable=True)
     ids = target.entry_ids_Z[at][order]
     lines = [f"{float(p):.4f}  {student.show(int(i))}" for p, i in zip(probs[:TOP], ids[:TOP], strict=True)]
     lines += [""] * (TOP - len(lines))

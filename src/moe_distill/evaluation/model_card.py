@@ -58,16 +58,17 @@ def card_metadata(params: Params, metrics: Mapping[str, float]) -> ModelCardData
     """
     student, sources = params.profile.models.student, params.profile.corpus.sources
     own, datasets = source_card(student), [each.repository for each in sources if isinstance(each, Hub)]
-    known = own.language if isinstance(own.language, list) else [own.language] if own.language else []
+    spoken = own.get("language")
+    known = map(str, spoken) if isinstance(spoken, list) else [spoken] if isinstance(spoken, str) else []
     english = ["en"] if any(source_name(each) == "python_docs" for each in sources) else []
     base = student.repository if isinstance(student, HubModel) else None
     return ModelCardData(
         model_name=f"{base.split('/')[-1]}-distilled" if base else "student",
         base_model=base,
         base_model_relation="finetune" if base else None,
-        license=own.license,
-        license_name=own.get("license_name"),
-        license_link=own.get("license_link"),
+        license=_text(own, "license"),
+        license_name=_text(own, "license_name"),
+        license_link=_text(own, "license_link"),
         language=sorted({*known, *english}) or None,
         datasets=datasets or None,
         library_name="transformers",
@@ -110,4 +111,9 @@ def _named(model: HubModel | FolderModel | TinyStudent | TinyTeacher) -> str:
 
 def _license(model: HubModel | FolderModel | TinyStudent | TinyTeacher) -> str:
     own = source_card(model)
-    return str(own.get("license_name") or own.license or "")
+    return _text(own, "license_name") or _text(own, "license") or ""
+
+
+def _text(card: Mapping[str, object], key: str) -> str | None:
+    value = card.get(key)
+    return value if isinstance(value, str) else None

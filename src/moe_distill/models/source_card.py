@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.utils.files import project_root
@@ -10,16 +10,15 @@ from moe_distill.utils.files import project_root
 CARD_NAME = "README.md"
 
 
-def source_card(model: HubModel | FolderModel | TinyStudent | TinyTeacher) -> ModelCardData:
-    """The metadata of a model's own card; empty where it has none, none that is valid, or was made here."""
+def source_card(model: HubModel | FolderModel | TinyStudent | TinyTeacher) -> dict[str, object]:
+    """The metadata of a model's own card; empty where it has none, none that can be read, or was made here."""
     path = _card_path(model)
     if path is None or not path.is_file():
-        return ModelCardData()
+        return {}
     try:
-        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        return ModelCardData(**card.data.to_dict(), ignore_metadata_errors=True)
-    except Exception:  # a card is anybody's text: whatever cannot be read of it is not known
-        return ModelCardData()
+        return metadata_load(path) or {}
+    except Exception:  # a card is anybody's text: what cannot be read of it is not known
+        return {}
 
 
 def _card_path(model: HubModel | FolderModel | TinyStudent | TinyTeacher) -> Path | None:
