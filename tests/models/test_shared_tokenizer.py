@@ -89,7 +89,7 @@ def test_one_prefix_token_and_nothing_else_whatever_the_post_processor_did(tmp_p
 
 
 def test_what_transformers_4_57_needs_stands_there(tmp_path: Path) -> None:
-    """It has no TokenizersBackend, joins `a ,` unless told not to, and gives token types that a model refuses."""
+    """It has no TokenizersBackend, and gives token types that a model refuses unless told not to."""
     tokenizer = small()
     tokenizer.add_special_tokens([BEGIN])
     old = {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "chat_template": "{{ x }}"}
