@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from moe_distill.commands.generate import generate
 from moe_distill.errors import ConfigError, DataError
+from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.tokenizer_files import load_tokenizer
 from tests.chain import Chain
 
@@ -39,6 +40,23 @@ def test_pieces_are_the_text_and_the_likeliest_tokens(student: Path) -> None:
     assert pieces[0] == TEXT
     assert len(pieces) > 2, "it streams"
     assert "".join(pieces).rstrip("\ufffd") == slowly(student, TEXT, 12).rstrip("\ufffd")
+
+
+def test_the_model_reads_the_prefix_token_first(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained model may well say the same without it."""
+    read = list[list[int]]()
+
+    def loaded(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+        model: Any = load_causal_lm(folder, dtype, device)
+        model.register_forward_pre_hook(
+            lambda _, __, inputs: read.append(inputs["input_ids"][0].tolist()), with_kwargs=True
+        )
+        return model
+
+    monkeypatch.setattr("moe_distill.commands.generate.load_causal_lm", loaded)
+    list(generate(TEXT, student, 3, 0.0, 0))
+    assert read[0] == [0, *load_tokenizer(student).encode(TEXT, add_special_tokens=False).ids]
+    assert [len(each) for each in read[1:]] == [1, 1], "what was read is kept"
 
 
 def test_draws_follow_the_seed_and_differ_with_the_temperature(student: Path) -> None:
