@@ -1,4 +1,4 @@
-"""evaluate: bits per byte of all students and the teacher, agreement, calibration, report and model card."""
+"""evaluate: bits per byte of all students and the teacher, agreement, calibration, and the report."""
 
 import json
 import time
@@ -23,7 +23,7 @@ from moe_distill.utils.files import fresh_folder, write_json
 STAGE = "evaluate"
 WINDOWS, TARGETS, EXAMPLES = Path("data/windows"), Path("data/teacher_shards"), Path("data/teacher_examples.json")
 INIT, KD, LM_ONLY, STUDENT = (
-    Path("models", name) for name in ("student_init", "student_kd", "student_lm_only", "student")
+    Path("models", name) for name in ("student_init", "student_kd", "student_lm_only", "student_router")
 )
 
 

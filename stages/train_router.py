@@ -18,7 +18,7 @@ STAGE = TrainingStage(
         optimizer=Path("models/student_kd_optimizer"),
     ),
     train=train_router,
-    student=Path("models/student"),
+    student=Path("models/student_router"),
 )
 main, compute = partial(run_training, STAGE), partial(compute_training, STAGE)
 

@@ -2,16 +2,46 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_distill.config.params import load_params
 from moe_distill.errors import DataError, MoeDistillError
 from moe_distill.log import log
 from moe_distill.utils.files import project_root
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from moe_distill.config.params import Params
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def load_params() -> "Params":
+    """The parameters of the current folder."""
+    from moe_distill.config.params import load_params as load  # imports pydantic: a moment, which `--help` can spare
+
+    return load()
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"moe-distill {version('moe-distill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Distil a Mixture-of-Experts teacher into a small student. Everything itself runs by `dvc repro`."""
 
 
 @app.command()
@@ -91,6 +121,54 @@ def clean(
         log(f"removed {folder}")
         freed += remove_folder(folder)
     log(f"{freed:,} bytes freed")
+
+
+@app.command()
+def generate(
+    text: Annotated[str, typer.Argument(help="The text to go on from.")],
+    model: Annotated[Path, typer.Option(help="Folder of a student.")] = Path("models/student"),
+    tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 60,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; more draws at random.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Let the student go on from a text; on the CPU, offline."""
+    from moe_distill.commands.generate import generate as pieces_of
+
+    for piece in pieces_of(text, model, tokens, temperature, seed):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def inspect(
+    store: Annotated[Path, typer.Argument(help="data/teacher_shards, data/windows, models/teacher_head, or below.")],
+    row: Annotated[int | None, typer.Option(help="Of positions, tokens or teacher ids; else from the middle.")] = None,
+) -> None:
+    """Say what a store holds: fields, sizes, and one place decoded, with the teacher's and the student's first five."""
+    from moe_distill.commands.inspect_store import inspect as lines_on
+    from moe_distill.targets.window_targets import TargetSettings
+
+    experiment = load_params().experiment
+    for line in lines_on(store, row, TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail)):
+        print(line)
+
+
+@app.command()
+def export(
+    to: Annotated[Path, typer.Option(help="New folder for weights, tokenizer and card.")],
+    model: Annotated[Path, typer.Option(help="Folder of the finished student.")] = Path("models/student"),
+    push: Annotated[str | None, typer.Option(help="Upload it to this repository of the Hugging Face hub too.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository private.")] = False,
+) -> None:
+    """Copy the finished student with its tokenizer and card, results included, to a folder; nothing is sent unasked."""
+    from moe_distill.commands import export as exporting
+
+    if push is not None:
+        exporting.require_repository(push)
+    exporting.export(model, to)
+    log(f"exported to {to}")
+    if push is not None:
+        log(f"pushed: {exporting.push(to, push, private)}")
 
 
 @app.command()

@@ -16,7 +16,7 @@ OUTPUTS = {
     "tokenize": ["data/windows/teacher", "data/windows/student"],
     "teacher": ["data/teacher_shards", "models/teacher_head"],
     "train_kd": ["models/student_kd", "models/student_kd_optimizer"],
-    "train_router": ["models/student"],
+    "train_router": ["models/student_router"],
 }
 # The temporary name that stands only while a process is inside the operation to hit.
 INSIDE = {

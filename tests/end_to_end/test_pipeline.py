@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("first_run")
 
 ALL = {"check", "corpus", "models@teacher", "models@student", "self_test", "tokenize", "teacher_correction"}
 ALL |= {"teacher", "teacher_examples", "teacher_lead"}
-ALL |= {"train_kd", "train_router", "control", "evaluate"}
+ALL |= {"train_kd", "train_router", "control", "evaluate", "student"}
 CONTRACT = {
     "tokenize": "windows train_tokens_student train_tokens_teacher aligned_position_coverage one_to_one_coverage "
     "shorter_context_row_share exact_vocabulary_share",
@@ -105,6 +105,7 @@ def test_validation_documents_never_reach_training(checkout: Checkout) -> None:
 
 def test_exported_student_is_an_ordinary_model(checkout: Checkout) -> None:
     folder = checkout.folder / "models/student"
+    assert "model-index:" in (folder / "README.md").read_text()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer("Return the", return_tensors="pt")
@@ -159,7 +160,7 @@ def test_runs_stand_in_mlflow_with_their_phases(checkout: Checkout) -> None:
 def test_r23_another_temperature_trains_and_evaluates_only(own_checkout: Checkout) -> None:
     before = folder_fingerprint(own_checkout.folder / "models/student")
     output = own_checkout.run("dvc", "exp", "run", "-S", "temperature=3.0")
-    assert ran(output) == {"check", "train_kd", "train_router", "evaluate"}
+    assert ran(output) == {"check", "train_kd", "train_router", "evaluate", "student"}
     assert folder_fingerprint(own_checkout.folder / "models/student") != before
     output = own_checkout.run("dvc", "exp", "run", "-S", "temperature=1.0")
     assert ran(output) <= {"check"}  # the rest comes from the run cache
@@ -175,12 +176,12 @@ def test_another_student_tokenizer_leaves_the_teacher_alone(own_checkout: Checko
 
 def test_r16_r21_training_needs_no_teacher_and_resumes_bit_exactly(own_checkout: Checkout) -> None:
     """With models/teacher gone and a kill in the middle of phase 2, the weights are those of the unbroken run."""
-    expected = folder_fingerprint(own_checkout.folder / "models/student")
+    expected = folder_fingerprint(own_checkout.folder / "models/student_router")
     shutil.rmtree(own_checkout.folder / "models/teacher")
     own_checkout.run("python", "-c", KILLED_AT_CHECKPOINT, code=-9, PYTHONPATH="src:.")
     output = own_checkout.stage("train_router")
     assert "resumed at step 20" in output
-    assert folder_fingerprint(own_checkout.folder / "models/student") == expected
+    assert folder_fingerprint(own_checkout.folder / "models/student_router") == expected
     assert all((work / "done.json").exists() for work in (own_checkout.folder / ".work/train_router").glob("*/"))
 
 
@@ -223,7 +224,7 @@ def test_r27_size_and_speed_of_both_models(checkout: Checkout) -> None:
 
 def test_report_is_written(checkout: Checkout) -> None:
     names = {path.name for path in (checkout.folder / "reports").iterdir()}
-    assert {"report.html", "report.md", "MODEL_CARD.md", "bits_per_byte.png", "experts.png"} <= names
+    assert {"report.html", "report.md", "bits_per_byte.png", "experts.png"} <= names
     assert "| teacher |" in (Path(checkout.folder) / "reports/report.md").read_text()
     page = Page((checkout.folder / "reports/report.html").read_text())
     assert [found["id"] for tag, found in page.elements if tag == "section"] == SECTIONS

@@ -25,7 +25,7 @@ def test_deps_are_the_imports(stage: str) -> None:
 
 def test_r23_temperature_reaches_no_stage_before_training() -> None:
     users = {stage for stage in STAGES if "temperature" in definition(stage).get("params", [])}
-    assert users == {"train_kd", "train_router", "evaluate"}
+    assert users == {"train_kd", "train_router", "evaluate", "student"}
 
 
 def test_every_key_of_a_study_reruns_a_stage() -> None:
@@ -40,7 +40,7 @@ def test_no_output_persists() -> None:
 
 
 def test_r16_no_training_stage_depends_on_the_teacher() -> None:
-    for stage in ("train_kd", "train_router", "control", "evaluate"):
+    for stage in ("train_kd", "train_router", "control", "evaluate", "student"):
         folders = {"/".join(Path(each).parts[:2]) for each in definition(stage)["deps"]}
         assert not folders & {"models", "models/teacher", "models/teacher_corrected"}
 

@@ -1,1 +1,1 @@
-"""The commands of `moe-distill`: doctor, plan, verify, recover."""
+"""The commands of `moe-distill`: doctor, plan, verify, recover, generate, inspect, export."""

@@ -1,4 +1,4 @@
-"""Write the report, as a page and as Markdown, and the model card."""
+"""Write the report, as a page and as Markdown."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class ReportInputs:
 
 
 def write_report(inputs: ReportInputs, folder: Path) -> None:
-    """Write `report.html`, which needs no other file, `report.md` with its pictures, and `MODEL_CARD.md`."""
+    """Write `report.html`, which needs no other file, and `report.md` with its pictures."""
     teacher = inputs.measured.metrics["teacher_watched_bits_per_byte"]
     plot_bits_per_byte(inputs.curves, teacher, folder / "bits_per_byte.png")
     values = {
@@ -46,7 +46,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
         "experts": experts_svg(inputs.curves),
         "calibration": calibration_svg(inputs.measured.calibration),
     }
-    for name, is_page in (("report.html", True), ("report.md", False), ("MODEL_CARD.md", False)):
+    for name, is_page in (("report.html", True), ("report.md", False)):
         text = _environment(is_page).get_template(f"{name}.jinja").render(values)
         (folder / name).write_text(text, encoding="utf-8")
 

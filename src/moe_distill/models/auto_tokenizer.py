@@ -78,18 +78,23 @@ def _difference(folder: Path, tokenizer: Tokenizer) -> str:
     """How the ids of AutoTokenizer differ from those of tokenizer.json; empty where they do not."""
     try:
         auto = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return _compare(auto, tokenizer)
+        return differing_ids(auto, tokenizer)
     except Exception as error:  # the classes of transformers raise anything, and so does the Rust library
         return f"AutoTokenizer fails ({' '.join(str(error).split())[:200]})"
 
 
-def _compare(auto: Any, tokenizer: Tokenizer) -> str:
+def differing_ids(auto: Any, tokenizer: Tokenizer, special: bool = False) -> str:
+    """How the ids that a tokenizer of transformers gives differ from another one's; empty where they do not.
+
+    Args:
+        special: compare what is read with the special tokens of the post-processor, else without.
+    """
     added = [token.content for _, token in sorted(tokenizer.get_added_tokens_decoder().items())[:MAX_ADDED]]
     ids = range(0, tokenizer.get_vocab_size(), 1 + tokenizer.get_vocab_size() // SAMPLED_IDS)
     words = [tokenizer.decode([number]) for number in ids]
     for text in (*TEXTS, *(f"a  {token}  b{token}" for token in added), "".join(words), "1".join(words)):
-        found = list(auto(text, add_special_tokens=False)["input_ids"])
-        expected = tokenizer.encode(text, add_special_tokens=False).ids
+        found = list(auto(text, add_special_tokens=special)["input_ids"])
+        expected = tokenizer.encode(text, add_special_tokens=special).ids
         if found != expected:
             pairs, shorter = enumerate(zip(found, expected, strict=False)), min(len(found), len(expected))
             place = next((n for n, (a, b) in pairs if a != b), shorter)
@@ -103,7 +108,7 @@ def _compare(auto: Any, tokenizer: Tokenizer) -> str:
 def _way_out(folder: Path, tokenizer: Tokenizer) -> str:
     try:
         fast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        works = not _compare(fast, tokenizer)
+        works = not differing_ids(fast, tokenizer)
     except Exception:  # as above
         works = False
     return "PreTrainedTokenizerFast.from_pretrained" if works else "tokenizers.Tokenizer.from_file"

@@ -11,6 +11,7 @@ from moe_distill.models.model_folder import FILE_PATTERNS, SMALLER, copy_model_f
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.hub_commits import record_commit, recorded_commit
 
+FETCHED = [*FILE_PATTERNS, "README.md"]  # the card stays in the hub's cache, for `source_card`
 # Exports to other formats lie in sub-folders; of an adapter only its settings come, so that `copy_model_folder` tells.
 IGNORED = ["*/*", "adapter_model*", "consolidated*.safetensors"]
 
@@ -30,9 +31,7 @@ def snapshot(params: HubModel, output: Path) -> None:
     try:
         _require_space(_planned(params.repository, revision), name, output)
         cached = Path(
-            snapshot_download(
-                params.repository, revision=revision, allow_patterns=list(FILE_PATTERNS), ignore_patterns=IGNORED
-            )
+            snapshot_download(params.repository, revision=revision, allow_patterns=FETCHED, ignore_patterns=IGNORED)
         )
     except (OSError, ValueError) as error:  # HfHubHTTPError and its kind are OSErrors, a malformed name a ValueError
         raise DataError(
@@ -50,7 +49,7 @@ def _planned(repository: str, revision: str) -> list[DryRunFileInfo]:
         return snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=list(FILE_PATTERNS),
+            allow_patterns=FETCHED,
             ignore_patterns=IGNORED,
             dry_run=True,
         )

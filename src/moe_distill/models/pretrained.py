@@ -18,7 +18,8 @@ GROUPED_PRODUCT = (8, 0)  # compute capability that has it
 WRITTEN_BY = {  # else models
     "teacher_corrected": "teacher_correction",
     "student_kd": "train_kd",
-    "student": "train_router",
+    "student_router": "train_router",
+    "student": "student",
     "student_lm_only": "control",
 }
 

@@ -1,0 +1,63 @@
+"""The command line itself: start-up, version, help, completion, and a user's mistakes, each one line."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from moe_distill.cli import app
+from tests.chain import Chain
+from tests.params import ROOT
+
+HEAVY = ("torch", "transformers", "mlflow", "pydantic", "numpy", "huggingface_hub")
+MAIN = "import sys; from moe_distill.cli import main; main()"
+
+
+def moe_distill(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", MAIN, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["-h"], ["--help"]])
+def test_what_asks_for_no_work_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    """What makes a start slow; seconds themselves depend on the machine."""
+    loaded = f"import atexit, sys; atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules])); {MAIN}"
+    command = [sys.executable, "-c", loaded, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version_is_the_packages() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"moe-distill {version('moe-distill')}\n")
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_names_every_command_and_completion(option: str) -> None:
+    done = CliRunner().invoke(app, [option])
+    assert done.exit_code == 0
+    for word in ("doctor", "generate", "inspect", "export", "--install-completion", "--show-completion"):
+        assert word in done.output
+
+
+def test_a_users_mistake_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
+    for arguments, code, told in (
+        (["generate", "x"], 3, "error: models/student does not exist; run: dvc repro student\n"),
+        (["export", "--to", "out"], 3, "error: models/student does not exist; run: dvc repro student\n"),
+        (["export", "--to", "out", "--push", "mine"], 2, "error: --push mine names no owner; give OWNER/NAME\n"),
+        (["generate", "x", "--tokens", "0"], 2, "error: --tokens is 0; give 1 or more\n"),
+    ):
+        done = moe_distill(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
+def test_commands_work_on_a_project(stage_workspace: Chain) -> None:
+    student = "models/student_init"
+    done = CliRunner().invoke(app, ["generate", "The", "--model", student, "--tokens", "5", "--temperature", "1"])
+    assert done.exit_code == 0
+    assert done.output.startswith("The")
+    assert stage_workspace.folder == Path().resolve()
