@@ -26,6 +26,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
         for path in map(Path, (*found["deps"], *outputs)):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+    checkout.stage("check")
     checkout.run("dvc", "commit", "-f", *STAGES)
     return checkout
 

@@ -1,6 +1,7 @@
 """Every key of params.yaml with type, range and meaning; and `load_params`, which reads params.yaml and the profile.
 
-params.yaml holds what an experiment varies. No key has a default, and unknown keys are refused, as in profile.py, corpus_keys.py and model_keys.py.
+params.yaml holds what an experiment varies. None of its keys has a default, so that DVC sees every change of a value in
+the file; unknown keys are refused, as in profile.py, corpus_keys.py and model_keys.py.
 """
 
 import re

@@ -44,6 +44,11 @@ def _wrong_keys(
             right = _close(place[-1], free) or _close(place[-1], _known(section, each["loc"]))
             meant.add((*place[:-1], right))
             said[place] = "is not a known key" + (f"; did you mean `{right}`?" if right else "")
+        elif each["type"] == "union_tag_invalid":
+            tag, kinds = each["ctx"]["tag"], each["ctx"]["expected_tags"].replace("'", "").split(", ")
+            right = _close(str(tag), kinds)
+            what = f"no kind `{tag}`" + (f"; did you mean `{right}`?" if right else "")
+            told.append(ConfigError(f"{path}: `{'.'.join(place)}`: {what}", fix=f"there are {', '.join(kinds)}"))
         elif each["type"] == "value_error":  # keys that do not fit each other; the message names them
             key = f"`{'.'.join(place)}`: " if place else ""
             what = each["msg"].removeprefix("Value error, ")
@@ -52,20 +57,18 @@ def _wrong_keys(
             before = f"{said[place].rsplit(', not ', 1)[0]}, or " if place in said else ""
             said[place] = f"{before}{each['msg'][0].lower()}{each['msg'][1:]}, not {each['input']!r}"
     said |= {place: "is missing" for place in missing if place not in meant}
-    keys = {place: ".".join(place) for place in said}
-    return [
-        ConfigError(f"{path}: `{keys[place]}` {what}", fix=f"change `{keys[place]}` in {path}")
-        for place, what in said.items()
-    ] + told
+    for place, what in said.items():
+        key = ".".join(place)
+        fix = "" if what.endswith("?") else f"change `{key}` in {path}"
+        told.append(ConfigError(f"{path}: `{key}` {what}", fix=fix))
+    return told
 
 
 def _place(error: ErrorDetails, content: object) -> Place:
     """Where an error stands in the file; pydantic's own place also names the member of a union, which is no key."""
     place = list[str]()
     for part in error["loc"]:
-        if isinstance(content, Mapping) and part in content:
-            content = content[part]
-        elif isinstance(content, list) and isinstance(part, int):
+        if (isinstance(content, Mapping) and part in content) or (isinstance(content, list) and isinstance(part, int)):
             content = content[part]
         elif error["type"] != "missing" or part != error["loc"][-1]:
             continue
