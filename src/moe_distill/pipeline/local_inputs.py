@@ -56,11 +56,10 @@ def missing_inputs(profile: Profile) -> list[DataError]:
     """An error for each path of the profile that is not here, and that no stage has ever read; nothing is read."""
     found = list[DataError]()
     paths = [path for source in profile.corpus.sources if isinstance(source, Files) for path in source.paths]
-    models = {"teacher": profile.models.teacher, "student": profile.models.student}
     checks: list[Callable[[], object]] = [partial(_text_files, path) for path in dict.fromkeys(paths)]
-    checks += [
-        partial(_weights_folder, role, model) for role, model in models.items() if isinstance(model, FolderModel)
-    ]
+    for role, model in (("teacher", profile.models.teacher), ("student", profile.models.student)):
+        if isinstance(model, FolderModel):
+            checks.append(partial(_weights_folder, role, model))
     for check in checks:
         try:
             check()

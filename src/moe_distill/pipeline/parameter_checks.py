@@ -35,8 +35,8 @@ def check_parameters(params: Params) -> Iterator[str]:
 def examine_parameters(params: Params) -> tuple[list[MoeDistillError], list[str]]:
     """What is wrong, and warnings.
 
-    A fault is a ConfigError (a key asks for more than a model or this machine has, or a phase would have no step), a
-    DataError (a path is not here, a model's folder or a text file is unusable) or a ResourceError (the GPU cannot be used).
+    A fault is a ConfigError (a key asks for more than a model or this machine has, or a phase would have no step),
+    a DataError (a path is not here, a model's folder or a file of text is unusable) or a ResourceError (the GPU is).
     """
     found = list[MoeDistillError]()
     windows, capture, models = params.profile.windows, params.profile.teacher, params.profile.models
