@@ -19,21 +19,28 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def doctor() -> None:
     """Check parameters, device, precision and disk before a long run; takes seconds."""
-    from moe_distill.commands.doctor import examine  # imports torch: seconds, which `--help` does not need
+    from moe_distill.commands.doctor import examine_project  # imports torch: seconds, which `--help` does not need
 
-    failures = 0
-    for finding in examine(load_params()):
+    codes = []
+    for finding in examine_project():
         log(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.text}")
-        failures += not finding.ok
-    raise typer.Exit(4 if failures else 0)
+        codes += [] if finding.ok else [finding.exit_code]
+    raise typer.Exit(codes[0] if codes else 0)
 
 
 @app.command()
-def plan() -> None:
+def plan(
+    show: Annotated[int, typer.Option(help="print so many windows, with the aligned pieces of both tokenizers")] = 0,
+) -> None:
     """Say how many windows, steps, teacher rows and router positions the parameters come to, and the shards' size."""
     from moe_distill.commands.plan import describe
+    from moe_distill.commands.show_windows import show_windows
+    from moe_distill.pipeline.parameter_checks import check_parameters
 
-    for line in describe(load_params()):
+    params = load_params()
+    for warning in check_parameters(params):
+        log(f"warning: {warning}")
+    for line in show_windows(params.profile.windows, show) if show else describe(params):
         log(line)
 
 

@@ -30,7 +30,8 @@ def require_router_positions(positions: float, word: str = "") -> None:
     """
     if positions < MINIMUM_ROUTER_POSITIONS:
         raise ConfigError(
-            f"a step sees {word}{positions:.0f} positions with teacher states, the router needs {MINIMUM_ROUTER_POSITIONS}",
+            f"a step sees {word}{positions:.0f} positions with teacher states, "
+            f"the router needs {MINIMUM_ROUTER_POSITIONS}",
             fix="raise `teacher.hidden_fraction` or `train.batch_windows`",
         )
 

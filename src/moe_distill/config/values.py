@@ -37,7 +37,8 @@ class Section(BaseModel):
             elif isinstance(value, Section):
                 found[name] = value.left_out()
             elif isinstance(value, list):
-                found[name] = {
-                    str(number): each.left_out() for number, each in enumerate(value) if isinstance(each, Section)
+                sections = {
+                    str(place): each.left_out() for place, each in enumerate(value) if isinstance(each, Section)
                 }
+                found[name] = {place: left_out for place, left_out in sections.items() if left_out}
         return {name: value for name, value in found.items() if value != {}}

@@ -70,7 +70,7 @@ def _place(error: ErrorDetails, content: object) -> Place:
     for part in error["loc"]:
         if (isinstance(content, Mapping) and part in content) or (isinstance(content, list) and isinstance(part, int)):
             content = content[part]
-        elif error["type"] != "missing" or part != error["loc"][-1]:
+        elif error["type"] != "missing" or part != parts[-1]:
             continue
         place.append(str(part))
     return tuple(place)
