@@ -1,5 +1,6 @@
 """What `moe-distill doctor` finds in seconds (R25)."""
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +51,7 @@ def test_r25_doctor_names_every_fault_with_its_exit_code(tmp_path: Path, monkeyp
     shutil.copy(PARAMS, tmp_path)
     shutil.copytree(ROOT / "profiles", "profiles")
     Path("params.yaml").write_text(PARAMS.read_text().replace("temperature:", "temprature:", 1))
-    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda _path, mode: mode != os.W_OK)
     faults = {each.subject: each for each in doctor.examine_project() if not each.ok}
     assert "did you mean `temperature`?" in faults["parameters"].text
     assert faults["parameters"].exit_code == 2

@@ -191,7 +191,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     replace("params.yaml", r"temperature: [\d.]+", "temperature: hot")
     monkeypatch.chdir(tree)
-    monkeypatch.setattr(sys, "argv", ["moe-distill", "doctor"])
+    monkeypatch.setattr(sys, "argv", ["moe-distill", "plan"])
     with pytest.raises(SystemExit) as left:
         cli.main()
     said = capsys.readouterr().err

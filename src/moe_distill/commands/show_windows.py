@@ -1,7 +1,7 @@
 """`moe-distill plan --show N`: the first windows of the training text, with the aligned pieces of both tokenizers."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from textwrap import wrap
 
@@ -70,7 +70,5 @@ def _pieces(text: bytes, teacher: list[int], student: list[int]) -> str:
 def _tokens(text: bytes, begin: int, end: int, ends: list[int]) -> str:
     """A piece with `·` between its tokens; blanks visible, since the line is wrapped at its own."""
     inner = [begin, *(each for each in ends if begin < each < end), end]
-    tokens = (
-        text[start:stop].decode("utf-8", "backslashreplace") for start, stop in zip(inner, inner[1:], strict=False)
-    )
+    tokens = (text[start:stop].decode("utf-8", "backslashreplace") for start, stop in pairwise(inner))
     return "·".join(token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "→") for token in tokens)

@@ -66,11 +66,13 @@ def _wrong_keys(
 
 def _place(error: ErrorDetails, content: object) -> Place:
     """Where an error stands in the file; pydantic's own place also names the member of a union, which is no key."""
-    place = list[str]()
-    for part in error["loc"]:
-        if (isinstance(content, Mapping) and part in content) or (isinstance(content, list) and isinstance(part, int)):
+    place, parts = list[str](), error["loc"]
+    for number, part in enumerate(parts, start=1):
+        if isinstance(content, Mapping) and part in content:
             content = content[part]
-        elif error["type"] != "missing" or part != parts[-1]:
+        elif isinstance(part, int) and isinstance(content, list):
+            content = list(content)[part]
+        elif error["type"] != "missing" or number < len(parts):
             continue
         place.append(str(part))
     return tuple(place)
