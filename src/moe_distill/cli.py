@@ -45,6 +45,15 @@ def plan(
 
 
 @app.command()
+def result() -> None:
+    """Say what came out of the last run, and where report and student lie."""
+    from moe_distill.pipeline.stage_summary import result_lines
+
+    for line in result_lines():
+        log(line)
+
+
+@app.command()
 def verify() -> None:
     """Read every byte of every output and of work in progress, and compare with the recorded hashes."""
     from moe_distill.commands.verify import verify as read_through

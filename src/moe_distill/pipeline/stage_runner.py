@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -9,11 +10,14 @@ from safetensors import SafetensorError
 
 from moe_distill.config.params import Params, load_params
 from moe_distill.errors import MoeDistillError, ResourceError
+from moe_distill.log import log
 from moe_distill.pipeline.resumable_work import hold_workspace
-from moe_distill.utils.disk_space import disk_full
+from moe_distill.pipeline.stage_summary import summary
+from moe_distill.utils.disk_space import disk_full, read_only
 from moe_distill.utils.signals import Terminated, raise_at_once
 
 TRAINING_KEYS = "`train.micro_batch_windows` or `train.chunk_tokens`"
+RESUMED = {"teacher_correction", "teacher", "train_kd", "train_router", "control"}  # those that keep unfinished work
 MEMORY_KEYS = {  # the keys that bound the memory of a stage on the GPU
     "models@teacher": "`models.teacher.batch_windows`",
     "self_test": "`windows.teacher_max_length` or `windows.student_max_length`",
@@ -34,10 +38,13 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
     """
     signal.signal(signal.SIGTERM, raise_at_once)
     try:
+        began = time.monotonic()
         with hold_workspace(stage):
             main(load_params())
+        log(summary(stage, time.monotonic() - began))
     except (MoeDistillError, OSError, SafetensorError, RuntimeError) as error:
-        known = error if isinstance(error, MoeDistillError) else disk_full(error) or _out_of_memory(stage, error)
+        known = error if isinstance(error, MoeDistillError) else disk_full(error) or read_only(error)
+        known = known or _out_of_memory(stage, error)
         if known is None:
             raise
         if "--debug" in sys.argv[1:]:
@@ -45,11 +52,16 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
         print(f"{stage}: error: {known}", file=sys.stderr, flush=True)
         sys.exit(known.exit_code)
     except KeyboardInterrupt:
-        print(f"{stage}: interrupted; the same command continues", file=sys.stderr)
+        print(f"{stage}: interrupted; {_way_on(stage)}", file=sys.stderr)
         sys.exit(130)
     except Terminated:
-        print(f"{stage}: terminated; the same command continues", file=sys.stderr)
+        print(f"{stage}: terminated; {_way_on(stage)}", file=sys.stderr)
         sys.exit(143)
+
+
+def _way_on(stage: str) -> str:
+    """What the same command does after an interruption."""
+    return "the same command continues" if stage in RESUMED else "the same command begins this stage anew"
 
 
 def _out_of_memory(stage: str, error: Exception) -> ResourceError | None:

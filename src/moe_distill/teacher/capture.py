@@ -102,7 +102,9 @@ def capture(
     head = decoder.head.to_dtype(torch.float32)
     text_ids_R = text_ids_R.to(device)
     starts = range(writer.next_input, len(windows), params.batch_windows)
-    for start in progress_bar(starts, len(starts), "teacher"):
+    counts = windows.token_counts
+    tokens = lambda start: int(counts[start : start + params.batch_windows].sum())  # noqa: E731
+    for start in progress_bar(starts, len(starts), f"teacher: {output.name}", tokens=tokens):
         began = time.perf_counter()
         numbers = range(start, min(start + params.batch_windows, len(windows)))
         batch = _Batch(numbers, *model_inputs(windows, numbers))
