@@ -21,6 +21,7 @@ OTHER_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 
 run: $(VENV)/installed
 	dvc repro
+	@moe-distill result
 
 test: $(VENV)/installed
 	pytest -n 2 --dist loadfile

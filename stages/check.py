@@ -1,4 +1,4 @@
-"""check: refuse what cannot run before anything runs, and record fingerprints of local texts and models.
+"""check: refuse what cannot run before anything runs; record fingerprints of local files, and defaults that are used.
 
 Takes well under a second but for reading local files; the configurations of models that are here take seconds.
 """
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from moe_distill.config.params import Params
 from moe_distill.log import log
+from moe_distill.pipeline.default_values import OUTPUT as DEFAULTS
+from moe_distill.pipeline.default_values import default_values
 from moe_distill.pipeline.local_inputs import OUTPUT as LOCAL_INPUTS
 from moe_distill.pipeline.local_inputs import local_inputs
 from moe_distill.pipeline.parameter_checks import check_parameters
@@ -21,6 +23,7 @@ def main(params: Params) -> None:
         log(f"check: warning: {warning}")
     write_json(OUTPUT, {"parameters": "valid"})  # a constant: no later stage changes because of it
     write_json(LOCAL_INPUTS, local_inputs(params.profile))
+    write_json(DEFAULTS, default_values(params.profile))
 
 
 if __name__ == "__main__":

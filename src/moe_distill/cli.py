@@ -47,17 +47,18 @@ def options(
 @app.command()
 def doctor() -> None:
     """Check parameters, device, precision and disk before a long run; takes seconds."""
-    from moe_distill.commands.doctor import examine  # imports torch: seconds, which `--help` does not need
+    from moe_distill.commands.doctor import examine_project  # imports torch: seconds, which `--help` does not need
 
-    failures = 0
-    for finding in examine(load_params()):
+    codes = []
+    for finding in examine_project():
         log(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.text}")
-        failures += not finding.ok
-    raise typer.Exit(4 if failures else 0)
+        codes += [] if finding.ok else [finding.exit_code]
+    raise typer.Exit(codes[0] if codes else 0)
 
 
 @app.command()
 def plan(
+    show: Annotated[int, typer.Option(help="print so many windows, with the aligned pieces of both tokenizers")] = 0,
     measure: Annotated[bool, typer.Option(help="run each stage's inner loop here for some seconds")] = False,
     device: Annotated[str | None, typer.Option(help="P100, T4, V100, A100, H100 or CPU; else the one here")] = None,
     hours: Annotated[float | None, typer.Option(min=0.1, help="of a session: how many does it take?")] = None,
@@ -66,11 +67,28 @@ def plan(
     """Say what the parameters come to: windows, steps, teacher rows; hours, memory and disk of every stage."""
     from moe_distill.commands.plan import describe, window_stores
     from moe_distill.commands.plan_costs import Budget, describe_costs
+    from moe_distill.commands.show_windows import show_windows
+    from moe_distill.pipeline.parameter_checks import check_parameters
 
     params = load_params()
+    for warning in check_parameters(params):
+        log(f"warning: {warning}")
+    if show:
+        for line in show_windows(params.profile.windows, show):
+            log(line)
+        return
     for line in describe(params):
         log(line)
     for line in describe_costs(params, window_stores(), device, measure, Budget(hours, disk)):
+        log(line)
+
+
+@app.command()
+def result() -> None:
+    """Say what came out of the last run, and where report and student lie."""
+    from moe_distill.pipeline.stage_summary import result_lines
+
+    for line in result_lines():
         log(line)
 
 

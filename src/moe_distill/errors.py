@@ -4,6 +4,7 @@ Each class has the exit code of a stage that ends with it. Any other exception t
 project, and its traceback is shown.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -45,6 +46,14 @@ class DivergenceError(MoeDistillError):
     """Training met too many non-finite losses or gradients in a row."""
 
     exit_code = 5
+
+
+def together(found: Sequence[MoeDistillError]) -> MoeDistillError:
+    """One error that tells several, each on a line of its own; it is of the class of the first."""
+    first = found[0]
+    if len(found) == 1:
+        return first
+    return type(first)("\n  ".join([f"{len(found)} things are wrong:", *map(str, found)]))
 
 
 def restore_command(path: Path) -> str:

@@ -1,5 +1,7 @@
 """What `moe-distill doctor` finds in seconds (R25)."""
 
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from moe_distill.training.objective import Student
 from moe_distill.training.trainer import make_trainer, work_bytes
 from moe_distill.utils.device import Runtime
 from tests.bare_models import write_bare_model
-from tests.params import fixed_params
+from tests.params import PARAMS, ROOT, fixed_params
 from tests.replay.teachers import make_teacher
 from tests.training.folders import make_folders, make_params
 
@@ -50,6 +52,45 @@ def test_doctor_says_that_the_gain_will_not_be_measured() -> None:
     found = findings(Params.model_validate(params))["baseline"]
     assert found.ok
     assert "what distillation gains over plain training will not be measured" in found.text
+
+
+def test_r25_doctor_names_every_fault_with_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where params.yaml has a wrong key, in no repository, in a folder that cannot be written to."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PARAMS, tmp_path)
+    shutil.copytree(ROOT / "profiles", "profiles")
+    Path("params.yaml").write_text(PARAMS.read_text().replace("temperature:", "temprature:", 1))
+    monkeypatch.setattr("os.access", lambda _path, mode: mode != os.W_OK)
+    faults = {each.subject: each for each in doctor.examine_project() if not each.ok}
+    assert "did you mean `temperature`?" in faults["parameters"].text
+    assert faults["parameters"].exit_code == 2
+    assert "is in no git repository" in faults["git"].text
+    assert "cannot be written to" in faults["folder"].text
+    assert faults["folder"].exit_code == 4
+    monkeypatch.setenv("PATH", "")
+    assert "there is no program git" in {each.subject: each for each in doctor.examine_project()}["git"].text
+
+
+def test_r25_doctor_says_that_a_path_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = fixed_params().model_dump()
+    params["profile"]["models"]["teacher"] = {"kind": "folder", "path": "nowhere"}
+    found = findings(Params.model_validate(params))["parameters"]
+    assert (found.ok, found.exit_code) == (False, 3)
+    assert "nowhere is no folder" in found.text
+
+
+def test_r25_doctor_calls_no_finished_work_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    for name, file in (("teacher/0", "done.json"), ("vocabulary_map/1", "index.json"), ("train_kd/2", "curve.tsv")):
+        folder = Path(".work", name)
+        folder.mkdir(parents=True)
+        (folder / file).touch()
+        folder.with_suffix(".lock").touch()
+    found = [each.text for each in doctor.examine(fixed_params()) if each.subject == "work"]
+    assert len(found) == 1
+    assert found[0].startswith(".work/train_kd/2: unfinished")
 
 
 def test_r25_doctor_finds_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

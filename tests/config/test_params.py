@@ -118,12 +118,79 @@ def test_a_mistake_names_file_key_and_value(tree: Path, replace: Replace, mistak
     assert caught.value.exit_code == 2
 
 
+def test_every_wrong_key_of_both_files_is_named_with_what_was_meant(tree: Path, replace: Replace) -> None:
+    replace("params.yaml", r"profile: \w+", "profile: tiny")
+    replace("params.yaml", r"temperature: [\d.]+", "temprature: hot")
+    replace("params.yaml", r"kd_weight: [\d.]+", "kd_weight: atuo")
+    replace("profiles/tiny.yaml", r"- kind: python_docs", "- kind: python_doc")
+    replace("profiles/tiny.yaml", r"vocabulary_size: 2560", "vocabulary_siz: 2560")
+    replace("profiles/tiny.yaml", r"max_steps: \d+", "max_stps: 1.5")
+    replace("profiles/tiny.yaml", r"validate_every: \d+", "validate_evry: 7")  # has a default: it is not missing
+    with pytest.raises(ConfigError) as caught:
+        load_params(tree)
+    first, *rest = str(caught.value).splitlines()
+    assert first == "6 things are wrong:"
+    for part in (
+        "`temprature` is not a known key; did you mean `temperature`?",
+        "`kd_weight` input should be",
+        "`corpus.sources.0`: no kind `python_doc`; did you mean `python_docs`?",
+        "`models.teacher.tokenizer.vocabulary_siz` is not a known key; did you mean `vocabulary_size`?",
+        "`train.max_stps` is not a known key; did you mean `max_steps`?",
+        "`train.validate_evry` is not a known key; did you mean `validate_every`?",
+    ):
+        assert sum(part in line for line in rest) == 1, part
+
+
+def test_a_profile_of_that_name_is_suggested(tree: Path, replace: Replace) -> None:
+    replace("params.yaml", r"profile: \w+", "profile: tinny")
+    with pytest.raises(ConfigError, match=r"tinny.yaml does not exist; there are .*; set `profile` .* such as `tiny`"):
+        load_params(tree)
+
+
+def test_a_profile_that_git_does_not_know_is_named_in_a_temporary_workspace(
+    tree: Path, replace: Replace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dvc exp run --temp` and `--queue` copy what git knows, and set DVC_ROOT."""
+    replace("params.yaml", r"profile: \w+", "profile: mine")
+    (tmp_path / "main/profiles").mkdir(parents=True)
+    shutil.copy(tree / "profiles/tiny.yaml", tmp_path / "main/profiles/mine.yaml")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
+    with pytest.raises(ConfigError, match=r"mine.yaml is not here; .*; run: git add profiles/mine.yaml"):
+        load_params(tree)
+
+
+def test_outside_the_project_it_is_said_where_to_go(tree: Path) -> None:
+    (tree / "dvc.yaml").touch()
+    with pytest.raises(ConfigError, match=f"profiles is not the root of the project; .*; run: cd {tree}"):
+        load_params(tree / "profiles")
+
+
+def test_a_profile_of_ten_lines(tree: Path, replace: Replace) -> None:
+    """What is left out has a default, and DVC is told of it; the sections stand there, by which DVC follows them."""
+    replace("params.yaml", r"profile: \w+", "profile: mine")
+    path = tree / "profiles/mine.yaml"
+    path.write_text(
+        "corpus:\n  sources: [{kind: files, paths: [texts/]}]\n"
+        "models:\n  teacher: {kind: folder, path: my/teacher}\n  student: {kind: folder, path: my/student}\n"
+        "windows:\nteacher: {hidden_layers: [2, 4], k: 7}\ntrain: {max_steps: 9}\nevaluate:\n"
+    )
+    profile = load_params(tree).profile
+    assert (profile.teacher.k, profile.train.max_steps, profile.windows.teacher_max_length) == (7, 9, 256)
+    assert "k" not in profile.teacher.left_out()
+    assert profile.teacher.left_out()["tail_samples"] == 32
+    assert profile.corpus.left_out()["sources"]["0"]["field"] == "text"
+    assert profile.evaluate.left_out() == profile.evaluate.model_dump(mode="json")
+    path.write_text(path.read_text().replace("windows:\n", ""))
+    with pytest.raises(ConfigError, match="`windows` is missing"):
+        load_params(tree)
+
+
 def test_a_mistake_is_one_line_and_exit_code_2(
     tree: Path, replace: Replace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     replace("params.yaml", r"temperature: [\d.]+", "temperature: hot")
     monkeypatch.chdir(tree)
-    monkeypatch.setattr(sys, "argv", ["moe-distill", "doctor"])
+    monkeypatch.setattr(sys, "argv", ["moe-distill", "plan"])
     with pytest.raises(SystemExit) as left:
         cli.main()
     said = capsys.readouterr().err

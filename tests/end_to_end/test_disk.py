@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from moe_distill.teacher.shards_disk_use import shard_bytes
 from moe_distill.training import loop, phases
 from moe_distill.training.phases import train_kd, train_router
 from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
-from moe_distill.utils.disk_space import disk_full, require_space
+from moe_distill.utils.disk_space import MIB, disk_full, require_space
 from moe_distill.utils.files import folder_fingerprint
 from tests.chain import Chain, capture, tokenize
-from tests.params import ROOT, make_workspace
+from tests.end_to_end.conftest import Checkout
+from tests.params import ROOT, make_workspace, shipped_profile
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -108,6 +109,39 @@ def test_checkpoints_are_estimated_within_15_percent(
     train_router(copied.params, copied.inputs(), replace(copied.outputs(), optimizer=None))
     export = (copied.folder / ".work/export/model.safetensors").stat().st_size
     assert within_15_percent(work_bytes(trainers[0]), max(peaks) + export)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own in memory, whose size `mount -o remount,size=...` sets."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_stage_and_dvcs_cache_take_what_was_estimated(own_checkout: Checkout, small_disk: Path) -> None:
+    """DVC links what the stage has written; with `reflink` first in its `cache.type` it would write it once more."""
+    folder = small_disk / "checkout"
+    shutil.copytree(own_checkout.folder, folder, ignore=shutil.ignore_patterns("cache", ".work", "mlflow.db"))
+    outputs = [folder / "data/teacher_shards", folder / "models/teacher_head"]
+    written = size(*outputs)
+    for output in outputs:
+        shutil.rmtree(output)
+    architecture = find_architecture(load_causal_lm(folder / "models/teacher", torch.float32, torch.device("cpu")))
+    stores = [WindowStore(folder / "data/windows/teacher" / split, TEACHER_WINDOWS) for split in SPLITS]
+    capture_params = shipped_profile("test").teacher
+    estimate = architecture.head_bytes + sum(shard_bytes(store, capture_params, architecture) for store in stores)
+    assert within_15_percent(estimate, written)
+    limit = shutil.disk_usage(small_disk).used + int(1.15 * estimate) + MIB  # of DVC's and the lock's own files
+    subprocess.run(["mount", "-o", f"remount,size={limit}", str(small_disk)], check=True)
+    Checkout(folder).run("dvc", "repro", "-f", "-s", "teacher")
+    assert size(*outputs) == written
 
 
 @pytest.fixture

@@ -39,6 +39,28 @@ def test_bytes(value: float, told: str) -> None:
 @pytest.mark.parametrize(
     ("value", "told"),
     [(0.25, "0.2 s"), (59.4, "59.4 s"), (61.0, "1 min 01 s"), (3599.6, "1 h 00 min"), (7380.0, "2 h 03 min")],
+)
+def test_seconds(value: float, told: str) -> None:
+    assert told_seconds(value) == told
+
+
+def test_models_are_named_with_revision_and_licence() -> None:
+    folder = {"kind": "folder", "path": "models/own"}
+    params = changed(teacher=HUB, student=folder, teacher_correction=CORRECTION.model_dump())
+    table = models_table(params, {"licence": "mit", "vocab_size": 9}, {"model_type": "llama"}, METRICS)
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["name"] == ("a/b", "models/own")
+    assert rows["revision"] == ("c0ffee", "a local folder")
+    assert rows["licence"] == ("mit", "not known")
+    assert rows["architecture"] == ("not known", "llama")
+    assert rows["tuned on the training text first"][0] == "yes"
+    assert figures_table(params, METRICS).rows[0][0] == "teacher, corrected on the training text"
+
+
+def test_each_source_has_its_row_and_all_together_one() -> None:
+    counts = {"train_documents": 1200.0, "train_bytes": 3e6, "notes_train_documents": 200.0}
+    table = corpus_table(changed(), counts)
+    assert [row[0] for row in table.rows] == ["python_docs", "notes", "all"]
     assert table.rows[1][:3] == ("notes", "x, y", "200")
     assert table.rows[2][2:4] == ("1,200", "3.0 MB")
     figures = METRICS | {"bits_per_byte_notes": 1.25}

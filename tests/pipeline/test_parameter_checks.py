@@ -1,5 +1,6 @@
 """Keys that ask for more than a model, a machine or the number of steps gives are refused before anything runs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError, DataError
-from moe_distill.pipeline.parameter_checks import check_parameters, model_sizes
+from moe_distill.pipeline.parameter_checks import check_parameters, examine_parameters, model_sizes
 from moe_distill.training.schedule import first_phase_steps
 from tests.bare_models import write_bare_model
 from tests.params import fixed_params
@@ -88,8 +89,55 @@ def test_a_model_that_cannot_be_used_is_refused_at_once() -> None:
         list(check_parameters(params({})))
 
 
-def test_a_folder_that_is_not_here_is_left_to_others() -> None:
-    assert list(check_parameters(params({"models.teacher": {"kind": "folder", "path": "none"}}))) == []
+def test_a_folder_that_is_not_here_is_refused_unless_a_stage_has_read_it() -> None:
+    values = params({"models.teacher": {"kind": "folder", "path": "nowhere"}})
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        list(check_parameters(values))
+    recorded = {"stages": {"models@teacher": {"params": {"data/sources.json": {"teacher": "0123"}}}}}
+    Path("dvc.lock").write_text(json.dumps(recorded))
+    assert list(check_parameters(values)) == []
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    config = {key: value for key, value in TEACHER.items() if key != "bos_token_id"}
+    Path("teacher/config.json").write_text(json.dumps(config))
+    Path("texts").mkdir()
+    Path("texts/a.jsonl").write_text('{"text": "a", "title": "b"}\n')
+    sources = [
+        {"kind": "files", "name": "nowhere", "paths": ["nowhere/"]},
+        {"kind": "files", "paths": ["texts"], "field": "txet"},
+    ]
+    changes = {"corpus.sources": sources, "train.max_steps": 1, "windows.student_max_length": 171}
+    faults, warnings = examine_parameters(params(changes))
+    said = [str(fault) for fault in faults]
+    for number, part in enumerate(
+        (
+            "`train.max_steps` is 1, and the first phase takes all",
+            "`nowhere/` matches no",
+            "no key `txet` in texts/a.jsonl; it has text, title; set `field` of source `texts`",
+            "the config.json of teacher names neither a bos_token_id nor an eos_token_id",
+            "the student has 170 positions",
+        )
+    ):
+        assert part in said[number]
+    assert warnings == []
+    with pytest.raises(ConfigError) as caught:
+        list(check_parameters(params(changes)))
+    assert str(caught.value).splitlines() == ["5 things are wrong:", *(f"  {each}" for each in said)]
+
+
+def test_both_a_layer_and_logits_beyond_the_teachers_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"has 90 logits(?s:.*)names layer 4"):
+        list(check_parameters(params({"teacher.k": 90, "teacher.hidden_layers": [1, 4]})))
+
+
+def test_too_few_positions_with_states_are_refused_where_there_are_experts() -> None:
+    tiny = fixed_params().profile.models.teacher.model_dump()
+    few = {"teacher.hidden_fraction": 0.25, "models.teacher": tiny}  # 8 windows, 64 positions
+    with pytest.raises(ConfigError, match="a step sees at most 128 positions with teacher states"):
+        list(check_parameters(params(few)))
+    assert list(check_parameters(params(few | {"teacher.hidden_fraction": 0.5}))) == []
+    assert list(check_parameters(params({"teacher.hidden_fraction": 0.25}))) == []  # dense: the router is off
 
 
 def test_a_model_of_the_hub_is_checked_where_its_cache_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

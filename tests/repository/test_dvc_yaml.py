@@ -1,5 +1,7 @@
 """dvc.yaml against the code: what a stage depends on is what it imports, and nothing it does not need."""
 
+import re
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -48,11 +50,35 @@ def test_r16_no_training_stage_depends_on_the_teacher() -> None:
 def test_plots_show_columns_that_every_curve_has() -> None:
     """DVC fails over a column that is missing, and a dense teacher has no experts, another one three or eight."""
     always = {"step", *curve_columns(("lm",), num_experts=0)}
-    plots = [plot for each in PIPELINE["plots"] for plot in each.values()]
+    plots = [plot for each in PIPELINE["plots"] if isinstance(each, dict) for plot in each.values()]
     assert plots
+    outputs = {str(output) for stage in STAGES for output in definition(stage).get("outs", [])}
     for plot in plots:
         assert {plot["x"], *plot["y"].values()} <= always
-        assert set(plot["y"]) <= {output for stage in STAGES for output in definition(stage).get("outs", [])}
+        assert set(plot["y"]) <= outputs
+
+
+def test_the_reports_pictures_are_plots() -> None:
+    pictures = {each for each in PIPELINE["plots"] if isinstance(each, str)}
+    report = (ROOT / "src/moe_distill/evaluation/report.py").read_text()
+    assert pictures == {f"reports/{name}" for name in re.findall(r"\w+\.png", report)}
+
+
+def test_tables_of_dvc_show_one_file_of_metrics() -> None:
+    """With those of every stage a table of experiments had 262 columns."""
+    assert [name for stage in STAGES for each in definition(stage).get("metrics", []) for name in each] == [
+        "metrics/evaluate.json"
+    ]
+
+
+def test_the_page_of_plots_fetches_nothing() -> None:
+    config = ConfigParser()
+    config.read(ROOT / ".dvc/config")
+    page = (ROOT / ".dvc" / config["plots"]["html_template"]).read_text()
+    assert "{plot_divs}" in page
+    assert "{scripts}" not in page  # DVC's own: three from a content delivery network
+    assert not re.findall(r"<(?:script|link|iframe)\s[^>]*(?:src|href)", page)
+    assert "vegaEmbed=" in page
 
 
 @pytest.mark.parametrize("stage", list(STAGES))

@@ -22,10 +22,11 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     monkeypatch.chdir(tmp_path)
     for stage in STAGES:
         found = definition(stage)
-        metrics = [name for each in found["metrics"] for name in each]
-        for path in map(Path, (*found["deps"], *found["outs"], *metrics)):
+        outputs = [each if isinstance(each, str) else next(iter(each)) for each in found["outs"]]
+        for path in map(Path, (*found["deps"], *outputs)):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+    checkout.stage("check")
     checkout.run("dvc", "commit", "-f", *STAGES)
     return checkout
 

@@ -230,8 +230,12 @@ def test_r08_a_run_of_25_000_steps_stays_under_5_000_lines() -> None:
         if step % 500 == 0:
             lines.append("validation")
     assert len("\n".join(lines).splitlines()) < 5_000
-    assert "total 3.000 = lm 2.000 + kd 1.000" in lines[0]
-    assert "lr 5.000e-05" in lines[0]
+    assert "total 3.000  lm 2.000  kd 1.000  lr 5.0e-05" in lines[0]
+    assert "kd" not in console_line("train_router", 1, 2, metrics_of(lm=2.0, kd=0.0), 5e-5, counters)
+    many = {f"term_{number}": 1.0 for number in range(9)}
+    line = console_line("train_router", 24_900, 25_000, metrics_of(**many, kd=1.0, lm=2.0), 5e-5, counters)
+    assert "lm 2.000  kd 1.000  term_" in line
+    assert len(line) <= 120
 
 
 def test_r11_expert_use_is_logged_and_a_collapse_names_the_expert(capsys: pytest.CaptureFixture[str]) -> None:

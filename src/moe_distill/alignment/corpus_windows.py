@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from moe_distill.alignment.encode import Encoder, make_encoder
 from moe_distill.alignment.limited_fraction import PURPOSE, limited_fraction
 from moe_distill.alignment.map_cache import write_vocabulary_map
@@ -13,7 +15,7 @@ from moe_distill.alignment.window_limits import SplitCounts, WindowLimits
 from moe_distill.alignment.windows_disk_use import windows_bytes
 from moe_distill.config.profile import Windows
 from moe_distill.corpus.documents import Document, hash_fraction, read_documents
-from moe_distill.log import log
+from moe_distill.log import log, progress
 from moe_distill.models.prefix_token import prefix_token_id, prefix_warnings, show
 from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.provenance import tokenizer_fingerprint
@@ -74,6 +76,14 @@ def _drawn(path: Path, fraction: float) -> Iterator[Document]:
         yield from (document for document in group if hash_fraction(document.document_id, PURPOSE) < fraction)
 
 
+def _chosen(path: Path, fraction: float, label: str) -> Iterator[list[Document]]:
+    """The documents that windows are cut of, in groups, with a bar."""
+    with progress(pq.read_metadata(path).num_rows, label, "documents") as advance:
+        for group in read_documents(path):
+            yield [document for document in group if hash_fraction(document.document_id, PURPOSE) < fraction]
+            advance(len(group), 0)
+
+
 def open_encoder(folder: Path, name: str) -> Encoder:
     """The encoder of a model folder; says what is unusual about its tokenizer, and with which token windows begin."""
     tokenizer = load_tokenizer(folder)
@@ -119,10 +129,7 @@ def _write_split(
             "max_length": params.student_max_length,
         }
     )
-    documents = (
-        [document for document in group if hash_fraction(document.document_id, PURPOSE) < fraction]
-        for group in read_documents(path)
-    )
+    documents = _chosen(path, fraction, f"tokenize: {split}")
     outputs = output / "teacher" / split, output / "student" / split
     return tokenize_split(documents, *encoders, limits, *outputs, teacher_key, student_key, tokenizers)
 

@@ -1,7 +1,9 @@
 """`moe-distill doctor`: checks that take seconds, before a long run or after a killed one (R25)."""
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +11,14 @@ from pathlib import Path
 import torch
 
 from moe_distill.commands.plan import bytes_to_come
-from moe_distill.config.params import Params
+from moe_distill.config.params import Params, load_params
 from moe_distill.config.values import Precision
-from moe_distill.errors import DataError, MoeDistillError
+from moe_distill.errors import ConfigError, DataError, MoeDistillError, ResourceError
 from moe_distill.evaluation.teacher_lead import is_ahead, told
 from moe_distill.pipeline.dvc_repair import killed_experiment, live_program, stale_rwlock_pids
-from moe_distill.pipeline.parameter_checks import check_parameters
-from moe_distill.pipeline.resumable_work import unheld_folders, workspace_holder
+from moe_distill.pipeline.parameter_checks import examine_parameters
+from moe_distill.pipeline.resumable_work import RECORD_NAME, unheld_folders, workspace_holder
+from moe_distill.shards.format import INDEX_NAME
 from moe_distill.utils.device import make_runtime
 from moe_distill.utils.files import project_root
 
@@ -30,6 +33,32 @@ class Finding:
     subject: str
     text: str
     ok: bool = True
+    exit_code: int = ResourceError.exit_code  # of the command, if this is the first that is not ok
+
+
+def _fault(subject: str, error: MoeDistillError) -> Finding:
+    return Finding(subject, str(error), ok=False, exit_code=error.exit_code)
+
+
+def examine_project() -> Iterator[Finding]:
+    """Yield findings on the current folder and on all else; parameters that cannot be read hide nothing else.
+
+    Raises:
+        ConfigError: the current folder is not the root of the project.
+    """
+    try:
+        params = load_params()
+    except ConfigError as error:
+        if not Path("params.yaml").is_file():
+            raise
+        yield _fault("parameters", error)
+        params = None
+    yield from _folder()
+    if params is not None:
+        yield from examine(params)
+    else:
+        yield _runtime("device", "auto")
+        yield from _processes()
 
 
 def examine(params: Params) -> Iterator[Finding]:
@@ -40,21 +69,37 @@ def examine(params: Params) -> Iterator[Finding]:
     yield _runtime("teacher", params.profile.teacher.precision)
     yield _disk(params)
     yield from _teacher_lead(params)
+    yield from _processes()
+
+
+def _folder() -> Iterator[Finding]:
+    """Yield what keeps a stage or DVC from working in the current folder."""
+    if not os.access(Path(), os.W_OK):
+        yield Finding("folder", f"{Path.cwd()} cannot be written to; give it the rights, or copy the project", ok=False)
+    if shutil.which("git") is None:
+        yield Finding("git", "there is no program git, which DVC needs; install it, as with: apt install git", ok=False)
+    elif subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode:
+        fix = "run: git init && git add -A && git commit -m start"
+        yield Finding("git", f"{Path.cwd()} is in no git repository, which DVC needs; {fix}", ok=False)
+
+
+def _processes() -> Iterator[Finding]:
+    """Yield what runs here, and what a killed process has left."""
     holder = workspace_holder()
     if holder is not None:
         yield Finding("stage", f"{holder[0]} runs here as process {holder[1]}")
-    yield from _killed_dvc()
+    if shutil.which("git") is not None:
+        yield from _killed_dvc()
     yield from _unfinished_work()
 
 
 def _parameters(params: Params) -> Iterator[Finding]:
     """What the stage `check` says of them."""
-    try:
-        warnings = list(check_parameters(params))
-    except MoeDistillError as error:
-        yield Finding("parameters", str(error), ok=False)
-        return
-    yield Finding("parameters", f"profile {params.experiment.profile}, temperature {params.experiment.temperature}")
+    faults, warnings = examine_parameters(params)
+    if faults:
+        yield from (_fault("parameters", fault) for fault in faults)
+    else:
+        yield Finding("parameters", f"profile {params.experiment.profile}, temperature {params.experiment.temperature}")
     yield from (Finding("parameters", warning) for warning in warnings)
     if params.profile.baseline == "none":
         yield Finding("baseline", "none: what distillation gains over plain training will not be measured")
@@ -64,7 +109,7 @@ def _runtime(subject: str, precision: Precision) -> Finding:
     try:
         return Finding(subject, make_runtime(precision).describe())
     except MoeDistillError as error:
-        return Finding(subject, str(error), ok=False)
+        return _fault(subject, error)
 
 
 def _disk(params: Params) -> Finding:
@@ -72,7 +117,7 @@ def _disk(params: Params) -> Finding:
     try:
         needs = bytes_to_come(params)
     except DataError as error:  # `moe-distill verify` finds all that is broken
-        return Finding("data", str(error), ok=False)
+        return _fault("data", error)
     parts = [f"{n_bytes / 2**30:.1f} GiB of {name}" for name, n_bytes in needs.items()]
     text = f"{free / 2**30:.0f} GiB free; to come: {', '.join(parts) or 'not known before: dvc repro tokenize'}"
     return Finding("disk", text, ok=free > SPARE_BYTES + sum(needs.values()))
@@ -105,6 +150,8 @@ def _killed_dvc() -> Iterator[Finding]:
 
 
 def _unfinished_work() -> Iterator[Finding]:
+    text = "unfinished; the same command continues it, `moe-distill clean` removes it after a week"
     for folder in unheld_folders():
-        text = "unfinished; the same command continues it, `moe-distill clean` removes it after a week"
+        if any((folder / name).is_file() for name in (RECORD_NAME, INDEX_NAME)):  # finished: a result, a kept map
+            continue
         yield Finding("work", f"{folder.relative_to(project_root())}: {text}")

@@ -15,18 +15,18 @@ class PythonDocs(Section):
     """The documentation inside the installed Python."""
 
     kind: Literal["python_docs"]
-    weight: Share  # share of its training documents that is kept
+    weight: Share = 1.0  # share of its training documents that is kept
 
 
 class Files(Section):
     """Local text: .txt, .jsonl or .parquet files, folders of them, or globs."""
 
     kind: Literal["files"]
-    name: SourceName
+    name: SourceName = "texts"
     paths: list[str] = Field(min_length=1)
-    field: str  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
-    weight: Share
-    max_documents: Positive | None
+    field: str = "text"  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
+    weight: Share = 1.0
+    max_documents: Positive | None = None
     join_rows_to_characters: Positive | None = None  # see Hub; a .txt stays one document
 
 
@@ -38,10 +38,10 @@ class Hub(Section):
     repository: str
     revision: str = Field(min_length=1)
     allow_unpinned: bool = False  # true: whatever a branch or tag names at the first download, recorded from then on
-    subset: str | None
-    split: str
-    field: str
-    weight: Share
+    subset: str | None = None
+    split: str = "train"
+    field: str = "text"
+    weight: Share = 1.0
     max_documents: Positive
     join_rows_to_characters: Positive | None = None  # consecutive rows make a document; absent: each row is one
 
@@ -58,7 +58,7 @@ class Corpus(Section):
     """The sources of text, and the split into training and validation documents."""
 
     sources: list[Source] = Field(min_length=1)
-    validation_fraction: Annotated[Real, Field(gt=0.0, lt=1.0)]  # by document hash
+    validation_fraction: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.05  # by document hash
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:

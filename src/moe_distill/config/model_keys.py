@@ -109,7 +109,7 @@ class TeacherCorrection(Section):
 class Models(Section):
     """Where teacher and student come from."""
 
-    seed: Seed  # of both models' random weights, where they are made here, and of the teacher's correction
+    seed: Seed = 0  # of both models' random weights, where they are made here, and of the teacher's correction
     teacher: Annotated[TinyTeacher | HubModel | FolderModel, Field(discriminator="kind")]
-    teacher_correction: TeacherCorrection | None  # null: the teacher is captured as it is
+    teacher_correction: TeacherCorrection | None = None  # null: the teacher is captured as it is
     student: Annotated[TinyStudent | HubModel | FolderModel, Field(discriminator="kind")]

@@ -1,20 +1,24 @@
 """Every key of params.yaml with type, range and meaning; and `load_params`, which reads params.yaml and the profile.
 
-params.yaml holds what an experiment varies. No key has a default, and unknown keys are refused, as in profile.py.
+params.yaml holds what an experiment varies. None of its keys has a default, so that DVC sees every change of a value in
+the file; unknown keys are refused, as in profile.py.
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from moe_distill.config.corpus_keys import Hub
 from moe_distill.config.model_keys import HubModel
 from moe_distill.config.profile import Profile
 from moe_distill.config.values import Count, Positive, Precision, Real, Section, Seed, Share, Weight
-from moe_distill.errors import ConfigError
+from moe_distill.config.wrong_keys import validated
+from moe_distill.errors import ConfigError, MoeDistillError, together
+from moe_distill.utils.files import outside_the_root, project_root
 from moe_distill.utils.hub_commits import is_commit
 
 KdOrder = Literal["temper_then_map", "map_then_temper"]
@@ -90,7 +94,7 @@ class Params(Section):
 
 def _read_yaml(path: Path) -> Mapping[str, object]:
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist", fix="set `profile` in params.yaml to a file of profiles/")
+        raise _missing(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -102,21 +106,18 @@ def _read_yaml(path: Path) -> Mapping[str, object]:
     return content
 
 
-def _validate(section: type[Section], path: Path) -> Section:
-    try:
-        return section.model_validate(_read_yaml(path))
-    except ValidationError as error:
-        # a misspelt key is unknown and leaves the right one missing: name what the user wrote
-        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        named = [str(part) for part in first["loc"]]  # in a union, the last is what was expected, and no key
-        key = ".".join(part for part in named if part.isidentifier() or part.isdigit())
-        if first["type"] == "value_error":  # keys that do not fit each other; the message names them
-            said = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{path}: {f'`{key}`: ' if key else ''}{said}", fix=f"change it in {path}") from error
-        given = "" if first["type"] in ("missing", "extra_forbidden") else f", not {first['input']!r}"
-        what = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(first["type"])
-        message = what or first["msg"][0].lower() + first["msg"][1:] + given
-        raise ConfigError(f"{path}: `{key}` {message}", fix=f"change `{key}` in {path}") from error
+def _missing(path: Path) -> ConfigError:
+    """The error for a file that is not here: a profile of that name, or the current folder is not the project's."""
+    if path.name == "params.yaml":
+        return ConfigError(*outside_the_root(path.parent))
+    temporary = project_root() / "profiles" / path.name
+    if temporary.is_file() and temporary.resolve() != path.resolve():
+        fix = f"run: git add profiles/{path.name}"
+        return ConfigError(f"{path} is not here", "`--temp` and `--queue` see only files that git knows", fix)
+    others = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
+    near = get_close_matches(path.stem, others.split(", "), 1)
+    meant = f", such as `{near[0]}`" if near else ""
+    return ConfigError(f"{path} does not exist", f"there are {others}", f"set `profile` in params.yaml{meant}")
 
 
 def unpinned_revisions(profile: Profile) -> dict[str, Hub | HubModel]:
@@ -132,12 +133,20 @@ def load_params(root: Path = Path()) -> Params:
     """Read and validate `root/params.yaml` and the profile it names.
 
     Raises:
-        ConfigError: naming the file and the first wrong key, or keys of both files that do not fit each other.
+        ConfigError: naming every wrong key of both files; or keys of both that do not fit each other.
     """
-    experiment = _validate(ExperimentParams, root / "params.yaml")
-    assert isinstance(experiment, ExperimentParams)
-    profile = _validate(Profile, root / "profiles" / f"{experiment.profile}.yaml")
-    assert isinstance(profile, Profile)
+    found: list[MoeDistillError] = []
+    content = _read_yaml(root / "params.yaml")
+    experiment = validated(ExperimentParams, content, root / "params.yaml", found)
+    profile = None
+    if isinstance(name := content.get("profile"), str):
+        path = root / "profiles" / f"{name}.yaml"
+        try:
+            profile = validated(Profile, _read_yaml(path), path, found)
+        except ConfigError as error:
+            found.append(error)
+    if found or experiment is None or profile is None:
+        raise together(found)
     _check_states(experiment, profile)
     return Params(experiment=experiment, profile=profile)
 

@@ -1,13 +1,14 @@
 """Every key of profiles/<profile>.yaml with type, range and meaning.
 
-A profile holds what a machine, a corpus and a pair of models need. No key has a default, so that DVC sees every change
-of a value in the file; an option that may be left out is then off. Unknown keys are refused.
+A profile holds what a machine, a corpus and a pair of models need. Its sections must stand in it, if empty: DVC follows
+them by name. Most keys in them have a default, of a pair of pretrained models on one GPU; `left_out` tells DVC of the
+defaults that are used (pipeline/local_inputs.py). Unknown keys are refused.
 """
 
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from moe_distill.config.corpus_keys import Corpus
 from moe_distill.config.model_keys import Models, TinyStudent, TinyTeacher
@@ -17,18 +18,20 @@ from moe_distill.errors import ConfigError, DataError
 MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; with fewer, balance and importance are mostly noise
 
 
-def require_router_positions(positions: float) -> None:
+def require_router_positions(positions: float, word: str = "") -> None:
     """Refuse parameters under which a step has too few positions with teacher states.
 
     Args:
         positions: mean number of positions with teacher states in a step of train_router.
+        word: stands before it in the error; before there are windows it is a bound.
 
     Raises:
         ConfigError: there are fewer than MINIMUM_ROUTER_POSITIONS.
     """
     if positions < MINIMUM_ROUTER_POSITIONS:
         raise ConfigError(
-            f"a step sees {positions:.0f} positions with teacher states, the router needs {MINIMUM_ROUTER_POSITIONS}",
+            f"a step sees {word}{positions:.0f} positions with teacher states, "
+            f"the router needs {MINIMUM_ROUTER_POSITIONS}",
             fix="raise `teacher.hidden_fraction` or `train.batch_windows`",
         )
 
@@ -49,29 +52,28 @@ def require_a_batch(n_windows: int, batch_windows: int) -> None:
 class Windows(Section):
     """The windows that `tokenize` cuts."""
 
-    teacher_max_length: Annotated[Whole, Field(ge=8, lt=2**31)]  # tokens of a teacher window, prefix token included
-    student_max_length: Annotated[Whole, Field(ge=8, lt=2**31)]
-    train_fraction: Annotated[Real, Field(gt=0.0, le=1.0)]  # share of training documents distilled on
-    max_train_windows: Positive | None  # of the teacher; documents are left out by their hash, evenly over the sources
-    max_validation_windows: Positive | None
-    shard_tokens: Positive  # tokens a windows file holds
+    teacher_max_length: Annotated[Whole, Field(ge=8, lt=2**31)] = 256  # tokens of a window, prefix token included
+    student_max_length: Annotated[Whole, Field(ge=8, lt=2**31)] = 384
+    train_fraction: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0  # share of training documents distilled on
+    max_train_windows: Positive | None = None  # of the teacher; documents are left out by hash, evenly over the sources
+    max_validation_windows: Positive | None = None
+    shard_tokens: Positive = 4_000_000  # tokens a windows file holds
 
 
 class Capture(Section):
     """What the `teacher` stage stores for each position."""
 
-    seed: Seed  # of the tail samples and of the choice of runs
-    k: Positive  # logits kept per position
-    tail_samples: Count  # samples of the distribution outside the top-k
+    seed: Seed = 0  # of the tail samples and of the choice of runs
+    k: Positive = 64  # logits kept per position
+    tail_samples: Count = 32  # samples of the distribution outside the top-k
     hidden_layers: list[Count] = Field(min_length=1)  # residual states kept; 0 = embeddings
-    hidden_fraction: Share  # share of the windows that keep a run of hidden states
-    hidden_run: Annotated[
-        Whole, Field(ge=64, le=128)
-    ]  # positions of such a run; `contrastive` starts near its logarithm
-    precision: Precision
-    batch_windows: Positive
-    chunk_positions: Positive  # positions whose logits are held at once
-    shard_positions: Positive  # positions a shard file holds
+    hidden_fraction: Share = 0.25  # share of the windows that keep a run of hidden states
+    # positions of such a run; `contrastive` starts near its logarithm
+    hidden_run: Annotated[Whole, Field(ge=64, le=128)] = 64
+    precision: Precision = "auto"
+    batch_windows: Positive = 16
+    chunk_positions: Positive = 1024  # positions whose logits are held at once
+    shard_positions: Positive = 200_000  # positions a shard file holds
 
     @model_validator(mode="after")
     def _layers_ascend(self) -> Self:
@@ -84,23 +86,23 @@ class Train(Section):
     """Steps, batches and optimizer of the three training stages."""
 
     max_steps: Positive  # optimizer steps of both phases together
-    batch_windows: Positive  # student windows of one optimizer step
-    micro_batch_windows: Positive  # of one forward pass; the rest is accumulated
-    gradient_checkpointing: bool  # the student's layers are computed twice: less memory, a third more time
-    learning_rate: Rate
-    router_learning_rate: Rate  # of the projections and the student-aware router
-    warmup_fraction: Share  # of the optimizer steps
-    final_learning_rate_fraction: Share  # of the learning rate, at the end of the cosine
-    weight_decay: Weight
-    gradient_clip: Rate
-    chunk_tokens: Positive  # positions whose logits are held at once
-    loader_workers: Count  # processes that make batches ready; 0: the one that trains
-    target_memory_mb: Count  # of targets kept for later epochs, by all these
-    log_every: Positive
-    validate_every: Positive
-    validation_windows: Positive  # student windows of an in-training validation, evenly spread
-    checkpoint_every: Positive
-    max_consecutive_nonfinite: Positive
+    batch_windows: Positive = 32  # student windows of one optimizer step
+    micro_batch_windows: Positive = 4  # of one forward pass; the rest is accumulated
+    gradient_checkpointing: bool = False  # the student's layers are computed twice: less memory, a third more time
+    learning_rate: Rate = 5e-5
+    router_learning_rate: Rate = 1e-4  # of the projections and the student-aware router
+    warmup_fraction: Share = 0.02  # of the optimizer steps
+    final_learning_rate_fraction: Share = 0.1  # of the learning rate, at the end of the cosine
+    weight_decay: Weight = 0.01
+    gradient_clip: Rate = 1.0
+    chunk_tokens: Positive = 512  # positions whose logits are held at once
+    loader_workers: Count = 2  # processes that make batches ready; 0: the one that trains
+    target_memory_mb: Count = 2048  # of targets kept for later epochs, by all these
+    log_every: Positive = 100
+    validate_every: Positive = 200
+    validation_windows: Positive = 400  # student windows of an in-training validation, evenly spread
+    checkpoint_every: Positive = 500
+    max_consecutive_nonfinite: Positive = 20
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
@@ -112,15 +114,20 @@ class Train(Section):
 class Evaluate(Section):
     """Batches of the evaluation, and sample texts in the report."""
 
-    batch_windows: Positive
-    samples: Annotated[Whole, Field(ge=0, le=3)]  # sample texts by the student in the report
-    sample_tokens: Positive  # tokens of a sample text
+    batch_windows: Positive = 16
+    samples: Annotated[Whole, Field(ge=0, le=3)] = 3  # sample texts by the student in the report
+    sample_tokens: Positive = 60  # tokens of a sample text
+
+
+def nothing_for_null(value: object) -> object:
+    """A section under which nothing stands, which YAML reads as null, has the defaults of all its keys."""
+    return {} if value is None else value
 
 
 class Launch(Section):
     """Processes that capture and train together."""
 
-    processes: Positive  # of torchrun on this machine; 1: none is started
+    processes: Positive = 1  # of torchrun on this machine; 1: none is started
 
 
 class Profile(Section):
@@ -128,12 +135,12 @@ class Profile(Section):
 
     corpus: Corpus
     models: Models
-    windows: Windows
+    windows: Annotated[Windows, BeforeValidator(nothing_for_null)]
     teacher: Capture
     train: Train
-    evaluate: Evaluate
-    baseline: Literal["full", "none"]  # the student trained on LM alone, to compare with; none: it is not
-    launch: Launch
+    evaluate: Annotated[Evaluate, BeforeValidator(nothing_for_null)]
+    baseline: Literal["full", "none"] = "full"  # the student trained on LM alone, to compare with; none: it is not
+    launch: Annotated[Launch, BeforeValidator(nothing_for_null)] = Launch()
 
     @model_validator(mode="after")
     def _models_take_windows(self) -> Self:

@@ -1,6 +1,6 @@
 """The types of values that several keys share, and the base of every group of keys."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -27,3 +27,18 @@ class Section(BaseModel):
     """A group of keys: immutable, and a key it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def left_out(self) -> dict[str, Any]:
+        """The values of the keys that the file leaves out, those of sections below too; empty where there are none."""
+        values, found = self.model_dump(mode="json"), dict[str, Any]()
+        for name, value in self:
+            if name not in self.model_fields_set:
+                found[name] = values[name]
+            elif isinstance(value, Section):
+                found[name] = value.left_out()
+            elif isinstance(value, list):
+                sections = {
+                    str(place): each.left_out() for place, each in enumerate(value) if isinstance(each, Section)
+                }
+                found[name] = {place: left_out for place, left_out in sections.items() if left_out}
+        return {name: value for name, value in found.items() if value != {}}

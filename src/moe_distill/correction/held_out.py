@@ -38,7 +38,7 @@ def measure(model: PreTrainedModel, store: WindowStore, numbers: list[int], batc
     model.eval()
     nats, counts = 0.0, dict[str, Tensor]()
     starts = range(0, len(numbers), batch_windows)
-    for start in progress_bar(starts, len(starts), "validation"):
+    for start in progress_bar(starts, len(starts), "teacher_correction: validation"):
         input_ids_BL, tokens = model_inputs(store, numbers[start : start + batch_windows])
         input_ids_BL, real_BL = input_ids_BL.to(model.device), real_positions(tokens).to(model.device)
         with _counted_choices(model, real_BL, counts):

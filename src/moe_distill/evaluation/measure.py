@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from moe_distill.errors import DataError
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, likeliest_ids, ranking_agreement
 from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.log import progress_bar
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.models.decoder import Decoder, find_decoder
@@ -108,7 +109,10 @@ def compare(model: PreTrainedModel, windows: WindowStore, targets: WindowTargets
 
 def _batches(decoder: Decoder, windows: WindowStore, batch_windows: int) -> Iterator[_Batch]:
     device = decoder.head.weight_VD.device
-    for start in range(0, len(windows), batch_windows):
+    starts = range(0, len(windows), batch_windows)
+    counts = windows.token_counts
+    tokens = lambda start: int(counts[start : start + batch_windows].sum())  # noqa: E731
+    for start in progress_bar(starts, len(starts), "validation windows", tokens=tokens):
         numbers = range(start, min(start + batch_windows, len(windows)))
         inputs, labels = model_inputs(windows, numbers)
         inputs_BL = inputs.to(device)

@@ -6,7 +6,7 @@ Sizes are read through the configuration classes of transformers, which know eac
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_distill.errors import ConfigError, DataError
+from moe_distill.errors import ConfigError, DataError, together
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # one of them, by family
 
@@ -91,16 +91,14 @@ def check_capture(sizes: ModelSizes, k: int, hidden_layers: list[int]) -> None:
     """Refuse to capture more logits or layers than the teacher has.
 
     Raises:
-        ConfigError: naming the key and the teacher's number.
+        ConfigError: naming each key and the teacher's number.
     """
+    found = list[ConfigError]()
     if k >= sizes.vocabulary:
-        raise ConfigError(
-            f"`teacher.k` is {k}, the teacher has {sizes.vocabulary} logits",
-            "there must be a tail",
-            "lower `teacher.k`",
-        )
+        what = f"`teacher.k` is {k}, the teacher has {sizes.vocabulary} logits"
+        found.append(ConfigError(what, "there must be a tail", "lower `teacher.k`"))
     if hidden_layers[-1] > sizes.layers:
-        raise ConfigError(
-            f"`teacher.hidden_layers` names layer {hidden_layers[-1]}, the teacher has {sizes.layers}",
-            fix="change `teacher.hidden_layers`",
-        )
+        what = f"`teacher.hidden_layers` names layer {hidden_layers[-1]}, the teacher has {sizes.layers}"
+        found.append(ConfigError(what, fix="change `teacher.hidden_layers`"))
+    if found:
+        raise together(found)

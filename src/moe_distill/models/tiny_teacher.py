@@ -60,7 +60,7 @@ def train_tiny_teacher(
     batches = training_batches(tokens, end_id, params.max_length, params.batch_windows, seed)
     _train(model, params, batches)
     bits_per_byte = _bits_per_byte(model, tokenizer, validation_documents, params.max_length)
-    log(f"teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
+    log(f"models@teacher: {bits_per_byte:.3f} bits per byte on the validation documents")
     save_model(model, tokenizer, params.max_length, output)
     return {"teacher_bits_per_byte": bits_per_byte, "teacher_steps": float(params.steps)}
 
@@ -101,7 +101,10 @@ def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]
     losses: list[float] = []
     started = time.monotonic()
     for step, (inputs_BL, targets_BL) in enumerate(
-        progress_bar(islice(batches, params.steps), params.steps, "teacher"), start=1
+        progress_bar(
+            islice(batches, params.steps), params.steps, "models@teacher", "steps", lambda batch: batch[0].numel()
+        ),
+        start=1,
     ):
         output = model(input_ids=inputs_BL.to(model.device), output_router_logits=True, use_cache=False)
         loss = F.cross_entropy(output.logits.flatten(0, 1), targets_BL.to(model.device).flatten())
@@ -119,7 +122,7 @@ def _train(model: PreTrainedModel, params: TinyTeacher, batches: Iterator[Batch]
         if step % LOG_EVERY == 0 or step == params.steps:
             mean = sum(losses[-LOG_EVERY:]) / len(losses[-LOG_EVERY:])
             speed = step * inputs_BL.numel() / (time.monotonic() - started)
-            log(f"teacher: step {step:,} of {params.steps:,}, loss {mean:.3f} nats/token, {speed:,.0f} tokens/s")
+            log(f"models@teacher: step {step:,} of {params.steps:,}, loss {mean:.3f} nats/token, {speed:,.0f} tokens/s")
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel
 
 from moe_distill.config.params import Params
+from moe_distill.pipeline.default_values import OUTPUT as DEFAULTS
 from moe_distill.utils.files import Json, fingerprint, sha256_file
 
 
@@ -29,6 +30,8 @@ def stage_parameters(stage: str, params: Params) -> dict[str, Json]:
     experiment, profile = params.experiment.model_dump(mode="json"), params.profile.model_dump(mode="json")
     values: dict[str, Json] = {}
     for entry in _dvc_stage(stage).params:
+        if isinstance(entry, dict) and DEFAULTS.as_posix() in entry:  # they stand in `params` already
+            continue
         keys, source = ([entry], experiment) if isinstance(entry, str) else (next(iter(entry.values())), profile)
         values |= {key: reduce(lambda section, name: section[name], key.split("."), source) for key in keys}
     return values

@@ -2,14 +2,14 @@
 
 from moe_distill.errors import MoeDistillError, ResourceError
 from moe_distill.pipeline.memory_keys import memory_fix
-from moe_distill.utils.disk_space import disk_full
+from moe_distill.utils.disk_space import disk_full, read_only
 
 
 def known_error(stage: str, error: Exception) -> MoeDistillError | None:
     """The error to show for what ended a stage; None for a bug of this project."""
     if isinstance(error, MoeDistillError):
         return error
-    return disk_full(error) or _out_of_memory(stage, error)
+    return disk_full(error) or read_only(error) or _out_of_memory(stage, error)
 
 
 def _out_of_memory(stage: str, error: Exception) -> ResourceError | None:

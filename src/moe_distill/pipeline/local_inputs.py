@@ -4,13 +4,14 @@ DVC knows only the dependencies in dvc.yaml, and these paths stand in the profil
 runs, writes fingerprints of their content to data/sources.json, and the stages that read them depend on them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from moe_distill.config.corpus_keys import Corpus, Files
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.config.profile import Profile
-from moe_distill.corpus.local_files import local_files
+from moe_distill.corpus.local_files import LocalFile, local_files
 from moe_distill.errors import DataError
 from moe_distill.log import log
 from moe_distill.models.model_folder import model_files
@@ -51,32 +52,63 @@ def _texts(corpus: Corpus) -> Recorded:
     return {path: _text(path) for path in paths} if paths else NOTHING_LOCAL
 
 
+def missing_inputs(profile: Profile) -> list[DataError]:
+    """An error for each path of the profile that is not here, and that no stage has ever read; nothing is read."""
+    found = list[DataError]()
+    paths = [path for source in profile.corpus.sources if isinstance(source, Files) for path in source.paths]
+    checks: list[Callable[[], object]] = [partial(_text_files, path) for path in dict.fromkeys(paths)]
+    for role, model in (("teacher", profile.models.teacher), ("student", profile.models.student)):
+        if isinstance(model, FolderModel):
+            checks.append(partial(_weights_folder, role, model))
+    for check in checks:
+        try:
+            check()
+        except DataError as error:
+            found.append(error)
+    return found
+
+
 def _text(path: str) -> str:
+    files = _text_files(path)
+    if isinstance(files, str):
+        log(f"check: `{path}` of the corpus is not here; the corpus is made again only if something else of it changes")
+        return files
+    return fingerprint([[file.name, _sha256(file.path)] for file in files])
+
+
+def _text_files(path: str) -> list[LocalFile] | str:
+    """The files of a path; where it is not here, the fingerprint that it had when it was read last."""
     try:
-        files = local_files([path])
+        return local_files([path])
     except DataError:
         recorded = _recorded("corpus")
         if not isinstance(recorded, Mapping) or path not in recorded:
             raise
         if (project_root() / path).exists():  # it is here, and something is wrong with it
             raise
-        log(f"check: `{path}` of the corpus is not here; the corpus is made again only if something else of it changes")
         return recorded[path]
-    return fingerprint([[file.name, _sha256(file.path)] for file in files])
 
 
 def _weights(role: str, model: Model) -> str:
     """Fingerprint of a model's local folder."""
     if not isinstance(model, FolderModel):
         return NOTHING_LOCAL
+    folder = _weights_folder(role, model)
+    if isinstance(folder, str):
+        log(f"check: the {role}'s folder {model.path} is not here; it is read again only if its parameters change")
+        return folder
+    return fingerprint({path.name: _sha256(path) for path in model_files(folder)})
+
+
+def _weights_folder(role: str, model: FolderModel) -> Path | str:
+    """A model's folder; where it is not here, the fingerprint that it had when it was read last."""
     folder = project_root() / model.path
     if folder.is_dir():
-        return fingerprint({path.name: _sha256(path) for path in model_files(folder)})
+        return folder
     recorded = _recorded(role)
     if not isinstance(recorded, str) or recorded == NOTHING_LOCAL:
         fix = f"change `models.{role}.path` in the profile; a relative path is below {project_root()}"
         raise DataError(f"{model.path} is no folder", fix=fix)
-    log(f"check: the {role}'s folder {model.path} is not here; it is read again only if its parameters change")
     return recorded
 
 

@@ -1,46 +1,83 @@
 """What parameters ask of models and machine, checked before anything runs; what can only be told later is not here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.config.params import Params
-from moe_distill.errors import ConfigError
+from moe_distill.config.profile import require_router_positions
+from moe_distill.corpus.field_checks import check_fields
+from moe_distill.errors import ConfigError, MoeDistillError, together
 from moe_distill.models.config_checks import ModelSizes, check_capture, check_windows, read_sizes
 from moe_distill.pipeline.hub_revisions import check_revisions
-from moe_distill.pipeline.local_models import check_local_models
+from moe_distill.pipeline.local_inputs import missing_inputs
+from moe_distill.pipeline.local_models import check_local_model
 from moe_distill.training.curriculum import experts_warning, phase1_steps
 from moe_distill.utils.files import project_root
 from moe_distill.utils.hub_commits import recorded_commit
 
 Model = TinyTeacher | TinyStudent | HubModel | FolderModel
+Result = TypeVar("Result")
 
 
 def check_parameters(params: Params) -> Iterator[str]:
     """Yield warnings.
 
     Raises:
-        ConfigError: a key asks for more than a model or this machine has, a phase would have no step, or a revision of
-            the hub is no commit.
-        DataError: a model's folder is unusable.
-        ResourceError: the GPU cannot be used.
+        MoeDistillError: all that is wrong, in one (`examine_parameters`).
     """
-    _check_steps(params)
-    yield from check_revisions(params.profile)
-    check_local_models(params.profile)
+    faults, warnings = examine_parameters(params)
+    if faults:
+        raise together(faults)
+    yield from warnings
+
+
+def examine_parameters(params: Params) -> tuple[list[MoeDistillError], list[str]]:
+    """What is wrong, and warnings.
+
+    A fault is a ConfigError (a key asks for more than a model or this machine has, or a phase would have no step),
+    a DataError (a path is not here, a model's folder or a file of text is unusable) or a ResourceError (the GPU is).
+    """
+    found = list[MoeDistillError]()
+    warnings = _collect(found, lambda: list(check_revisions(params.profile))) or []
     windows, capture, models = params.profile.windows, params.profile.teacher, params.profile.models
-    teacher, student = model_sizes(models.teacher), model_sizes(models.student)
+    _collect(found, partial(_check_steps, params))
+    found += missing_inputs(params.profile)
+    for source in params.profile.corpus.sources:
+        _collect(found, partial(check_fields, source))
+    teacher = _collect(found, partial(_checked_sizes, models.teacher, "teacher", windows.teacher_max_length))
+    _collect(found, partial(_checked_sizes, models.student, "student", windows.student_max_length))
     if teacher is not None:
-        check_windows(teacher.positions, teacher.model_type, "teacher", windows.teacher_max_length)
-        check_capture(teacher, capture.k, capture.hidden_layers)
-    if student is not None:
-        check_windows(student.positions, student.model_type, "student", windows.student_max_length)
-    if {params.experiment.precision, capture.precision} & {"bf16", "fp16"}:
-        _check_precisions(params)
+        _collect(found, partial(check_capture, teacher, capture.k, capture.hidden_layers))
     tiny = models.teacher.num_experts if isinstance(models.teacher, TinyTeacher) else 0
-    warning = experts_warning(params.experiment, tiny if teacher is None else teacher.experts)
-    if warning is not None:
-        yield warning
+    experts = tiny if teacher is None else teacher.experts
+    if experts and params.experiment.losses.terms_of_states():
+        most = params.profile.train.batch_windows * capture.hidden_fraction * capture.hidden_run
+        _collect(found, partial(require_router_positions, most, "at most "))
+    if {params.experiment.precision, capture.precision} & {"bf16", "fp16"}:
+        _collect(found, partial(_check_precisions, params))
+    warning = experts_warning(params.experiment, experts)
+    return found, warnings + ([] if warning is None else [warning])
+
+
+def _collect(found: list[MoeDistillError], check: Callable[[], Result]) -> Result | None:
+    """What `check` returns; None where it refuses, which is added to `found`."""
+    try:
+        return check()
+    except MoeDistillError as error:
+        found.append(error)
+        return None
+
+
+def _checked_sizes(model: Model, role: str, window: int) -> ModelSizes | None:
+    """Sizes of a model that is here, whose folder is usable and whose positions take the windows."""
+    check_local_model(model)
+    sizes = model_sizes(model)
+    if sizes is not None:
+        check_windows(sizes.positions, sizes.model_type, role, window)
+    return sizes
 
 
 def model_sizes(model: Model) -> ModelSizes | None:

@@ -10,11 +10,15 @@ from safetensors import SafetensorError
 
 from moe_distill.config.params import Params, load_params
 from moe_distill.errors import MoeDistillError
+from moe_distill.log import log
 from moe_distill.pipeline.known_errors import known_error
 from moe_distill.pipeline.rank import Compute, is_rank, run_rank
 from moe_distill.pipeline.resumable_work import hold_workspace
+from moe_distill.pipeline.stage_summary import summary
 from moe_distill.pipeline.stage_times import record_time
 from moe_distill.utils.signals import Terminated, raise_at_once
+
+RESUMED = {"teacher_correction", "teacher", "train_kd", "train_router", "control"}  # those that keep unfinished work
 
 
 def run(stage: str, main: Callable[[Params], None], compute: Compute | None = None) -> None:
@@ -33,6 +37,7 @@ def run(stage: str, main: Callable[[Params], None], compute: Compute | None = No
         with hold_workspace(stage):
             main(load_params())
             record_time(stage, began)
+        log(summary(stage, (datetime.now(UTC) - began).total_seconds()))
     except (MoeDistillError, OSError, SafetensorError, RuntimeError) as error:
         known = known_error(stage, error)
         if known is None:
@@ -42,8 +47,13 @@ def run(stage: str, main: Callable[[Params], None], compute: Compute | None = No
         print(f"{stage}: error: {known}", file=sys.stderr, flush=True)
         sys.exit(known.exit_code)
     except KeyboardInterrupt:
-        print(f"{stage}: interrupted; the same command continues", file=sys.stderr)
+        print(f"{stage}: interrupted; {_way_on(stage)}", file=sys.stderr)
         sys.exit(130)
     except Terminated:
-        print(f"{stage}: terminated; the same command continues", file=sys.stderr)
+        print(f"{stage}: terminated; {_way_on(stage)}", file=sys.stderr)
         sys.exit(143)
+
+
+def _way_on(stage: str) -> str:
+    """What the same command does after an interruption."""
+    return "the same command continues" if stage in RESUMED else "the same command begins this stage anew"

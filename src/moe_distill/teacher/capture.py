@@ -84,9 +84,14 @@ def capture(
     batches = [(number, batch) for number in mine for batch in batches_of(files[number], params.batch_windows)]
     head = architecture.decoder.head.to_dtype(torch.float32)
     textless_ids_O = (~text_ids_R).nonzero().squeeze(1).to(head.weight_VD.device)
+    counts = windows.token_counts
+
+    def tokens_of(batch: tuple[int, range]) -> int:
+        return int(counts[batch[1].start : batch[1].stop].sum())
+
     rows, tallies, stopwatch = Rows(specs), Counter[str](), Stopwatch()
     with store.writing() as write:
-        for number, numbers in progress_bar(batches, len(batches), "teacher"):
+        for number, numbers in progress_bar(batches, len(batches), f"teacher: {output.name}", tokens=tokens_of):
             batch = Batch(numbers, *model_inputs(windows, numbers))
             states, in_fp32 = _finite_states(model, architecture, batch, params.hidden_layers)
             columns, textless_probability = position_columns(batch, states, head, textless_ids_O, params, seed)

@@ -16,7 +16,7 @@ from moe_distill.batches.loader import BatchReader, BatchRequest, LoaderSettings
 from moe_distill.config.params import EarlyStopping
 from moe_distill.config.profile import Train, require_a_batch
 from moe_distill.errors import ConfigError, DivergenceError
-from moe_distill.log import log
+from moe_distill.log import log, progress
 from moe_distill.shards.checkpoint import newest_checkpoint, save_checkpoint
 from moe_distill.training.balance import updated_scales
 from moe_distill.training.early_stopping import observe, should_stop
@@ -105,12 +105,17 @@ def run_phase(
         _measure_kd_weight(trainer, context, validation_set)
 
     metrics: StepMetrics | None = None  # of the validation that the last step ended with
-    with postponed_signals() as postponed, closing(_steps(context, trainer.step, phase.last_step)) as steps:
+    with (
+        postponed_signals() as postponed,
+        closing(_steps(context, trainer.step, phase.last_step)) as steps,
+        progress(phase.last_step, phase.stage, done=trainer.step) as advance,
+    ):
         began = time.perf_counter()
         while trainer.step < phase.last_step and not should_stop(trainer.counters.watch, context.stopping):
             parts = next(steps)
             update, objective = _advance(trainer, phase, context, parts)
             trainer.counters.seconds += time.perf_counter() - began
+            advance(tokens=update.metrics.counts.tokens)
             metrics = _record(trainer, phase, context, update, objective, validation_set, recorder)
             [is_to_end] = processes.anywhere([postponed.arrived])
             if processes.is_first and (is_to_end or trainer.step % train.checkpoint_every == 0):

@@ -10,6 +10,7 @@ from moe_distill.training.step import StepMetrics, Update
 from moe_distill.training.trainer import Counters
 
 COLLAPSED_SHARE = 0.95
+COLUMNS = 120  # of a line
 
 
 def curve_columns(term_names: tuple[str, ...], num_experts: int, measures_kd_weight: bool = False) -> list[str]:
@@ -62,14 +63,21 @@ def expert_values(metrics: StepMetrics) -> dict[str, float]:
 def console_line(
     stage: str, step: int, last_step: int, metrics: StepMetrics, learning_rate: float, counters: Counters
 ) -> str:
-    """One line a step that is logged; the total is the sum of what stands behind it."""
-    terms = " + ".join(f"{name} {term.weighted:.3f}" for name, term in metrics.terms.items())
+    """One line of at most COLUMNS a step that is logged.
+
+    The terms are as they are before they are weighted, so that `lm` is nats per token in every stage: `lm` and `kd`
+    first, then what adds most to the total, as far as the line has room. What would read 0.000 is left out.
+    """
     speed = counters.tokens / max(counters.seconds, 1e-9)
     skipped = f"  skipped {counters.skipped_steps}" if counters.skipped_steps else ""
-    return (
-        f"{stage}  step {step}/{last_step}  total {metrics.total:.3f} = {terms}  "
-        f"lr {learning_rate:.3e}  {speed:,.0f} tokens/s{skipped}"
-    )
+    line = f"{stage}: step {step:,}/{last_step:,}  total {metrics.total:.3f}"
+    end = f"  lr {learning_rate:.1e}  {speed:,.0f} tokens/s{skipped}"
+    order = sorted(metrics.terms.items(), key=lambda each: (each[0] != "lm", each[0] != "kd", -abs(each[1].weighted)))
+    for name, term in order:
+        told = f"  {name} {term.raw:.3f}"
+        if float(f"{term.raw:.3f}") and len(line + told + end) <= COLUMNS:
+            line += told
+    return line + end
 
 
 def warn_of_collapse(stage: str, metrics: StepMetrics) -> None:
@@ -115,7 +123,7 @@ class Recorder:
         settings = self._settings
         self._validation_curve.append(step, curve_row(metrics, counters))
         weight = "" if counters.kd_weight is None else f", KD weight {counters.kd_weight:.3f}"
-        log(f"{settings.stage}  step {step}: validation {metrics.bits_per_byte:.4f} bits per byte{weight}")
+        log(f"{settings.stage}: step {step:,}: validation {metrics.bits_per_byte:.4f} bits per byte{weight}")
         self._curve.publish(settings.curves / f"{settings.stage}.tsv")
         self._validation_curve.publish(settings.curves / f"{settings.stage}_validation.tsv")
         settings.on_validation()

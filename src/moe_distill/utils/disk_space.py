@@ -42,3 +42,12 @@ def disk_full(error: Exception) -> ResourceError | None:
     return ResourceError(
         "the disk is full", " ".join(str(error).split()), "free some space; the same command continues"
     )
+
+
+def read_only(error: Exception) -> ResourceError | None:
+    """The error to show where the system refuses to open or write a file; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return None
+    return ResourceError(
+        f"{error.filename or 'a file'} cannot be opened or written", error.strerror or str(error), "give it the rights"
+    )

@@ -113,3 +113,10 @@ def fresh_folder(destination: Path) -> Iterator[Path]:
         folder.rename(destination)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def outside_the_root(folder: Path) -> tuple[str, str, str]:
+    """What, why and fix of the error for a command that is given in a folder without params.yaml."""
+    above = next((each for each in folder.resolve().parents if (each / "dvc.yaml").is_file()), None)
+    fix = f"run: cd {above}" if above else "run it in the folder of the project that has params.yaml and dvc.yaml"
+    return f"{folder.resolve()} is not the root of the project", "it has no params.yaml", fix

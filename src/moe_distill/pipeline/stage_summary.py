@@ -1,0 +1,63 @@
+"""The line that a stage ends with: its time, its figures, and where its outputs lie."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from moe_distill.errors import DataError
+
+FIGURES = {  # stage -> key of metrics/<stage>.json -> how it is written
+    "corpus": {"train_documents": "{:,.0f} training documents", "validation_documents": "{:,.0f} for validation"},
+    "models@teacher": {"teacher_parameters": "{:,.0f} parameters"},
+    "models@student": {"student_parameters": "{:,.0f} parameters"},
+    "tokenize": {"windows": "{:,.0f} windows", "aligned_position_coverage": "{:.1%} of the positions aligned"},
+    "teacher": {"positions": "{:,.0f} positions", "positions_per_second": "{:,.0f} tokens/s"},
+    "train_kd": {"steps": "{:,.0f} steps", "validation_bits_per_byte": "{:.4f} bits per byte"},
+    "evaluate": {
+        "student_bits_per_byte": "student {:.4f} bits per byte",
+        "lm_only_bits_per_byte": "LM only {:.4f}",
+        "teacher_bits_per_byte": "teacher {:.4f}",
+    },
+}
+FIGURES["train_router"] = FIGURES["control"] = FIGURES["train_kd"]
+
+
+def summary(stage: str, seconds: float) -> str:
+    """The line, of the workspace that is the current folder."""
+    path = Path(f"metrics/{stage.replace('@', '_')}.json")
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    figures = [words.format(metrics[key]) for key, words in FIGURES.get(stage, {}).items() if key in metrics]
+    outputs = [each for each in _outputs(stage) if not each.startswith("metrics/")]
+    where = f" -> {', '.join(outputs)}" if outputs else ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{stage}: done in {minutes}:{rest:02} min{''.join(f', {each}' for each in figures)}{where}"
+
+
+def result_lines() -> list[str]:
+    """What came out of the run of the current folder, and where it lies.
+
+    Raises:
+        DataError: nothing has been evaluated yet.
+    """
+    path = Path("metrics/evaluate.json")
+    if not path.is_file():
+        raise DataError("there is no result yet", fix="run: dvc repro")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    pairs = {"teacher": "teacher", "student": "student", "the same student, LM only": "lm_only"}
+    figures = [f"{words} {found[f'{key}_bits_per_byte']:.4f}" for words, key in pairs.items()]
+    report = next((each for each in ("report.html", "report.md") if Path("reports", each).is_file()), "report.md")
+    return [
+        f"validation bits per byte: {', '.join(figures)}",
+        f"report:  {Path('reports', report)}",
+        "student: models/student",
+    ]
+
+
+def _outputs(stage: str) -> list[str]:
+    """The folders and files that DVC keeps of a stage."""
+    name, _, key = stage.partition("@")
+    definition = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].get(name, {})
+    outputs = [each for each in definition.get("do", definition).get("outs", []) if isinstance(each, str)]
+    item = definition.get("foreach", {}).get(key, {})
+    return [each.replace("${item.folder}", item.get("folder", "")) for each in outputs]
