@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from moe_distill.config.params import Params
-from moe_distill.evaluation.model_card import write_model_card
 from moe_distill.log import log
 from moe_distill.models.shared_model import share_model
 from moe_distill.pipeline.stage_runner import run
+from moe_distill.reporting.model_card import write_model_card
 from moe_distill.utils.files import fresh_folder
 
 STUDENT = Path("models/student")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.config.params import Params
-from moe_distill.evaluation.model_facts import read_model_facts
-from moe_distill.evaluation.teacher_examples import Teacher, TeacherExamples, teacher_positions, teacher_samples
 from moe_distill.models.corrected_teacher import teacher_to_capture
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.pipeline.stage_runner import run
+from moe_distill.reporting.model_facts import read_model_facts
+from moe_distill.reporting.teacher_examples import Teacher, TeacherExamples, teacher_positions, teacher_samples
 from moe_distill.utils.device import make_runtime
 from moe_distill.utils.files import write_json
 

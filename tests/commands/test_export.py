@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moe_distill.commands import export as exporting
 from moe_distill.commands.export import export, push, require_repository
 from moe_distill.errors import ConfigError, DataError, MoeDistillError, ResourceError
-from moe_distill.evaluation.model_card import write_model_card
 from moe_distill.models.shared_model import share_model
+from moe_distill.reporting.model_card import write_model_card
 from tests.chain import Chain
-from tests.evaluation.test_model_card import FIGURES_OF_A_RUN
+from tests.reporting.test_model_card import FIGURES_OF_A_RUN
 
 
 class Hub:

@@ -18,7 +18,7 @@ from moe_distill.corpus.documents import read_documents
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.utils.files import folder_fingerprint
 from tests.end_to_end.conftest import Checkout, ran, runs_of
-from tests.evaluation.crafted import SECTIONS, Page
+from tests.reporting.crafted import SECTIONS, Page
 
 pytestmark = pytest.mark.usefixtures("first_run")
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate, gain_metrics, training_metrics
 from moe_distill.evaluation.measure import Score
 from moe_distill.evaluation.metrics import resampled_gain
-from moe_distill.evaluation.report import kd_weight_told
+from moe_distill.reporting.report import kd_weight_told
 from tests.chain import Chain
 from tests.params import fixed_params
 from tests.stores import BYTES, Stores

@@ -60,7 +60,7 @@ def test_plots_show_columns_that_every_curve_has() -> None:
 
 def test_the_reports_pictures_are_plots() -> None:
     pictures = {each for each in PIPELINE["plots"] if isinstance(each, str)}
-    report = (ROOT / "src/moe_distill/evaluation/report.py").read_text()
+    report = (ROOT / "src/moe_distill/reporting/report.py").read_text()
     assert pictures == {f"reports/{name}" for name in re.findall(r"\w+\.png", report)}
 
 

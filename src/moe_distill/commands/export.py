@@ -10,8 +10,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from moe_distill.commands.generate import require_model
 from moe_distill.errors import ConfigError, DataError
-from moe_distill.evaluation.model_card import STUDENT
 from moe_distill.models.source_card import CARD_NAME
+from moe_distill.reporting.model_card import STUDENT
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.files import fresh_folder
 

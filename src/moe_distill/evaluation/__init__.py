@@ -1,1 +1,1 @@
-"""Evaluate the students: bits per byte, agreement with the teacher, calibration, and a report."""
+"""Evaluate the students: bits per byte, agreement with the teacher, calibration."""

@@ -11,6 +11,7 @@ from moe_distill.config.profile import Evaluate
 from moe_distill.evaluation.measure import Comparison, Score, compare, require_same_bytes, score
 from moe_distill.evaluation.metrics import (
     CalibrationBin,
+    Metrics,
     bits_per_byte,
     calibration_bins,
     expected_calibration_error,
@@ -18,7 +19,6 @@ from moe_distill.evaluation.metrics import (
     resampled_gain,
     retention,
 )
-from moe_distill.evaluation.verdicts import Metrics
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.shards.provenance import check_same_windows, check_tokenizer, check_vocabulary_map
 from moe_distill.shards.teacher_nll import teacher_nll

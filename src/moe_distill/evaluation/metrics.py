@@ -1,10 +1,13 @@
 """Metrics as pure functions of sums and counts (R18, R19, R20)."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Metrics = Mapping[str, float]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from moe_distill.config.params import Params
-from moe_distill.evaluation.run_facts import RunFacts, StageFacts
 from moe_distill.pipeline.stage_times import recorded_time
+from moe_distill.reporting.run_facts import RunFacts, StageFacts
 from moe_distill.utils.machine import describe_machine
 
 PACKAGES = ("moe-distill", "torch", "transformers", "tokenizers", "safetensors", "datasets", "dvc", "mlflow")

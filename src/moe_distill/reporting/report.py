@@ -1,37 +1,18 @@
 """Write the report, as a page and as Markdown."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from moe_distill.config.corpus_keys import source_name
 from moe_distill.config.params import Params
-from moe_distill.evaluation import figure_tables, run_tables
-from moe_distill.evaluation.evaluate import Evaluation
-from moe_distill.evaluation.markdown import cell, coded, fenced
-from moe_distill.evaluation.model_facts import ModelFacts
-from moe_distill.evaluation.plots import plot_bits_per_byte, plot_experts, read_curve
-from moe_distill.evaluation.run_facts import RunFacts
-from moe_distill.evaluation.student_examples import Position, Sample
-from moe_distill.evaluation.svg import bits_per_byte_svg, calibration_svg, experts_svg, term_svgs
-from moe_distill.evaluation.verdicts import Metrics, verdicts
-
-
-@dataclass(frozen=True)
-class ReportInputs:
-    """All that a report tells."""
-
-    params: Params
-    measured: Evaluation
-    corpus: Metrics  # metrics/corpus.json
-    tokenize: Metrics  # metrics/tokenize.json
-    curves: Path  # folder of the curves' TSV files
-    teacher: ModelFacts
-    student: ModelFacts
-    positions: list[Position]
-    samples: list[Sample]
-    facts: RunFacts
+from moe_distill.evaluation.metrics import Metrics
+from moe_distill.reporting import figure_tables, run_tables
+from moe_distill.reporting.markdown import cell, coded, fenced
+from moe_distill.reporting.plots import plot_bits_per_byte, plot_experts, read_curve
+from moe_distill.reporting.report_inputs import ReportInputs
+from moe_distill.reporting.svg import bits_per_byte_svg, calibration_svg, experts_svg, term_svgs
+from moe_distill.reporting.verdicts import verdicts
 
 
 def write_report(inputs: ReportInputs, folder: Path) -> None:
@@ -102,7 +83,7 @@ def _watched_told(metrics: Metrics) -> str:
 
 def _environment(is_page: bool) -> Environment:
     environment = Environment(
-        loader=PackageLoader("moe_distill.evaluation", "templates"),
+        loader=PackageLoader("moe_distill.reporting", "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

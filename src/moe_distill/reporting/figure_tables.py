@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from moe_distill.config.params import Params
-from moe_distill.evaluation.tables import Table, told_bytes, told_count
-from moe_distill.evaluation.verdicts import Metrics
+from moe_distill.evaluation.metrics import Metrics
+from moe_distill.reporting.tables import Table, told_bytes, told_count
 
 
 def figures_table(params: Params, metrics: Metrics) -> Table:

@@ -3,13 +3,13 @@
 import pytest
 
 from moe_distill.config.params import Params
-from moe_distill.evaluation.figure_tables import figures_table, sources_table, tiles
-from moe_distill.evaluation.run_facts import StageFacts
-from moe_distill.evaluation.run_tables import corpus_table, cost_table, models_table
-from moe_distill.evaluation.tables import told_bytes, told_seconds
+from moe_distill.reporting.figure_tables import figures_table, sources_table, tiles
+from moe_distill.reporting.run_facts import StageFacts
+from moe_distill.reporting.run_tables import corpus_table, cost_table, models_table
+from moe_distill.reporting.tables import told_bytes, told_seconds
 from tests.correction.conftest import PARAMS as CORRECTION
-from tests.evaluation.crafted import METRICS, NO_BASELINE
 from tests.params import fixed_params
+from tests.reporting.crafted import METRICS, NO_BASELINE
 
 HUB = {"kind": "hub", "repository": "a/b", "revision": "c0ffee"}
 FILES = {

@@ -9,11 +9,13 @@ import torch
 from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.config.model_keys import FolderModel
 from moe_distill.config.profile import Evaluate
-from moe_distill.evaluation.continuations import continued
-from moe_distill.evaluation.model_facts import licence_facts, read_model_facts
-from moe_distill.evaluation.pieces import visible
-from moe_distill.evaluation.student_examples import Student, load_student, student_positions, student_samples
-from moe_distill.evaluation.teacher_examples import (
+from moe_distill.models.pretrained import load_causal_lm
+from moe_distill.models.tokenizer_files import load_tokenizer
+from moe_distill.reporting.continuations import continued
+from moe_distill.reporting.model_facts import licence_facts, read_model_facts
+from moe_distill.reporting.pieces import visible
+from moe_distill.reporting.student_examples import Student, load_student, student_positions, student_samples
+from moe_distill.reporting.teacher_examples import (
     PROMPT_TOKENS,
     Teacher,
     TeacherExamples,
@@ -21,8 +23,6 @@ from moe_distill.evaluation.teacher_examples import (
     teacher_positions,
     teacher_samples,
 )
-from moe_distill.models.pretrained import load_causal_lm
-from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 from tests.chain import Chain
 

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from moe_distill.evaluation.metrics import CalibrationBin
-from moe_distill.evaluation.plots import BLUE, GRAY, ORANGE, Table, draw_bits_per_byte, draw_experts, read_curve
+from moe_distill.reporting.plots import BLUE, GRAY, ORANGE, Table, draw_bits_per_byte, draw_experts, read_curve
 
 INK = "#123456"  # stands for the colour of the page's text, and is replaced by `currentColor`
 STYLE: Any = {

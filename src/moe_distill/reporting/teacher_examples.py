@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from moe_distill.batches.batch_order import spread_windows
 from moe_distill.config.profile import Evaluate
-from moe_distill.evaluation.continuations import continued
-from moe_distill.evaluation.model_facts import ModelFacts
-from moe_distill.evaluation.pieces import Guess, Piece, make_pieces, text_of, visible
+from moe_distill.reporting.continuations import continued
+from moe_distill.reporting.model_facts import ModelFacts
+from moe_distill.reporting.pieces import Guess, Piece, make_pieces, text_of, visible
 from moe_distill.shards.provenance import check_same_windows
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore

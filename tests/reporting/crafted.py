@@ -6,11 +6,12 @@ from pathlib import Path
 
 from moe_distill.evaluation.evaluate import Evaluation
 from moe_distill.evaluation.metrics import CalibrationBin
-from moe_distill.evaluation.model_facts import ModelFacts
-from moe_distill.evaluation.pieces import Guess, Segment
-from moe_distill.evaluation.report import ReportInputs, write_report
-from moe_distill.evaluation.run_facts import RunFacts, StageFacts
-from moe_distill.evaluation.student_examples import Position, Sample
+from moe_distill.reporting.model_facts import ModelFacts
+from moe_distill.reporting.pieces import Guess, Segment
+from moe_distill.reporting.report import write_report
+from moe_distill.reporting.report_inputs import ReportInputs
+from moe_distill.reporting.run_facts import RunFacts, StageFacts
+from moe_distill.reporting.student_examples import Position, Sample
 from tests.params import fixed_params
 
 SECTIONS = ["verdict", "models", "figures", "curves", "experts", "agreement", "positions", "samples"]

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from moe_distill.config.corpus_keys import Files, Hub, Source, source_name
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.config.params import Params
-from moe_distill.evaluation.model_facts import ModelFacts
-from moe_distill.evaluation.run_facts import RunFacts, StageFacts
-from moe_distill.evaluation.tables import UNKNOWN, Table, told_bytes, told_count, told_seconds
-from moe_distill.evaluation.verdicts import Metrics
+from moe_distill.evaluation.metrics import Metrics
+from moe_distill.reporting.model_facts import ModelFacts
+from moe_distill.reporting.run_facts import RunFacts, StageFacts
+from moe_distill.reporting.tables import UNKNOWN, Table, told_bytes, told_count, told_seconds
 
 
 def models_table(params: Params, teacher: ModelFacts, student: ModelFacts, metrics: Metrics) -> Table:

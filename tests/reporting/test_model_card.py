@@ -13,8 +13,8 @@ from huggingface_hub import constants as hub_constants
 from moe_distill.config.corpus_keys import Hub
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.config.params import Params
-from moe_distill.evaluation.model_card import FIGURES, write_model_card
 from moe_distill.models.shared_model import share_model
+from moe_distill.reporting.model_card import FIGURES, write_model_card
 from tests.chain import Chain
 from tests.correction.conftest import PARAMS as CORRECTION
 

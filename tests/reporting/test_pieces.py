@@ -1,6 +1,6 @@
 """Pieces of text as a person sees them, and where two tokenizers cut alike."""
 
-from moe_distill.evaluation.pieces import Piece, Segment, aligned_segments, make_pieces, text_of, visible
+from moe_distill.reporting.pieces import Piece, Segment, aligned_segments, make_pieces, text_of, visible
 
 SPELLED = [b" the", b"\n", b"\xe2\x82", b"\xac", None, b"a"]
 

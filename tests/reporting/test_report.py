@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moe_distill.evaluation.markdown import cell, coded, fenced
-from moe_distill.evaluation.report import write_report
-from tests.evaluation.crafted import NO_BASELINE, SECTIONS, Page, crafted_inputs, written
+from moe_distill.reporting.markdown import cell, coded, fenced
+from moe_distill.reporting.report import write_report
+from tests.reporting.crafted import NO_BASELINE, SECTIONS, Page, crafted_inputs, written
 
 
 @pytest.fixture(scope="module")

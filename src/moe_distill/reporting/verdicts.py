@@ -1,10 +1,9 @@
 """What a report says at its top, in words: what distillation has brought, and what makes the figures doubtful."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Metrics = Mapping[str, float]
+from moe_distill.evaluation.metrics import Metrics
 
 
 @dataclass(frozen=True)

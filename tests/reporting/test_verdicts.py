@@ -2,8 +2,8 @@
 
 import pytest
 
-from moe_distill.evaluation.verdicts import Verdict, gain, verdicts
-from tests.evaluation.crafted import METRICS, NO_BASELINE
+from moe_distill.reporting.verdicts import Verdict, gain, verdicts
+from tests.reporting.crafted import METRICS, NO_BASELINE
 
 
 def said(**changes: float) -> dict[str, Verdict]:

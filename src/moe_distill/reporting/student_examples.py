@@ -8,13 +8,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from moe_distill.evaluation.continuations import continued
 from moe_distill.evaluation.evaluate import AGREED_WITH
-from moe_distill.evaluation.pieces import Guess, Segment, aligned_segments, make_pieces, text_of, visible
-from moe_distill.evaluation.teacher_examples import TOP, TeacherPosition, TeacherSample, guesses
 from moe_distill.models.prefix_token import prefix_token_id
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.tokenizer_files import load_tokenizer
+from moe_distill.reporting.continuations import continued
+from moe_distill.reporting.pieces import Guess, Segment, aligned_segments, make_pieces, text_of, visible
+from moe_distill.reporting.teacher_examples import TOP, TeacherPosition, TeacherSample, guesses
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore, model_inputs
 from moe_distill.targets.next_token_counts import load_vocabulary_map

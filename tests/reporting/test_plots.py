@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from moe_distill.evaluation import plots
+from moe_distill.reporting import plots
 
 HEADER = "step\texpert_share_0\texpert_share_1\texpert_entropy\tgate_divergence\n"
 

@@ -29,7 +29,7 @@ def write_model_card(params: Params, metrics: Mapping[str, float], tokenizer_cla
     """
     models, sources = params.profile.models, params.profile.corpus.sources
     environment = Environment(
-        loader=PackageLoader("moe_distill.evaluation", "templates"),
+        loader=PackageLoader("moe_distill.reporting", "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
