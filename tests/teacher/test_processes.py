@@ -14,8 +14,8 @@ from moe_distill.teacher import capture as capture_module
 from moe_distill.teacher.forward import States, forward
 from moe_distill.utils.files import folder_fingerprint
 from moe_distill.utils.processes import ALONE, Processes
+from tests.forked_ranks import run_ranks
 from tests.teacher.conftest import make_teacher
-from tests.teacher.forked_ranks import run_ranks
 from tests.teacher.test_capture import run
 
 FILES = {"batch_windows": 1, "shard_positions": 100}  # six files of two windows, twelve batches

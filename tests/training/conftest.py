@@ -154,8 +154,7 @@ def target_of(batch: Batch) -> SparseTarget:
     return batch.text.target
 
 
-@pytest.fixture
-def teacher_head() -> TeacherHead:
+def make_teacher_head() -> TeacherHead:
     generator = torch.Generator().manual_seed(5)
 
     def random(*shape: int) -> torch.Tensor:
@@ -180,7 +179,11 @@ def teacher_head() -> TeacherHead:
 
 
 @pytest.fixture
-def student(teacher_head: TeacherHead) -> Student:
+def teacher_head() -> TeacherHead:
+    return make_teacher_head()
+
+
+def make_student(teacher_head: TeacherHead, dropout: float = 0.0) -> Student:
     config = LlamaConfig(
         vocab_size=STUDENT_VOCABULARY,
         hidden_size=16,
@@ -189,10 +192,16 @@ def student(teacher_head: TeacherHead) -> Student:
         num_attention_heads=2,
         num_key_value_heads=1,
         tie_word_embeddings=True,
+        attention_dropout=dropout,
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     return Student(model, make_heads([2, 3], 16, TEACHER_SIZE, EXPERTS, seed=0), teacher_head)
+
+
+@pytest.fixture
+def student(teacher_head: TeacherHead) -> Student:
+    return make_student(teacher_head)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from moe_distill.utils.processes import Processes, joined_processes
 
 # A server that has imported everything forks each process, in a hundredth of the time that the imports take.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.teacher.forked_ranks", "tests.teacher.test_capture"])
+FORKS.set_forkserver_preload(["tests.forked_ranks", "tests.teacher.test_capture", "tests.training.conftest"])
 HOST = "127.0.0.1"
 
 
