@@ -17,7 +17,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED_TORCH := $(shell grep '^torch==' requirements.txt)
 OTHER_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 
-.PHONY: run test test-slow test-gpu check format ui clean-venv
+.PHONY: install run test test-slow test-gpu check format ui clean-venv
+
+install: $(VENV)/installed
 
 run: $(VENV)/installed
 	dvc repro

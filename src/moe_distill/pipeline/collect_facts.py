@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from moe_distill.config.params import Params
+from moe_distill.pipeline.dvc_stage import stage_outputs
 from moe_distill.pipeline.stage_times import recorded_time
 from moe_distill.reporting.run_facts import RunFacts, StageFacts
 from moe_distill.utils.machine import describe_machine
@@ -31,7 +32,7 @@ def collect_facts(params: Params) -> RunFacts:
         collected=corpus.began.date().isoformat() if corpus else "",
         machine=describe_machine(),
         versions={"Python": platform.python_version(), **dict(_versions())},
-        stages=tuple(_stages()),
+        stages=tuple(_facts(stage, outputs) for stage, outputs in stage_outputs().items()),
         commands=tuple(_commands(commit, profile)),
     )
 
@@ -44,21 +45,10 @@ def _versions() -> Iterator[tuple[str, str]]:
             continue
 
 
-def _stages() -> Iterator[StageFacts]:
-    """Times and bytes of the stages whose outputs are here, in the order of dvc.yaml."""
-    for name, stage in yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
-        if "do" not in stage:
-            yield _facts(name, stage)
-        for key, item in stage.get("foreach", {}).items():
-            outs = [out.replace("${item.folder}", item["folder"]) for out in stage["do"].get("outs", [])]
-            yield _facts(f"{name}@{key}", {"outs": outs})
-
-
-def _facts(name: str, stage: Mapping[str, list[str | dict[str, object]]]) -> StageFacts:
-    outs = [Path(out if isinstance(out, str) else next(iter(out))) for out in stage.get("outs", [])]
-    files = [file for out in outs for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file()]
-    time = recorded_time(name)
-    return StageFacts(name, time.seconds if time else None, sum(file.stat().st_size for file in files))
+def _facts(stage: str, outputs: list[Path]) -> StageFacts:
+    files = [file for out in outputs for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file()]
+    time = recorded_time(stage)
+    return StageFacts(stage, time.seconds if time else None, sum(file.stat().st_size for file in files))
 
 
 def _commands(commit: str, profile: str) -> Iterator[str]:

@@ -37,6 +37,21 @@ def stage_parameters(stage: str, params: Params) -> dict[str, Json]:
     return values
 
 
+def stage_outputs() -> dict[str, list[Path]]:
+    """What each stage of dvc.yaml writes, in its order; a `foreach` stage has an entry for each key, as name@key."""
+    outputs: dict[str, list[Path]] = {}
+    for name, stage in yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+        items = {f"{name}@{key}": item for key, item in stage.get("foreach", {}).items()} or {name: {}}
+        for label, item in items.items():
+            entries = stage.get("do", stage).get("outs", [])
+            paths = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+            key = label.partition("@")[2]
+            outputs[label] = [
+                Path(path.replace("${key}", key).replace("${item.folder}", item.get("folder", ""))) for path in paths
+            ]
+    return outputs
+
+
 def _dvc_stage(stage: str) -> _DvcStage:
     stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
     return _DvcStage.model_validate(stages[stage])

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import yaml
-
 from moe_distill.errors import DataError
+from moe_distill.pipeline.dvc_stage import stage_outputs
 
 FIGURES = {  # stage -> key of metrics/<stage>.json -> how it is written
     "corpus": {"train_documents": "{:,.0f} training documents", "validation_documents": "{:,.0f} for validation"},
@@ -28,7 +27,7 @@ def summary(stage: str, seconds: float) -> str:
     path = Path(f"metrics/{stage.replace('@', '_')}.json")
     metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     figures = [words.format(metrics[key]) for key, words in FIGURES.get(stage, {}).items() if key in metrics]
-    outputs = [each for each in _outputs(stage) if not each.startswith("metrics/")]
+    outputs = [str(each) for each in stage_outputs().get(stage, []) if each.parts[0] != "metrics"]
     where = f" -> {', '.join(outputs)}" if outputs else ""
     minutes, rest = divmod(round(seconds), 60)
     return f"{stage}: done in {minutes}:{rest:02} min{''.join(f', {each}' for each in figures)}{where}"
@@ -52,12 +51,3 @@ def result_lines() -> list[str]:
         f"report:  {Path('reports', report)}",
         "student: models/student",
     ]
-
-
-def _outputs(stage: str) -> list[str]:
-    """The folders and files that DVC keeps of a stage."""
-    name, _, key = stage.partition("@")
-    definition = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].get(name, {})
-    outputs = [each for each in definition.get("do", definition).get("outs", []) if isinstance(each, str)]
-    item = definition.get("foreach", {}).get(key, {})
-    return [each.replace("${item.folder}", item.get("folder", "")) for each in outputs]

@@ -1,5 +1,6 @@
 """Device, precision and seeds of a stage."""
 
+import os
 import random
 from dataclasses import dataclass
 from typing import Literal
@@ -100,5 +101,6 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU are not deterministic
     # Nothing reads uninitialised memory here, and filling it takes 5% of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
