@@ -44,4 +44,7 @@ def test_the_result_is_named_with_report_and_student() -> None:
     Path("reports").mkdir()
     Path("reports/report.html").touch()
     assert result_lines()[1:] == ["report:  reports/report.html", "student: models/student"]
-    assert "student 1.5000" in result_lines()[0]
+    assert "student 1.5000, the same student, LM only 1.5000" in result_lines()[0]
+    del figures["lm_only_bits_per_byte"]  # `baseline: none`
+    Path("metrics/evaluate.json").write_text(json.dumps(figures))
+    assert result_lines()[0] == "validation bits per byte: teacher 1.5000, student 1.5000"

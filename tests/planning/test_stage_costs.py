@@ -1,6 +1,7 @@
 """Hours, bytes and the verdict, against arithmetic by hand on round numbers."""
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from moe_distill.planning.stage_costs import (
     StageCost,
     first_steps,
     judge,
+    made_share,
     stage_costs,
     step_seconds,
 )
@@ -100,6 +102,24 @@ def test_targets_that_are_kept_are_made_in_the_first_epoch_alone() -> None:
     half = round(50 * 60 * (capture.k + capture.tail_samples) * TARGET_BYTES / 1e6)
     plan = make_plan(with_memory(make_params(), half), rates=replace(RATES, target_window=300.0))
     assert step_seconds(plan, "train_kd") == pytest.approx(967.0 + 8 * 300.0 * (1 / 8 + 7 / 8 / 2), rel=0.1)
+
+
+@pytest.mark.parametrize("n_caches", [1, 2, 4])
+def test_each_process_keeps_targets_of_its_own(n_caches: int) -> None:
+    """Held against windows dealt at random to processes, whose caches have room for 60 of 100 together."""
+    generator, n_windows, n_epochs = random.Random(0), 100, 8
+    kept, made = [set[int]() for _ in range(n_caches)], 0
+    for window in [*range(n_windows)] * n_epochs:
+        cache = generator.choice(kept)
+        made += window not in cache
+        if len(cache) < 60 // n_caches:
+            cache.add(window)
+    params = make_params()
+    capture, train = params.profile.teacher, params.profile.train
+    room = 60 * 60 * (capture.k + capture.tail_samples) * TARGET_BYTES / 1e6
+    train = train.model_copy(update={"target_memory_mb": room, "loader_workers": n_caches})
+    plan = make_plan(params.model_copy(update={"profile": params.profile.model_copy(update={"train": train})}))
+    assert made_share(plan) == pytest.approx(made / n_windows / n_epochs, abs=0.02)
 
 
 def with_memory(params: Params, megabytes: int) -> Params:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
-from moe_distill.utils.processes import ALONE, sum_gradients
+from moe_distill.errors import DataError
+from moe_distill.utils.processes import ALONE, joined_processes, sum_gradients
 from tests.params import ROOT
 
 COUNT = 3
@@ -32,6 +34,21 @@ def test_three_processes_agree(tmp_path: Path) -> None:
             "text": "of rank 0, é",
             "gradients": [[[6.0] * 3] * 2, [0.0, 1.0, 2.0, 3.0], None],
         }
+
+
+def test_after_an_error_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With NCCL a process could wait for others that wait for it, before it has said what is wrong."""
+    parted = list[bool]()
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: parted.append(True))
+    with pytest.raises(DataError), joined_processes():
+        raise DataError("what")
+    assert not parted
+    with joined_processes():
+        pass
+    assert parted
 
 
 def test_one_process_alone_sees_itself() -> None:

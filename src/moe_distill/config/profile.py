@@ -2,7 +2,7 @@
 
 A profile holds what a machine, a corpus and a pair of models need. Its sections must stand in it, if empty: DVC follows
 them by name. Most keys in them have a default, of a pair of pretrained models on one GPU; `left_out` tells DVC of the
-defaults that are used (pipeline/local_inputs.py). Unknown keys are refused.
+defaults that are used (pipeline/default_values.py). Unknown keys are refused.
 """
 
 from itertools import pairwise

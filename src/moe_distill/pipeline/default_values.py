@@ -14,7 +14,7 @@ VALUES = {  # single keys that a stage depends on: they may be left out, where D
     "models": ("seed", "teacher_correction"),
     "windows": ("teacher_max_length", "student_max_length"),
     "teacher": ("precision",),
-    "evaluate": ("batch_windows",),
+    "evaluate": ("batch_windows", "samples", "sample_tokens"),
 }
 
 

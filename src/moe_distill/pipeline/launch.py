@@ -15,12 +15,13 @@ from typing import NoReturn
 
 from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError, ResourceError
-from moe_distill.pipeline.rank import FAILURE_NAME, METRICS_NAME, WORK_VARIABLE, Compute, Failure
+from moe_distill.pipeline.rank import FAILURE_NAME, LOST_NAME, METRICS_NAME, WORK_VARIABLE, Compute, Failure
 from moe_distill.utils.checksummed_json import read_json_object
 from moe_distill.utils.processes import ALONE
 from moe_distill.utils.signals import raise_at_once
 
 SECONDS_TO_END = 60  # that processes have after a signal, to finish a step and write a checkpoint
+SHOWN_LENGTH = 300  # characters of what a library says
 
 
 def in_processes(stage: str, params: Params, compute: Compute) -> Callable[[Path], dict[str, float]]:
@@ -63,8 +64,9 @@ def _launch(stage: str, processes: int, work: Path) -> dict[str, float]:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    failure, metrics = work / FAILURE_NAME, work / METRICS_NAME
-    failure.unlink(missing_ok=True)
+    metrics = work / METRICS_NAME
+    for name in (FAILURE_NAME, LOST_NAME):
+        (work / name).unlink(missing_ok=True)
     options = ["--nproc-per-node", str(processes), "--shutdown-timeout", str(SECONDS_TO_END)]
     with _own_signals(), _environment(processes, work):
         try:
@@ -72,21 +74,24 @@ def _launch(stage: str, processes: int, work: Path) -> dict[str, float]:
         except SignalException as error:
             raise_at_once(error.sigval, None)
         except ChildFailedError as error:
-            _raise_reason(failure, min(each.exitcode for each in error.failures.values()))
+            _raise_reason(work, min(each.exitcode for each in error.failures.values()))
     values = read_json_object(metrics)
     metrics.unlink()
     return {name: float(str(value)) for name, value in values.items()}
 
 
-def _raise_reason(failure: Path, exit_code: int) -> NoReturn:
+def _raise_reason(work: Path, exit_code: int) -> NoReturn:
     """Raise what ended the first of the processes; of a bug, show the traceback.
 
     Args:
-        exit_code: negative where a signal has ended one of them.
+        exit_code: negative where a signal has ended one of them, which explains what the others have lost.
     """
+    failure, lost = work / FAILURE_NAME, work / LOST_NAME
     if not failure.is_file():
         how = f"by signal {-exit_code}" if exit_code < 0 else f"with code {exit_code}"
-        raise ResourceError(f"one of its processes was ended {how}", fix="the same command continues")
+        told = lost.read_text(encoding="utf-8") if exit_code >= 0 and lost.is_file() else ""
+        why = " ".join(told.split())[:SHOWN_LENGTH]
+        raise ResourceError(f"one of its processes was ended {how}", why, "the same command continues")
     left = Failure.model_validate_json(failure.read_text(encoding="utf-8"))
     failure.unlink()
     known = left.to_error()

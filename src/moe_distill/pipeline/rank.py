@@ -1,7 +1,8 @@
 """One of several processes that compute a stage together: it has the stage's work folder, and touches nothing else.
 
 The process that started them (launch.py) holds the locks and publishes. What ended the first of them that failed lies
-in a file of the work folder; the others only lose it.
+in a file of the work folder; the others only lose it. What the first to lose another was told of that lies in a second
+file: where no process has failed by itself, such as when they cannot reach each other, it is all there is.
 """
 
 import os
@@ -23,7 +24,7 @@ from moe_distill.utils.processes import PeerLostError, Processes, joined_process
 from moe_distill.utils.signals import Terminated
 
 WORK_VARIABLE = "MOE_DISTILL_WORK"  # the work folder, for rank 0
-FAILURE_NAME, METRICS_NAME = "failure.json", "metrics.json"
+FAILURE_NAME, LOST_NAME, METRICS_NAME = "failure.json", "peer_lost.txt", "metrics.json"
 
 Compute = Callable[[Params, Path, Processes], dict[str, float]]
 
@@ -54,33 +55,42 @@ def is_rank() -> bool:
 def run_rank(stage: str, compute: Compute) -> NoReturn:
     """Compute this process's part and exit: 0, or a code that says nothing; the reason is in the work folder."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    work = Path(os.environ.get(WORK_VARIABLE, ""))
+    wanted = os.environ.get(WORK_VARIABLE, "")  # another node learns it from rank 0
+    work = Path(wanted) if wanted else None
     try:
         params = load_params()
         with joined_processes() as processes:
-            work = Path(processes.text(str(work)))
+            work = Path(processes.text(wanted))
             if not processes.is_first:
                 sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  # rank 0 speaks for all
             metrics = compute(params, work, processes)
             if processes.is_first:
                 write_json(work / METRICS_NAME, metrics)
-    except (KeyboardInterrupt, Terminated, PeerLostError):
+    except (KeyboardInterrupt, Terminated):
+        _exit(1)
+    except PeerLostError as error:
+        _leave_word(work, LOST_NAME, str(error))
         _exit(1)
     except Exception as error:
-        _leave_word(work, known_error(stage, error))
+        _leave_word(work, FAILURE_NAME, _failure(known_error(stage, error)).model_dump_json())
         _exit(1)
     _exit(0)
 
 
-def _leave_word(work: Path, known: errors.MoeDistillError | None) -> None:
-    """Write why this process ends, unless another one has."""
+def _failure(known: errors.MoeDistillError | None) -> Failure:
     if known is None:
-        failure = Failure(error="", what=traceback.format_exc(), why="", fix="")
-    else:
-        failure = Failure(error=type(known).__name__, what=known.what, why=known.why, fix=known.fix)
+        return Failure(error="", what=traceback.format_exc(), why="", fix="")
+    return Failure(error=type(known).__name__, what=known.what, why=known.why, fix=known.fix)
+
+
+def _leave_word(work: Path | None, name: str, word: str) -> None:
+    """Write why this process ends, unless another one has; before rank 0 has said where, to the console."""
+    if work is None:
+        print(word, file=sys.stderr)
+        return
     try:
-        with (work / FAILURE_NAME).open("x", encoding="utf-8") as file:
-            file.write(failure.model_dump_json())
+        with (work / name).open("x", encoding="utf-8") as file:
+            file.write(word)
     except FileExistsError:
         return
 

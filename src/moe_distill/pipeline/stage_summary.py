@@ -44,7 +44,8 @@ def result_lines() -> list[str]:
         raise DataError("there is no result yet", fix="run: dvc repro")
     found = json.loads(path.read_text(encoding="utf-8"))
     pairs = {"teacher": "teacher", "student": "student", "the same student, LM only": "lm_only"}
-    figures = [f"{words} {found[f'{key}_bits_per_byte']:.4f}" for words, key in pairs.items()]
+    known = {words: found.get(f"{key}_bits_per_byte") for words, key in pairs.items()}
+    figures = [f"{words} {value:.4f}" for words, value in known.items() if value is not None]  # None: `baseline: none`
     report = next((each for each in ("report.html", "report.md") if Path("reports", each).is_file()), "report.md")
     return [
         f"validation bits per byte: {', '.join(figures)}",

@@ -161,20 +161,25 @@ def step_seconds(plan: Plan, stage: str) -> float:
         computed += 2 * (n - 1) / n * FP32 * plan.student.parameters / plan.device.link
     if stage == "control":
         return computed
-    made = parts * train.micro_batch_windows * _made_share(plan) * rates.target_window
+    made = parts * train.micro_batch_windows * made_share(plan) * rates.target_window
     return max(computed, made / train.loader_workers) if train.loader_workers else computed + made
 
 
-def _made_share(plan: Plan) -> float:
-    """Share of the windows of a step whose targets are made: all in the first epoch, later those not kept."""
+def made_share(plan: Plan) -> float:
+    """Share of the windows of a step whose targets are made: all in the first epoch, later those not kept.
+
+    Each process that makes batches ready keeps those it has made, in its part of the memory; and each epoch deals it
+    other windows than the last one did.
+    """
     train, capture = plan.params.profile.train, plan.params.profile.teacher
-    windows = plan.amounts.student_windows["train"]
+    windows, n = plan.amounts.student_windows["train"], plan.processes * max(1, train.loader_workers)
     if math.isnan(windows):
         return 1.0
     each = plan.amounts.student_length * (capture.k + capture.tail_samples) * TARGET_BYTES
-    kept = min(1.0, train.target_memory_mb * 1e6 * plan.processes / (windows * each))
+    kept = min(1.0, train.target_memory_mb * 1e6 / n / (windows * each))
     epochs = max(1.0, train.max_steps * train.batch_windows / windows)
-    return 1.0 / epochs + (1.0 - 1.0 / epochs) * (1.0 - kept)
+    met = (1.0 - (1.0 - 1.0 / n) ** epoch for epoch in range(math.ceil(epochs)))  # share of the windows, by a process
+    return sum((1.0 - min(kept, each)) * min(1.0, epochs - epoch) for epoch, each in enumerate(met)) / epochs
 
 
 @dataclass(frozen=True)

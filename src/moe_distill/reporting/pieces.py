@@ -48,8 +48,11 @@ def make_pieces(ids: Sequence[int], spelled: Sequence[bytes | None]) -> list[Pie
 
 
 def text_of(ids: Sequence[int], spelled: Sequence[bytes | None]) -> str:
-    """The text of some tokens; a character that they end in the midst of is left out, other broken ones are shown."""
-    joined = b"".join(spelled[number] or b"" for number in ids)
+    """The text of some tokens; a character that they end in the midst of is left out, other broken ones are shown.
+
+    An id beyond the tokenizer's, of a row of the output matrix that has no token, spells nothing.
+    """
+    joined = b"".join(spelled[number] or b"" for number in ids if number < len(spelled))
     for cut in range(4):
         try:
             return joined[: len(joined) - cut].decode("utf-8")

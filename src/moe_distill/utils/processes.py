@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET_ELEMENTS = 2**24  # of gradients that travel together: 64 MB in fp32
+PATIENCE = timedelta(days=1)  # in an exchange: at the end of a capture one may wait for a slower GPU's files
 
 
 class PeerLostError(Exception):
@@ -118,16 +119,18 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Join the other processes that torchrun has started; each has a GPU of its own where there are any."""
+    """Join the other processes that torchrun has started; each has a GPU of its own where there are any.
+
+    They part at the end of a block that has gone well. After an error the caller is to end the process instead: to
+    part from others that wait in an exchange which this one will not join could take as long as their patience.
+    """
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with _peers():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timedelta(hours=1))
-    try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=PATIENCE)
+    yield Processes(dist.get_rank(), dist.get_world_size())
+    dist.destroy_process_group()
 
 
 @contextmanager
