@@ -1,6 +1,6 @@
-# make run | make test | make check | make test-slow | make test-gpu | make ui | make clean-venv
-# Each target installs what it needs into .venv from the locked requirements first; clean-venv removes it, so that the
-# next one installs anew: make clean-venv; make run TORCH_INDEX=...
+# `make` alone says what there is: what stands behind `##` beside each target. Each target installs what it needs into
+# .venv from the locked requirements first; clean-venv removes it, so that the next one installs anew:
+# make clean-venv; make run TORCH_INDEX=...
 
 PYTHON ?= python3
 # Another torch than the locked one, such as torch==2.6.0, and the index address it comes from, which
@@ -17,38 +17,43 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED_TORCH := $(shell grep '^torch==' requirements.txt)
 OTHER_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 
-.PHONY: install run test test-slow test-gpu check format ui clean-venv
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-slow test-gpu check format ui clean-venv
 
-install: $(VENV)/installed
+install: $(VENV)/installed ## .venv with the locked requirements
 
-run: $(VENV)/installed
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "Settings, as in \`make run PYTHON=python3.12\`: PYTHON, TORCH, TORCH_INDEX (README.md); PORT of \`make ui\`"
+
+run: $(VENV)/installed ## everything: install, then dvc repro of the profile in params.yaml; then say what came out
 	dvc repro
 	@moe-distill result
 
-test: $(VENV)/installed
+test: $(VENV)/installed ## install, then the tests that take seconds each
 	pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed ## the tests that take minutes each
 	pytest -m slow
 
-test-gpu: $(VENV)/installed
+test-gpu: $(VENV)/installed ## tests and ratios at the real pair's sizes, on the GPU that is here
 	pytest -m gpu -rs -o tmp_path_retention_policy=none
 	python benchmarks/gpu_check.py --json gpu_check.json
 
-check: $(VENV)/installed
+check: $(VENV)/installed ## linter, format, types and import contracts
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 
-format: $(VENV)/installed
+format: $(VENV)/installed ## put the code into ruff's format
 	ruff check --fix .
 	ruff format .
 
-ui: $(VENV)/installed
+ui: $(VENV)/installed ## MLflow's pages on 127.0.0.1
 	moe-distill ui --port $(PORT)
 
-clean-venv:
+clean-venv: ## remove .venv; the next target installs anew
 	rm -rf $(VENV)
 
 $(VENV)/installed: requirements.txt pyproject.toml

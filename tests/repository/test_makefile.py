@@ -38,7 +38,22 @@ def test_torch_is_the_locked_one_or_the_one_that_is_asked_for(settings: list[str
     assert installs(*settings) == expected
 
 
+def phony_targets() -> list[str]:
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    return next(line for line in lines if line.startswith(".PHONY:")).split()[1:]
+
+
 def test_every_phony_target_exists() -> None:
     lines = (ROOT / "Makefile").read_text().splitlines()
-    phony = next(line for line in lines if line.startswith(".PHONY:")).split()[1:]
-    assert [name for name in phony if not any(line.startswith(f"{name}:") for line in lines)] == []
+    assert [name for name in phony_targets() if not any(line.startswith(f"{name}:") for line in lines)] == []
+
+
+def test_make_alone_says_every_target_in_a_line_and_does_nothing_else(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    done = subprocess.run(["make", "--no-print-directory"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    *targets, _settings = done.stdout.splitlines()
+    assert [line.split()[1] for line in targets] == phony_targets()
+    assert all(line.startswith("make ") and len(line.split()) > 3 and len(line) <= 120 for line in targets)
+    assert done.stderr == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Makefile", "requirements.txt"]

@@ -22,28 +22,28 @@ class Files(Section):
     """Local text: .txt, .jsonl or .parquet files, folders of them, or globs."""
 
     kind: Literal["files"]
-    name: SourceName = "texts"
-    paths: list[str] = Field(min_length=1)
+    name: SourceName = "texts"  # under which its metrics are reported
+    paths: list[str] = Field(min_length=1)  # relative ones are below the main checkout
     field: str = "text"  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
-    weight: Share = 1.0
-    max_documents: Positive | None = None
-    join_rows_to_characters: Positive | None = None  # see Hub; a .txt stays one document
+    weight: Share = 1.0  # share of its training documents that is kept
+    max_documents: Positive | None = None  # null: no limit
+    join_rows_to_characters: Positive | None = None  # see kind `hub`; a .txt stays one document
 
 
 class Hub(Section):
     """A dataset of the Hugging Face hub, streamed at a pinned revision."""
 
     kind: Literal["hub"]
-    name: SourceName
-    repository: str
-    revision: str = Field(min_length=1)
+    name: SourceName  # under which its metrics are reported
+    repository: str  # owner/name
+    revision: str = Field(min_length=1)  # a commit; anything else is refused without `allow_unpinned`
     allow_unpinned: bool = False  # true: whatever a branch or tag names at the first download, recorded from then on
-    subset: str | None = None
-    split: str = "train"
-    field: str = "text"
-    weight: Share = 1.0
-    max_documents: Positive
-    join_rows_to_characters: Positive | None = None  # consecutive rows make a document; absent: each row is one
+    subset: str | None = None  # configuration of the dataset, where it has several
+    split: str = "train"  # of the dataset, that text is read from
+    field: str = "text"  # column that holds the text
+    weight: Share = 1.0  # share of its training documents that is kept
+    max_documents: Positive  # usable ones, from the beginning of the stream
+    join_rows_to_characters: Positive | None = None  # rows in a row make a document of so many; null: each is one
 
 
 Source = Annotated[PythonDocs | Files | Hub, Field(discriminator="kind")]
@@ -57,7 +57,7 @@ def source_name(source: Source) -> str:
 class Corpus(Section):
     """The sources of text, and the split into training and validation documents."""
 
-    sources: list[Source] = Field(min_length=1)
+    sources: list[Source] = Field(min_length=1)  # each of one of the kinds below; one at least, their names distinct
     validation_fraction: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.05  # by document hash
 
     @model_validator(mode="after")

@@ -7,25 +7,25 @@ from pydantic import Field, model_validator
 from moe_distill.config.values import Count, Positive, Rate, Section, Seed, Share, Weight, Whole
 
 ConfigValue = bool | int | float | str | list[int] | None
-PrefixToken = str | Count | None  # begins every window; a token or its id; absent: BOS, else EOS
+PrefixToken = str | Count | None
 
 
 class TinyTokenizer(Section):
     """A byte-level BPE tokenizer trained on a share of the training documents."""
 
-    vocabulary_size: Annotated[Whole, Field(ge=300, lt=2**31)]
+    vocabulary_size: Annotated[Whole, Field(ge=300, lt=2**31)]  # ids
     pre_tokenizer: Literal["qwen", "smollm", "gpt2"]  # whose splitting rules it imitates
-    sample_fraction: Share
-    sample_seed: Seed
+    sample_fraction: Share  # of the training documents that it is trained on
+    sample_seed: Seed  # of the choice of these
 
 
 class Attention(Section):
     """Sizes of a small model that must fit each other."""
 
-    hidden_size: Positive
-    layers: Positive
-    heads: Positive
-    key_value_heads: Positive
+    hidden_size: Positive  # of the residual stream; a multiple of 2 * heads
+    layers: Positive  # how deep the model is
+    heads: Positive  # of attention
+    key_value_heads: Positive  # that share the heads evenly
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Self:
@@ -41,14 +41,14 @@ class TinyTeacher(Attention):
 
     kind: Literal["tiny"]
     tokenizer: TinyTokenizer
-    num_experts: Annotated[Whole, Field(ge=2, lt=2**31)]
-    experts_per_token: Positive
-    expert_size: Positive
-    max_length: Positive
-    router_auxiliary_weight: Weight
-    steps: Positive
-    batch_windows: Positive
-    learning_rate: Rate
+    num_experts: Annotated[Whole, Field(ge=2, lt=2**31)]  # of each layer
+    experts_per_token: Positive  # that a token asks
+    expert_size: Positive  # width of an expert
+    max_length: Positive  # positions: the longest window that it takes
+    router_auxiliary_weight: Weight  # of the load-balancing loss in its training
+    steps: Positive  # optimizer steps of its training
+    batch_windows: Positive  # of a step, each of `max_length` tokens
+    learning_rate: Rate  # of its training, at the peak
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
@@ -62,27 +62,27 @@ class TinyStudent(Attention):
 
     kind: Literal["tiny"]
     tokenizer: TinyTokenizer
-    intermediate_size: Positive
-    max_length: Positive
+    intermediate_size: Positive  # width of an MLP
+    max_length: Positive  # positions: the longest window that it takes
 
 
 class HubModel(Section):
     """A model of the Hugging Face hub at a pinned revision: safetensors only, no remote code."""
 
     kind: Literal["hub"]
-    repository: str
-    revision: str = Field(min_length=1)
+    repository: str  # owner/name
+    revision: str = Field(min_length=1)  # a commit; anything else is refused without `allow_unpinned`
     allow_unpinned: bool = False  # true: whatever a branch or tag names at the first download, recorded from then on
     config: dict[str, ConfigValue] | None = None  # keys of its config.json, for a plan made before it is here
-    prefix_token: PrefixToken = None
+    prefix_token: PrefixToken = None  # begins every window; a token or its id; null: BOS, else EOS
 
 
 class FolderModel(Section):
     """A local `save_pretrained` folder with its tokenizer."""
 
     kind: Literal["folder"]
-    path: str
-    prefix_token: PrefixToken = None
+    path: str  # of the folder; a relative one is below the main checkout
+    prefix_token: PrefixToken = None  # begins every window; a token or its id; null: BOS, else EOS
 
 
 class TeacherCorrection(Section):
@@ -92,12 +92,12 @@ class TeacherCorrection(Section):
     learning_rate: Rate  # at the peak: a short warm-up, then a cosine to a tenth
     rank: Positive  # of the adapters
     train_experts: bool  # adapters on the experts too, where the teacher has any; else these stay as they are
-    train_router: bool
+    train_router: bool  # adapters on the routers too
     batch_windows: Positive  # teacher windows of an optimizer step
     micro_batch_windows: Positive  # of one forward pass, whose logits are held whole; the rest is accumulated
     gradient_checkpointing: bool  # layers are computed twice: less memory, a half more time
     validation_windows: Positive  # evenly spread teacher windows, measured before and after
-    checkpoint_every: Positive
+    checkpoint_every: Positive  # optimizer steps between two checkpoints
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
@@ -110,6 +110,8 @@ class Models(Section):
     """Where teacher and student come from."""
 
     seed: Seed = 0  # of both models' random weights, where they are made here, and of the teacher's correction
+    # made here, of the hub, or a local folder
     teacher: Annotated[TinyTeacher | HubModel | FolderModel, Field(discriminator="kind")]
     teacher_correction: TeacherCorrection | None = None  # null: the teacher is captured as it is
+    # the same; the weights that training begins with
     student: Annotated[TinyStudent | HubModel | FolderModel, Field(discriminator="kind")]

@@ -28,14 +28,14 @@ KdTail = Literal["sampled", "residual"]
 class Losses(Section):
     """The weight of each term when its ramp is complete (training/curriculum.py); one of weight 0 is not computed."""
 
-    feature: Weight
-    attention: Weight
-    layerwise: Weight
-    contrastive: Weight
-    router_feature: Weight
-    router_attention: Weight
-    router_balance: Weight
-    router_importance: Weight
+    feature: Weight  # cosine distance to the teacher's last captured layer, after a projection
+    attention: Weight  # KL between the two models' similarities of states within a run, at that layer
+    layerwise: Weight  # as `feature`, mean over the other captured layers
+    contrastive: Weight  # InfoNCE at the last captured layer; negatives are the other positions of the run
+    router_feature: Weight  # as `feature`, against what the replayed experts say under the student-aware gate
+    router_attention: Weight  # as `attention`, against the same
+    router_balance: Weight  # load-balancing loss of the gate: 0 where the experts are used evenly
+    router_importance: Weight  # KL of the gate's mean use of the experts from that of the teacher's own gate
 
     def terms_of_states(self) -> list[str]:
         """The terms with a weight; each reads the teacher's cached states in phase 2."""
@@ -52,10 +52,10 @@ class Curriculum(Section):
 class Router(Section):
     """Schedules of the student-aware router over phase 2, linear from start to end (R28)."""
 
-    temperature_start: Annotated[Real, Field(gt=0.0)]
-    temperature_end: Annotated[Real, Field(gt=0.0)]
+    temperature_start: Annotated[Real, Field(gt=0.0)]  # that the gate's logits are divided by, at the beginning
+    temperature_end: Annotated[Real, Field(gt=0.0)]  # the same at the end
     experts_start: Positive  # experts mixed at the beginning of phase 2
-    experts_end: Positive
+    experts_end: Positive  # at its end; never more than the teacher has
     noise: Weight  # standard deviation of seeded exploration noise on the gate, annealed to 0
 
 
@@ -64,20 +64,23 @@ class EarlyStopping(Section):
 
     patience: Positive  # validations without progress
     min_delta: Weight  # bits per byte that count as progress
-    warmup_steps: Count
+    warmup_steps: Count  # optimizer steps before which validations without progress are not counted
 
 
 class ExperimentParams(Section):
-    """params.yaml."""
+    """What an experiment varies (params.yaml)."""
 
-    profile: str
+    profile: str  # which file of profiles/, without .yaml
     seed: Seed  # of the order of windows, the weights of the heads, the noise of the router and dropout
-    precision: Precision
-    temperature: Annotated[Real, Field(ge=1.0, le=4.0)]
+    precision: Precision  # of training; auto: bf16 from compute capability 8, fp16 below, fp32 on a CPU
+    temperature: Annotated[Real, Field(ge=1.0, le=4.0)]  # of both sides of the KD
+    # of KD at positions that have a teacher target, where LM keeps the rest; auto: what the teacher has earned beside
+    # the student on validation text, at most 0.9, and the weights of `losses` follow
     kd_weight: Share | Literal["auto"]
-    kd_order: KdOrder
-    kd_tail: KdTail
-    teacher_must_lead: bool
+    kd_order: KdOrder  # whether the teacher is tempered before or after its move to the student's vocabulary
+    kd_tail: KdTail  # what lies outside the kept logits: as importance samples, or as one bucket
+    teacher_must_lead: bool  # refuse to train where the teacher knows no more of the text than the untrained student
+    # adaptive: in phase 2 each term of `losses` is scaled by a clamped average of lm / term
     balance: Literal["fixed", "adaptive"]
     losses: Losses
     curriculum: Curriculum

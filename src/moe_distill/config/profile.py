@@ -53,10 +53,10 @@ class Windows(Section):
     """The windows that `tokenize` cuts."""
 
     teacher_max_length: Annotated[Whole, Field(ge=8, lt=2**31)] = 256  # tokens of a window, prefix token included
-    student_max_length: Annotated[Whole, Field(ge=8, lt=2**31)] = 384
+    student_max_length: Annotated[Whole, Field(ge=8, lt=2**31)] = 384  # the same, of the student's tokens
     train_fraction: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0  # share of training documents distilled on
     max_train_windows: Positive | None = None  # of the teacher; documents are left out by hash, evenly over the sources
-    max_validation_windows: Positive | None = None
+    max_validation_windows: Positive | None = None  # the same, of the validation split
     shard_tokens: Positive = 4_000_000  # tokens a windows file holds
 
 
@@ -70,8 +70,8 @@ class Capture(Section):
     hidden_fraction: Share = 0.25  # share of the windows that keep a run of hidden states
     # positions of such a run; `contrastive` starts near its logarithm
     hidden_run: Annotated[Whole, Field(ge=64, le=128)] = 64
-    precision: Precision = "auto"
-    batch_windows: Positive = 16
+    precision: Precision = "auto"  # of the teacher's layers; as `precision` of params.yaml
+    batch_windows: Positive = 16  # teacher windows of one forward pass
     chunk_positions: Positive = 1024  # positions whose logits are held at once
     shard_positions: Positive = 200_000  # positions a shard file holds
 
@@ -89,20 +89,20 @@ class Train(Section):
     batch_windows: Positive = 32  # student windows of one optimizer step
     micro_batch_windows: Positive = 4  # of one forward pass; the rest is accumulated
     gradient_checkpointing: bool = False  # the student's layers are computed twice: less memory, a third more time
-    learning_rate: Rate = 5e-5
+    learning_rate: Rate = 5e-5  # of the student, at the peak
     router_learning_rate: Rate = 1e-4  # of the projections and the student-aware router
     warmup_fraction: Share = 0.02  # of the optimizer steps
     final_learning_rate_fraction: Share = 0.1  # of the learning rate, at the end of the cosine
-    weight_decay: Weight = 0.01
-    gradient_clip: Rate = 1.0
+    weight_decay: Weight = 0.01  # of AdamW
+    gradient_clip: Rate = 1.0  # largest norm of a step's gradient
     chunk_tokens: Positive = 512  # positions whose logits are held at once
     loader_workers: Count = 2  # processes that make batches ready; 0: the one that trains
     target_memory_mb: Count = 2048  # of targets kept for later epochs, by all these
-    log_every: Positive = 100
-    validate_every: Positive = 200
+    log_every: Positive = 100  # optimizer steps between two logged ones
+    validate_every: Positive = 200  # optimizer steps between two validations
     validation_windows: Positive = 400  # student windows of an in-training validation, evenly spread
-    checkpoint_every: Positive = 500
-    max_consecutive_nonfinite: Positive = 20
+    checkpoint_every: Positive = 500  # optimizer steps between two checkpoints
+    max_consecutive_nonfinite: Positive = 20  # steps with a non-finite loss or gradient in a row that end the stage
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
@@ -114,7 +114,7 @@ class Train(Section):
 class Evaluate(Section):
     """Batches of the evaluation, and sample texts in the report."""
 
-    batch_windows: Positive = 16
+    batch_windows: Positive = 16  # student windows of one forward pass
     samples: Annotated[Whole, Field(ge=0, le=3)] = 3  # sample texts by the student in the report
     sample_tokens: Positive = 60  # tokens of a sample text
 
@@ -131,7 +131,7 @@ class Launch(Section):
 
 
 class Profile(Section):
-    """profiles/<profile>.yaml."""
+    """What a machine, a corpus and a pair of models need (profiles/<profile>.yaml)."""
 
     corpus: Corpus
     models: Models

@@ -84,17 +84,17 @@ def _known(section: type[Section], loc: tuple[int | str, ...]) -> list[str]:
     for part in loc[:-1]:
         fields = [each.model_fields[str(part)] for each in sections if str(part) in each.model_fields]
         if fields:
-            sections = [each for field in fields for each in _sections(field.annotation)]
+            sections = [each for field in fields for each in sections_of(field.annotation)]
         else:  # a place in a list, or the kind of which a section of several kinds is
             of_kind = [each for each in sections if "kind" in each.model_fields]
             sections = [each for each in of_kind if part in get_args(each.model_fields["kind"].annotation)] or sections
     return [name for each in sections for name in each.model_fields]
 
 
-def _sections(annotation: object) -> list[type[Section]]:
+def sections_of(annotation: object) -> list[type[Section]]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part)]
+    return [section for part in get_args(annotation) for section in sections_of(part)]
 
 
 def _close(written: str, known: Sequence[str]) -> str:
