@@ -18,7 +18,7 @@ LOCKED_TORCH := $(shell grep '^torch==' requirements.txt)
 OTHER_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow test-gpu check format ui clean-venv
+.PHONY: install help run test test-slow test-gpu check format ui clean-venv
 
 install: $(VENV)/installed ## .venv with the locked requirements
 
