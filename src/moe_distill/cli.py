@@ -8,6 +8,7 @@ import typer
 
 from moe_distill.errors import DataError, MoeDistillError
 from moe_distill.log import log
+from moe_distill.utils.disk_space import disk_full, read_only
 from moe_distill.utils.files import project_root
 
 if TYPE_CHECKING:
@@ -214,6 +215,9 @@ def main() -> None:
     """Entry point: an error with a known cause is one line and an exit code, not a traceback."""
     try:
         app()
-    except MoeDistillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except (MoeDistillError, OSError) as error:
+        known = error if isinstance(error, MoeDistillError) else disk_full(error) or read_only(error)
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
+        sys.exit(known.exit_code)

@@ -1,5 +1,6 @@
 """The command line itself: start-up, version, help, completion, and a user's mistakes, each one line."""
 
+import errno
 import subprocess
 import sys
 from importlib.metadata import version
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from moe_distill.cli import app
+from moe_distill.cli import app, main
+from moe_distill.errors import ResourceError
 from tests.chain import Chain
 from tests.params import ROOT
 
@@ -50,9 +52,33 @@ def test_a_users_mistake_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
         (["export", "--to", "out"], 3, "error: models/student does not exist; run: dvc repro student\n"),
         (["export", "--to", "out", "--push", "mine"], 2, "error: --push mine names no owner; give OWNER/NAME\n"),
         (["generate", "x", "--tokens", "0"], 2, "error: --tokens is 0; give 1 or more\n"),
+        (
+            ["recover", "--shard", "x"],
+            2,
+            f"error: {tmp_path} is not the root of the project; it has no params.yaml; "
+            "run it in the folder of the project that has params.yaml and dvc.yaml\n",
+        ),
     ):
         done = moe_distill(*arguments, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
+def test_a_disk_that_is_full_or_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, told in (
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "out cannot be opened or written; Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+    ):
+
+        def refuse(error: OSError = error) -> None:
+            raise error
+
+        monkeypatch.setattr("moe_distill.cli.app", refuse)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == ResourceError.exit_code
+        assert capsys.readouterr().err.startswith(f"error: {told}")
 
 
 def test_commands_work_on_a_project(stage_workspace: Chain) -> None:

@@ -15,9 +15,11 @@ from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, Ti
 from moe_distill.config.params import Params
 from moe_distill.models.shared_model import share_model
 from moe_distill.reporting.model_card import FIGURES, write_model_card
+from moe_distill.utils.hub_commits import record_commit
 from tests.chain import Chain
 from tests.correction.conftest import PARAMS as CORRECTION
 
+COMMIT = "5" * 40
 FIGURES_OF_A_RUN = {
     "teacher_bits_per_byte": 1.7878,
     "student_bits_per_byte": 1.8971234567,
@@ -80,32 +82,40 @@ def test_card_of_a_tiny_student_says_what_is_known_and_no_more(chain: Chain, tmp
 def test_card_of_hub_models_names_base_licence_languages_and_data(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From their cards in the hub's cache, which `models` has filled; nothing is asked over the network."""
+    """From their cards in the hub's cache, which `models` has filled; nothing is asked over the network.
+
+    A branch is what it was at its first download.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    record_commit("model", "owner/large", "main", COMMIT)
+    record_commit("dataset", "owner/texts", "main", COMMIT)
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for name, front in (
-        ("small", "license: apache-2.0\nlanguage: de"),
-        ("large", "license: other\nlicense_name: open-x"),
+    for name, commit, front in (
+        ("small", "0123abc", "license: apache-2.0\nlanguage: de"),
+        ("large", COMMIT, "license: other\nlicense_name: open-x"),
     ):
-        snapshot = tmp_path / f"hub/models--owner--{name}/snapshots/0123abc"
+        snapshot = tmp_path / f"hub/models--owner--{name}/snapshots/{commit}"
         snapshot.mkdir(parents=True)
         (snapshot / "README.md").write_text(f"---\n{front}\n---\n")
-    student, teacher = (
-        HubModel(kind="hub", repository=f"owner/{each}", revision="0123abc") for each in ("small", "large")
-    )
+    student = HubModel(kind="hub", repository="owner/small", revision="0123abc")
+    teacher = HubModel(kind="hub", repository="owner/large", revision="main", allow_unpinned=True)
     monkeypatch.setattr(
         "moe_distill.models.source_card.try_to_load_from_cache",
         lambda repository, name, revision: str(
             tmp_path / f"hub/models--{repository.replace('/', '--')}/snapshots/{revision}/{name}"
         ),
     )
-    card = card_of(changed(chain.params, student, teacher, [SOURCE]), tmp_path)
+    texts = SOURCE.model_copy(update={"revision": "main", "allow_unpinned": True})
+    card = card_of(changed(chain.params, student, teacher, [texts]), tmp_path)
     found = card.data.to_dict()
     assert (found["base_model"], found["base_model_relation"]) == ("owner/small", "finetune")
     assert (found["license"], found["language"], found["datasets"]) == ("apache-2.0", ["de"], ["owner/texts"])
     assert found["model-index"][0]["name"] == "small-distilled"
     result = card.data.eval_results[0]
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("owner/texts", "raw", "train")
-    assert "owner/large](https://huggingface.co/owner/large) at revision `0123abc`; its licence: open-x." in card.text
+    assert result.dataset_revision == COMMIT
+    assert f"owner/large](https://huggingface.co/owner/large) at revision `{COMMIT}`; its licence: open-x." in card.text
 
 
 def test_card_of_a_local_student_tells_its_name_and_not_its_path(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from moe_distill.config.profile import Launch
 from moe_distill.tracking import mlflow_runs as tracking
 from moe_distill.tracking import mlflow_store
 from moe_distill.tracking.mlflow_runs import track
@@ -289,6 +290,9 @@ def test_stages_out_of_the_cache_are_filled_in(root: Path, monkeypatch: pytest.M
 def test_the_key_is_the_name_or_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert experiment_key(make_params(2.0)) == experiment_key(make_params(2.0)) != experiment_key(make_params(3.0))
     assert len(experiment_key(make_params())) == 16
+    profile = make_params().profile.model_copy(update={"launch": Launch(processes=8)})
+    shared = make_params().model_copy(update={"profile": profile})
+    assert experiment_key(shared) == experiment_key(make_params()), "a killed training goes on in its own run"
     monkeypatch.setenv("DVC_EXP_NAME", "warm-lynx")
     assert experiment_key(make_params(2.0)) == experiment_key(make_params(3.0)) == "warm-lynx"
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_distill.errors import DataError
+from moe_distill.errors import ConfigError, DataError
 from moe_distill.pipeline.dvc_lock import cache_folder, cached, files_of, md5_file, recorded_outputs
 from moe_distill.pipeline.resumable_work import hold_workspace, unheld_folders
-from moe_distill.utils.files import project_root, sha256_file
+from moe_distill.utils.files import outside_the_root, project_root, sha256_file
 
 SECONDS_PER_DAY = 86_400.0
 
@@ -27,10 +27,13 @@ def remove_corrupt(path: Path) -> Iterator[Path]:
         Each path that was removed.
 
     Raises:
+        ConfigError: the current folder is not the root of the project.
         DataError: the path is a folder, or no output recorded in dvc.lock holds it.
         ResourceError: a stage runs here; names its pid.
     """
     path, work = Path(os.path.relpath(path)), project_root() / ".work"
+    if not Path("dvc.yaml").is_file():
+        raise ConfigError(*outside_the_root(Path()))
     if path.is_dir():
         raise DataError(f"{path} is a folder", fix="name the corrupt file in it, as `moe-distill verify` does")
     with hold_workspace("recover"):

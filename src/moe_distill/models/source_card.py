@@ -6,6 +6,7 @@ from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.utils.files import project_root
+from moe_distill.utils.hub_commits import recorded_commit
 
 CARD_NAME = "README.md"
 
@@ -26,5 +27,6 @@ def _card_path(model: HubModel | FolderModel | TinyStudent | TinyTeacher) -> Pat
         return project_root() / model.path / CARD_NAME
     if not isinstance(model, HubModel):
         return None
-    cached = try_to_load_from_cache(model.repository, CARD_NAME, revision=model.revision)
+    revision = recorded_commit("model", model.repository, model.revision)
+    cached = try_to_load_from_cache(model.repository, CARD_NAME, revision=revision)
     return Path(cached) if isinstance(cached, str) else None

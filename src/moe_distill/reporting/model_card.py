@@ -10,6 +10,7 @@ from moe_distill.config.corpus_keys import Hub, source_name
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.config.params import Params
 from moe_distill.models.source_card import CARD_NAME, source_card
+from moe_distill.utils.hub_commits import recorded_commit
 
 FIGURES = {  # of metrics/evaluate.json that are the student's own, with the hub's name of the metric
     "student_bits_per_byte": ("bits_per_byte", "bits per byte of text"),
@@ -92,7 +93,7 @@ def _results(params: Params, metrics: Mapping[str, float]) -> list[EvalResult]:
             dataset_name=f"held-out documents of {named}",
             dataset_config=None if hub is None else hub.subset,
             dataset_split=None if hub is None else hub.split,
-            dataset_revision=None if hub is None else hub.revision,
+            dataset_revision=None if hub is None else recorded_commit("dataset", hub.repository, hub.revision),
             metric_type=kind,
             metric_name=told,
             metric_value=float(f"{metrics[name]:.{DIGITS}g}"),
@@ -105,7 +106,8 @@ def _results(params: Params, metrics: Mapping[str, float]) -> list[EvalResult]:
 def _named(model: HubModel | FolderModel | TinyStudent | TinyTeacher) -> str:
     """A model for a sentence; of a local folder its own name alone, since the rest is of one machine."""
     if isinstance(model, HubModel):
-        return f"[{model.repository}](https://huggingface.co/{model.repository}) at revision `{model.revision}`"
+        revision = recorded_commit("model", model.repository, model.revision)
+        return f"[{model.repository}](https://huggingface.co/{model.repository}) at revision `{revision}`"
     return f"a local model, `{Path(model.path).name}`" if isinstance(model, FolderModel) else ""
 
 

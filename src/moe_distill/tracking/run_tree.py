@@ -40,7 +40,8 @@ def experiment_key(params: Params) -> str:
 
 
 def _digest(params: Params) -> str:
-    return fingerprint(params.model_dump(mode="json"))
+    """Of what can change a result: a killed training may go on with another number of processes, in its own run."""
+    return fingerprint(params.model_dump(mode="json", exclude={"profile": {"launch"}}))
 
 
 def parent_run(store: MlflowStore, params: Params, started: float) -> "Run":
