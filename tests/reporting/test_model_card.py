@@ -64,6 +64,13 @@ def card_of(params: Params, folder: Path, figures: dict[str, float] = FIGURES_OF
     return ModelCard.load(folder / "README.md")
 
 
+def test_a_run_without_a_baseline_has_a_card(chain: Chain, tmp_path: Path) -> None:
+    figures = {name: value for name, value in FIGURES_OF_A_RUN.items() if not name.startswith("lm_only")}
+    text = card_of(chain.params, tmp_path, figures).text
+    assert "without a teacher" not in text
+    assert "| **this model** | **1.8971** |\n| the same model before any training | 3.6900 |\n" in text
+
+
 def test_card_of_a_tiny_student_says_what_is_known_and_no_more(chain: Chain, tmp_path: Path) -> None:
     card = card_of(chain.params, tmp_path)
     found = card.data.to_dict()
