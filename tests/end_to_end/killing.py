@@ -81,7 +81,7 @@ class Run:
 
     def steps(self) -> list[int]:
         """Steps that were logged."""
-        return [int(number) for number in re.findall(r"  step (\d+)/", self.said)]
+        return [int(number) for number in re.findall(r": step (\d+)/", self.said)]
 
     def resumed_at(self) -> int:
         found = re.search(r"resumed at step (\d+)", self.said)
