@@ -50,7 +50,7 @@ def test_r21_a_stage_outlives_its_dvc_and_no_second_one_starts(
 ) -> None:
     checkout, log = long_training, tmp_path / "log"
     with dvc_repro(checkout, log) as dvc:
-        wait_for(log, r"train_kd  step 3/")
+        wait_for(log, r"train_kd: step 3/")
         dvc.send_signal(number)
         dvc.wait()
         pid = int((checkout.folder / ".work/workspace.owner").read_text().split()[1])
@@ -65,7 +65,7 @@ def test_r21_a_stage_outlives_its_dvc_and_no_second_one_starts(
         os.kill(pid, signal.SIGCONT)
         os.kill(pid, signal.SIGTERM)
         wait_for(log, r"train_kd: terminated; the same command continues")
-        last = max(int(step) for step in re.findall(r"  step (\d+)/", log.read_text()))
+        last = max(int(step) for step in re.findall(r": step (\d+)/", log.read_text()))
         while Path(f"/proc/{pid}").exists():
             time.sleep(0.01)
     with dvc_repro(checkout, tmp_path / "again"):
@@ -77,7 +77,7 @@ def test_r21_an_orphaned_stage_ends_its_work_and_the_next_run_takes_it(long_trai
     checkout, log = long_training, tmp_path / "log"
     checkout.edit("profiles/test.yaml", "max_steps: 1200", "max_steps: 120")
     with dvc_repro(checkout, log) as dvc:
-        wait_for(log, r"train_kd  step 3/")
+        wait_for(log, r"train_kd: step 3/")
         dvc.kill()
         dvc.wait()
         pid = int((checkout.folder / ".work/workspace.owner").read_text().split()[1])
@@ -89,4 +89,4 @@ def test_r21_an_orphaned_stage_ends_its_work_and_the_next_run_takes_it(long_trai
     assert "step " not in output
     assert folder_fingerprint(checkout.folder / "models/student_kd") == made
     assert ran(checkout.run("dvc", "repro", "train_kd")) == {"check"}
-    assert "train_kd  step" in checkout.run("dvc", "repro", "-f", "-s", "train_kd")  # nobody waits: it computes again
+    assert "train_kd: step" in checkout.run("dvc", "repro", "-f", "-s", "train_kd")  # nobody waits: it computes again
