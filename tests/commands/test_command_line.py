@@ -67,7 +67,10 @@ def test_a_disk_that_is_full_or_refuses_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for error, told in (
-        (PermissionError(errno.EACCES, "Permission denied", "out"), "out cannot be opened or written; Permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out"),
+            "out cannot be opened or written; Permission denied",
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
     ):
 
