@@ -4,8 +4,10 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe_distill.config.params import Params
+from moe_distill.errors import ResourceError
 from moe_distill.planning.amounts import row_share
 from moe_distill.planning.devices import find_device
 from moe_distill.planning.measured import measure_rates
@@ -50,6 +52,16 @@ def test_models_that_are_not_here_are_measured_by_random_weights(workspace: Path
     assert measured.memory == estimated.memory, "on a CPU it stays an estimate"
     assert measured.training_token != estimated.training_token
     assert list(workspace.iterdir()) == [], "nothing is left behind"
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_gpu_that_is_too_small_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 4 GiB")
+
+    monkeypatch.setattr("moe_distill.planning.measured.capture", refuse)
+    with pytest.raises(ResourceError, match=r"CUDA out of memory. Tried to allocate 4 GiB; leave out `--measure`"):
+        rates(fixed_params(), 0.0)
 
 
 def test_models_that_are_here_are_measured_themselves(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:

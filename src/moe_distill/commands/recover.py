@@ -32,7 +32,7 @@ def remove_corrupt(path: Path) -> Iterator[Path]:
         ResourceError: a stage runs here; names its pid.
     """
     path, work = Path(os.path.relpath(path)), project_root() / ".work"
-    if not Path("dvc.yaml").is_file():
+    if not Path(".dvc").is_dir():
         raise ConfigError(*outside_the_root(Path()))
     if path.is_dir():
         raise DataError(f"{path} is a folder", fix="name the corrupt file in it, as `moe-distill verify` does")

@@ -18,6 +18,7 @@ from moe_distill.batches.batch import Batch
 from moe_distill.batches.loader import BatchReader, requests
 from moe_distill.batches.split import Split, open_split
 from moe_distill.config.params import Params
+from moe_distill.errors import ResourceError
 from moe_distill.evaluation.evaluate import AGREED_WITH
 from moe_distill.evaluation.measure import compare, score
 from moe_distill.log import log
@@ -59,15 +60,23 @@ def measure_rates(
     """Run each inner loop for some seconds; see `estimate_rates` for the arguments.
 
     On a CPU the memory stays an estimate. Without `seconds` each loop runs for SECONDS.
+
+    Raises:
+        ResourceError: the GPU's memory does not suffice for a loop.
     """
     seed_everything(params.experiment.seed)
     estimate = estimate_rates(params, device, teacher[0], student[0], shard_row)
     with tempfile.TemporaryDirectory(prefix="moe-distill-plan-") as name:
         bench = _Bench(params, Path(name), (teacher[0].rows, student[0].rows), SECONDS if seconds is None else seconds)
-        bench.capture(teacher[1])
-        bench.open(student[1])
-        bench.train()
-        bench.evaluate()
+        try:
+            bench.capture(teacher[1])
+            bench.open(student[1])
+            bench.train()
+            bench.evaluate()
+        except torch.OutOfMemoryError as error:
+            why = " ".join(str(error).split())
+            fix = "leave out `--measure`: the estimate has the memory of each stage, and what to lower follows from it"
+            raise ResourceError("a stage's loop needs more memory than the GPU has", why, fix) from error
     memory = estimate.memory | bench.memory
     return Rates(**bench.found, training_token=bench.trained, memory=memory)
 
