@@ -147,6 +147,14 @@ def test_a_result_that_is_not_defined_is_left_out(chain: Chain, tmp_path: Path) 
     assert "perplexity" not in card.text
 
 
+def test_a_run_without_a_baseline_has_no_row_of_it(chain: Chain, tmp_path: Path) -> None:
+    figures = {name: value for name, value in FIGURES_OF_A_RUN.items() if name != "lm_only_bits_per_byte"}
+    assert "without a teacher" in card_of(chain.params, tmp_path).text
+    text = card_of(chain.params, tmp_path, figures).text
+    assert "without a teacher" not in text
+    assert "| **1.8971** |\n| the same model before any training | 3.6900 |" in text
+
+
 def test_a_corrected_teacher_is_told(chain: Chain, tmp_path: Path) -> None:
     values = chain.params.model_dump()
     values["profile"]["models"]["teacher_correction"] = CORRECTION.model_dump()
