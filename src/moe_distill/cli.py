@@ -72,7 +72,7 @@ def plan(
     from moe_distill.pipeline.parameter_checks import check_parameters
 
     params = load_params()
-    for warning in check_parameters(params):
+    for warning in check_parameters(params, needs_commits=False):
         log(f"warning: {warning}")
     if show:
         for line in show_windows(params.profile.windows, show):

@@ -8,6 +8,7 @@ import pytest
 from moe_distill.config.profile import Profile
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.pipeline.hub_revisions import check_revisions
+from moe_distill.pipeline.parameter_checks import check_parameters
 from moe_distill.utils.hub_commits import COMMITS, record_commit, recorded_commit
 from stages import check
 from tests.params import fixed_params, shipped_profile
@@ -51,6 +52,14 @@ def test_a_revision_that_is_no_commit_is_refused_with_the_command_that_prints_it
     assert f"`git ls-remote https://huggingface.co/{repository} {revision}`" in said
     assert f"`{key}.allow_unpinned: true`" in said
     assert "\n" not in said
+
+
+def test_a_plan_only_warns_of_it() -> None:
+    """It is made before anything is downloaded."""
+    [warning, *_] = check_parameters(fixed_params("p100"), needs_commits=False)
+    assert "`models.teacher.revision` is `main`, which is no commit" in warning
+    with pytest.raises(ConfigError, match="which is no commit"):
+        list(check_parameters(fixed_params("p100")))
 
 
 def test_the_stage_check_refuses_the_profile_as_it_is_shipped() -> None:

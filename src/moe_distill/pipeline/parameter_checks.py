@@ -22,19 +22,22 @@ Model = TinyTeacher | TinyStudent | HubModel | FolderModel
 Result = TypeVar("Result")
 
 
-def check_parameters(params: Params) -> Iterator[str]:
+def check_parameters(params: Params, needs_commits: bool = True) -> Iterator[str]:
     """Yield warnings.
+
+    Args:
+        needs_commits: a revision of the hub that is no commit is wrong; else it is warned of: a plan downloads nothing.
 
     Raises:
         MoeDistillError: all that is wrong, in one (`examine_parameters`).
     """
-    faults, warnings = examine_parameters(params)
+    faults, warnings = examine_parameters(params, needs_commits)
     if faults:
         raise together(faults)
     yield from warnings
 
 
-def examine_parameters(params: Params) -> tuple[list[MoeDistillError], list[str]]:
+def examine_parameters(params: Params, needs_commits: bool = True) -> tuple[list[MoeDistillError], list[str]]:
     """What is wrong, and warnings.
 
     A fault is a ConfigError (a key asks for more than a model or this machine has, or a phase would have no step),
@@ -42,6 +45,8 @@ def examine_parameters(params: Params) -> tuple[list[MoeDistillError], list[str]
     """
     found = list[MoeDistillError]()
     warnings = _collect(found, lambda: list(check_revisions(params.profile))) or []
+    if not needs_commits:
+        warnings, found = [*warnings, *map(str, found)], []
     windows, capture, models = params.profile.windows, params.profile.teacher, params.profile.models
     _collect(found, partial(_check_steps, params))
     found += missing_inputs(params.profile)
