@@ -72,7 +72,7 @@ def test_stages_are_told_with_what_they_wrote(tmp_path: Path) -> None:
     facts = collect_facts(fixed_params())
     stages = {each.name: each for each in facts.stages}
     assert list(stages)[:4] == ["check", "corpus", "models@teacher", "models@student"]
-    assert (stages["corpus"].n_bytes, stages["models@student"].n_bytes, stages["teacher"].n_bytes) == (12, 11, 0)
+    assert (stages["corpus"].n_bytes, stages["models@student"].n_bytes, stages["teacher"].n_bytes) == (13, 11, 0)
     assert stages["corpus"].seconds is not None
     assert stages["teacher"].seconds is None
     assert facts.collected == "2020-02-03"

@@ -10,12 +10,14 @@ from moe_distill.errors import DataError
 from moe_distill.pipeline import stage_runner
 from moe_distill.pipeline.stage_times import record_time, recorded_time
 from moe_distill.utils.files import write_json
+from tests.params import fixed_params, make_workspace
 
 
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
+    make_workspace(tmp_path, fixed_params().profile)
     Path("metrics").mkdir()
 
 

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,13 +20,15 @@ from moe_distill import errors
 from moe_distill.config.params import Params, load_params
 from moe_distill.pipeline.known_errors import known_error
 from moe_distill.utils.files import write_json
-from moe_distill.utils.processes import PeerLostError, Processes, joined_processes
 from moe_distill.utils.signals import Terminated
+
+if TYPE_CHECKING:
+    from moe_distill.utils.processes import Processes
 
 WORK_VARIABLE = "MOE_DISTILL_WORK"  # the work folder, for rank 0
 FAILURE_NAME, LOST_NAME, METRICS_NAME = "failure.json", "peer_lost.txt", "metrics.json"
 
-Compute = Callable[[Params, Path, Processes], dict[str, float]]
+Compute = Callable[[Params, Path, "Processes"], dict[str, float]]
 
 
 class Failure(BaseModel):
@@ -54,6 +56,11 @@ def is_rank() -> bool:
 
 def run_rank(stage: str, compute: Compute) -> NoReturn:
     """Compute this process's part and exit: 0, or a code that says nothing; the reason is in the work folder."""
+    from moe_distill.utils.processes import (
+        PeerLostError,
+        joined_processes,
+    )  # torch: seconds, which `check` does not need
+
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     wanted = os.environ.get(WORK_VARIABLE, "")  # another node learns it from rank 0
     work = Path(wanted) if wanted else None
