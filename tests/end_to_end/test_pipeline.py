@@ -250,7 +250,7 @@ def test_report_is_written(checkout: Checkout) -> None:
 def test_without_a_baseline_only_what_tells_of_it_runs(own_checkout: Checkout) -> None:
     own_checkout.edit("profiles/test.yaml", "baseline: full", "baseline: none")
     output = own_checkout.run("dvc", "repro")
-    assert ran(output) == {"check", "control", "evaluate"}
+    assert ran(output) == {"check", "control", "evaluate", "student"}
     assert not [name for name in metrics(own_checkout, "evaluate") if "lm_only" in name]
     report = (own_checkout.folder / "reports/report.html").read_text()
     assert "What distillation gains over plain training was not measured" in report

@@ -68,7 +68,7 @@ def run(folder: Path, stage: str) -> subprocess.Popen[str]:
 
 def figures(folder: Path) -> dict[str, float]:
     values: dict[str, float] = json.loads((folder / "metrics/train_router.json").read_text())
-    return {name: value for name, value in values.items() if not name.endswith("per_second")}
+    return {name: value for name, value in values.items() if not name.endswith(("per_second", "_at"))}
 
 
 @pytest.fixture(scope="module")

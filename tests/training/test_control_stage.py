@@ -43,6 +43,5 @@ def test_without_a_baseline_mlflow_has_no_run_of_it(
     experiment = client.get_experiment_by_name("moe-distill")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert "train_kd" in {run.info.run_name for run in runs}
-    assert "control" not in {run.info.run_name for run in runs}
+    assert {run.info.run_name for run in runs} == {"test", "train_kd (test)"}
     assert {run.data.params["baseline"] for run in runs if run.data.params} == {"none"}

@@ -55,10 +55,13 @@ def test_r05_total_is_the_sum_of_the_weighted_terms_at_every_logged_step(
     assert [line for line in said if "go up to 4, the teacher has 3 experts" in line]
     lines = [line for line in said if " total " in line]
     assert len(lines) == len(rows)
-    for line in lines:
-        total, terms = line.split(" total ")[1].split("  lr ")[0].split(" = ")
-        shown = [float(term.split()[1]) for term in terms.split(" + ")]
-        assert float(total) == pytest.approx(sum(shown), abs=6e-4 * len(shown)), "three digits are shown"
+    for line, row in zip(lines, rows, strict=True):
+        total, *shown = line.split(" total ")[1].split("  lr ")[0].split("  ")
+        assert float(total) == pytest.approx(row["total"], abs=6e-4), "three digits are shown"
+        terms = dict(term.split() for term in shown)
+        assert {"lm", "kd"} <= terms.keys()
+        for name, value in terms.items():
+            assert float(value) == pytest.approx(row[f"{name}_raw"], abs=6e-4)
     assert result.final.experts is not None
 
 
