@@ -17,7 +17,7 @@ from tests.chain import Chain
 from tests.params import ROOT, make_workspace
 
 STEPS = 8
-CHANGES = {  # six micro-batches a step; few windows have states, so that some processes have none in a step
+CHANGES = {  # six micro-batches a step
     "max_steps": STEPS,
     "batch_windows": 12,
     "micro_batch_windows": 2,

@@ -1,15 +1,13 @@
 """A trained student as a folder that others load: its weights, a configuration for older programs too, a tokenizer."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from moe_distill.models.prefix_token import prefix_token_id
 from moe_distill.models.shared_tokenizer import is_tokenizer_file, share_tokenizer
 from moe_distill.models.tokenizer_files import load_tokenizer
-from moe_distill.utils.files import write_json
+from moe_distill.utils.files import link_or_copy, write_json
 
 # The keys of rotary embeddings that transformers had before 5, at the top of config.json; 4.57 takes its defaults else.
 ROTARY, OLD_KEYS = "rope_parameters", ("rope_theta", "partial_rotary_factor")
@@ -24,7 +22,7 @@ def share_model(source: Path, folder: Path) -> str:
     prefix = prefix_token_id(source, load_tokenizer(source))
     for path in sorted(source.iterdir()):
         if not is_tokenizer_file(path) and path.name not in ("config.json", "generation_config.json"):
-            _link_or_copy(path, folder / path.name)
+            link_or_copy(str(path), str(folder / path.name))
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", older_too(config) | {"bos_token_id": prefix})
     generation = source / "generation_config.json"
@@ -43,10 +41,3 @@ def older_too(config: dict[str, Any]) -> dict[str, Any]:
     if rotary.get("rope_type", "default") != "default":
         older["rope_scaling"] = {key: value for key, value in rotary.items() if key not in OLD_KEYS}
     return older | config
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)

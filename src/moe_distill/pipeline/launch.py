@@ -117,13 +117,11 @@ def _own_signals() -> Iterator[None]:
 @contextmanager
 def _environment(processes: int, work: Path) -> Iterator[None]:
     """What the processes find in their environment."""
-    wanted = {WORK_VARIABLE: str(work), "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
-    if os.environ.get("PET_NNODES", "1") == "1" and sys.platform == "linux":
-        wanted["GLOO_SOCKET_IFNAME"] = "lo"  # nothing leaves this machine
     kept = dict(os.environ)
-    os.environ.update(
-        {name: kept.get(name, value) if name != WORK_VARIABLE else value for name, value in wanted.items()}
-    )
+    os.environ[WORK_VARIABLE] = str(work)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if os.environ.get("PET_NNODES", "1") == "1" and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing leaves this machine
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import re
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 
@@ -20,3 +21,17 @@ def cell(text: str) -> str:
 def coded(text: str) -> Markup:
     """A sentence for a page, in which what stands between backticks is code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def make_environment(is_page: bool) -> Environment:
+    """The templates of this package; what stands in a page is escaped, Markdown is no HTML."""
+    environment = Environment(
+        loader=PackageLoader("moe_distill.reporting", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=is_page,
+    )
+    environment.filters |= {"cell": cell, "coded": coded, "fenced": fenced}
+    return environment

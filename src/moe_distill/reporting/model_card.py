@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from moe_distill.config.corpus_keys import Hub, source_name
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.config.params import Params
 from moe_distill.models.source_card import CARD_NAME, source_card
+from moe_distill.reporting.markdown import make_environment
 from moe_distill.utils.hub_commits import recorded_commit
 
 FIGURES = {  # of metrics/evaluate.json that are the student's own, with the hub's name of the metric
@@ -29,25 +29,21 @@ def write_model_card(params: Params, metrics: Mapping[str, float], tokenizer_cla
         tokenizer_class: the class of transformers that reads its tokenizer (`share_model`).
     """
     models, sources = params.profile.models, params.profile.corpus.sources
-    environment = Environment(
-        loader=PackageLoader("moe_distill.reporting", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML
-    )
-    text = environment.get_template("model_card.md.jinja").render(
-        metadata=card_metadata(params, metrics).to_yaml(),
-        metrics=metrics,
-        params=params,
-        name=STUDENT,
-        tokenizer_class=tokenizer_class,
-        sources=[source_name(each) for each in sources],
-        teacher=_named(models.teacher),
-        student=_named(models.student),
-        teacher_license=_license(models.teacher),
-        student_license=_license(models.student),
+    text = (
+        make_environment(is_page=False)
+        .get_template("model_card.md.jinja")
+        .render(
+            metadata=card_metadata(params, metrics).to_yaml(),
+            metrics=metrics,
+            params=params,
+            name=STUDENT,
+            tokenizer_class=tokenizer_class,
+            sources=[source_name(each) for each in sources],
+            teacher=_named(models.teacher),
+            student=_named(models.student),
+            teacher_license=_license(models.teacher),
+            student_license=_license(models.student),
+        )
     )
     (folder / CARD_NAME).write_text(text, encoding="utf-8")
 

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from moe_distill.config.corpus_keys import source_name
 from moe_distill.config.params import Params
 from moe_distill.evaluation.metrics import Metrics
 from moe_distill.reporting import figure_tables, run_tables
-from moe_distill.reporting.markdown import cell, coded, fenced
+from moe_distill.reporting.markdown import make_environment
 from moe_distill.reporting.plots import plot_bits_per_byte, plot_experts, read_curve
 from moe_distill.reporting.report_inputs import ReportInputs
 from moe_distill.reporting.svg import bits_per_byte_svg, calibration_svg, experts_svg, term_svgs
@@ -28,7 +26,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
         "calibration": calibration_svg(inputs.measured.calibration),
     }
     for name, is_page in (("report.html", True), ("report.md", False)):
-        text = _environment(is_page).get_template(f"{name}.jinja").render(values)
+        text = make_environment(is_page).get_template(f"{name}.jinja").render(values)
         (folder / name).write_text(text, encoding="utf-8")
 
 
@@ -79,16 +77,3 @@ def _watched_told(metrics: Metrics) -> str:
         f"Of the {watched:,.0f} validation windows (of {total:,.0f}) that the training watches; so is the teacher's "
         "line. The figures elsewhere are of all."
     )
-
-
-def _environment(is_page: bool) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("moe_distill.reporting", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=is_page,  # Markdown is no HTML
-    )
-    environment.filters |= {"cell": cell, "coded": coded, "fenced": fenced}
-    return environment

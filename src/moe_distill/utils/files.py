@@ -73,7 +73,8 @@ def write_json(path: Path, value: Json) -> None:
     write_atomically(path, canonical_json(value).encode())
 
 
-def _link_or_copy(source: str, target: str) -> str:
+def link_or_copy(source: str, target: str) -> str:
+    """Give a file a second name, or make a copy of it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
@@ -86,9 +87,9 @@ def publish(source: Path, destination: Path) -> None:
     incoming = _incoming(destination)
     if source.is_dir():
         ignored = shutil.ignore_patterns(".*.tmp")  # left by a process that was killed while it wrote
-        shutil.copytree(source, incoming, copy_function=_link_or_copy, ignore=ignored)
+        shutil.copytree(source, incoming, copy_function=link_or_copy, ignore=ignored)
     else:
-        _link_or_copy(str(source), str(incoming))
+        link_or_copy(str(source), str(incoming))
     shutil.rmtree(destination, ignore_errors=True)
     incoming.rename(destination)
     sync(destination.parent)
