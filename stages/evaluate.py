@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from moe_distill.config.params import Params
-from moe_distill.evaluation.evaluate import Evaluation, EvaluationInputs, evaluate, training_metrics
+from moe_distill.evaluation.evaluate import Evaluation, EvaluationInputs, evaluate, headlines, training_metrics
 from moe_distill.evaluation.watched_windows import watched_metrics
 from moe_distill.pipeline.collect_facts import collect_facts
 from moe_distill.pipeline.stage_runner import run
@@ -38,6 +38,7 @@ def measure_and_report(params: Params) -> None:
     metrics = measured.metrics | watched_metrics(WINDOWS, TARGETS, profile.train.validation_windows)
     metrics |= training_metrics(_metrics("teacher"), _metrics("train_router"), _metrics("control"))
     write_json(Path("metrics/evaluate.json"), metrics)
+    write_json(Path("metrics/summary.json"), headlines(metrics))
     with fresh_folder(Path("reports")) as folder:
         tables = _metrics("corpus"), _metrics("tokenize")
         found = Evaluation(metrics, measured.calibration)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moe_distill.config.params import Params
+from moe_distill.config.profile import Capture
 from moe_distill.errors import ResourceError
 from moe_distill.planning.amounts import row_share
 from moe_distill.planning.devices import find_device
@@ -52,6 +53,27 @@ def test_models_that_are_not_here_are_measured_by_random_weights(workspace: Path
     assert measured.memory == estimated.memory, "on a CPU it stays an estimate"
     assert measured.training_token != estimated.training_token
     assert list(workspace.iterdir()) == [], "nothing is left behind"
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize(("seconds", "own_batch"), [(1e-9, False), (60.0, True)])
+def test_a_cpu_measures_no_more_windows_than_the_time_allows(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, own_batch: bool
+) -> None:
+    seen: list[int] = []
+
+    def stop(*arguments: object) -> None:
+        settings = arguments[4]
+        assert isinstance(settings, Capture)
+        seen.append(settings.batch_windows)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("moe_distill.planning.measured.capture", stop)
+    params = fixed_params()
+    with pytest.raises(ResourceError):
+        rates(params, seconds)
+    assert params.profile.teacher.batch_windows > 1
+    assert seen == [params.profile.teacher.batch_windows if own_batch else 1]
 
 
 @pytest.mark.usefixtures("workspace")

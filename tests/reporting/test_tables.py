@@ -1,5 +1,7 @@
 """The tables of a report, from figures and keys."""
 
+from pathlib import Path
+
 import pytest
 
 from moe_distill.config.params import Params
@@ -7,6 +9,7 @@ from moe_distill.reporting.figure_tables import figures_table, sources_table, ti
 from moe_distill.reporting.run_facts import StageFacts
 from moe_distill.reporting.run_tables import corpus_table, cost_table, models_table
 from moe_distill.reporting.tables import told_bytes, told_seconds
+from moe_distill.utils.hub_commits import record_commit
 from tests.correction.conftest import PARAMS as CORRECTION
 from tests.params import fixed_params
 from tests.reporting.crafted import METRICS, NO_BASELINE
@@ -55,6 +58,18 @@ def test_models_are_named_with_revision_and_licence() -> None:
     assert rows["architecture"] == ("not known", "llama")
     assert rows["tuned on the training text first"][0] == "yes"
     assert figures_table(params, METRICS).rows[0][0] == "teacher, corrected on the training text"
+
+
+def test_a_branch_is_told_as_the_commit_that_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = {"kind": "hub", "name": "web", "repository": "d/e", "revision": "main", "max_documents": 3}
+    values = changed(teacher=HUB | {"revision": "main"}).model_dump()
+    values["profile"]["corpus"]["sources"].append(source)
+    params = Params.model_validate(values)
+    record_commit("model", "a/b", "main", "1" * 40)
+    record_commit("dataset", "d/e", "main", "2" * 40)
+    assert models_table(params, {}, {}, METRICS).rows[1][1] == "1" * 40
+    assert corpus_table(params, {}).rows[-2][1] == "d/e at 222222222222, split train"
 
 
 def test_each_source_has_its_row_and_all_together_one() -> None:

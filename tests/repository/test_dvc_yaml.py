@@ -84,7 +84,7 @@ def test_the_reports_pictures_are_plots() -> None:
 def test_tables_of_dvc_show_one_file_of_metrics() -> None:
     """With those of every stage a table of experiments had 262 columns."""
     assert [name for stage in STAGES for each in definition(stage).get("metrics", []) for name in each] == [
-        "metrics/evaluate.json"
+        "metrics/summary.json"
     ]
 
 

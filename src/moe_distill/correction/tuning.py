@@ -22,7 +22,7 @@ from moe_distill.config.model_keys import TeacherCorrection
 from moe_distill.correction.held_out import real_positions
 from moe_distill.correction.moe_modules import find_moe_modules
 from moe_distill.errors import DataError, DivergenceError
-from moe_distill.log import log
+from moe_distill.log import log, progress
 from moe_distill.losses.auxiliary import router_auxiliary_loss
 from moe_distill.models.checkpointing import checkpoint_layers
 from moe_distill.shards.checkpoint import (
@@ -42,8 +42,7 @@ FINAL_LEARNING_RATE_SHARE = 0.1  # of the learning rate, at the last step
 ADAM_BETAS = (0.9, 0.95)
 GRADIENT_CLIP = 1.0
 MAX_CONSECUTIVE_NONFINITE = 20
-LINES = 20  # progress lines of a whole run; on top of them one a minute
-LINE_SECONDS = 60.0
+LINES = 20  # with the loss, of a whole run
 
 
 class Counters(BaseModel):
@@ -103,8 +102,11 @@ def tune(
         checkpoint_layers(model, "models.teacher_correction.gradient_checkpointing")
     model.train()
     batches = batches_from(windows.token_counts, params.batch_windows, seed, first_step)
-    warmup_steps, said_at = max(1, round(WARMUP_SHARE * params.steps)), -math.inf
-    with postponed_signals() as postponed:
+    warmup_steps = max(1, round(WARMUP_SHARE * params.steps))
+    with (
+        postponed_signals() as postponed,
+        progress(params.steps, "teacher_correction", done=first_step) as advance,
+    ):
         for step in range(first_step, params.steps):
             began = time.perf_counter()
             torch.manual_seed(seed * 1_000_003 + step)  # of dropout, where the model has any
@@ -114,12 +116,12 @@ def tune(
             nats = _step(model, windows, numbers, params.micro_batch_windows, balance, optimizer, scaler, counters)
             if step == 0:
                 _warn_of_unreached(adapters)
-            counters.positions += int(windows.token_counts[numbers].sum())
+            done, positions = step + 1, int(windows.token_counts[numbers].sum())
+            counters.positions += positions
             counters.seconds += time.perf_counter() - began
-            done, now = step + 1, time.monotonic()
-            if done in (1, params.steps) or done * LINES % params.steps < LINES or now - said_at > LINE_SECONDS:
+            advance(tokens=positions)
+            if done in (1, params.steps) or done * LINES % params.steps < LINES:
                 _say(done, params.steps, nats, counters)
-                said_at = now
             if done % params.checkpoint_every == 0 or done == params.steps or postponed.arrived:
                 save_checkpoint(work, _checkpoint(done, adapters, names, optimizer, scaler, counters))
             postponed.obey()
@@ -201,12 +203,8 @@ def _warn_of_unreached(adapters: dict[str, nn.Parameter]) -> None:
 
 def _say(step: int, steps: int, nats: float, counters: Counters) -> None:
     speed = counters.positions / max(counters.seconds, 1e-9)
-    left = counters.seconds / step * (steps - step)
     skipped = f", {counters.skipped_steps} skipped" if counters.skipped_steps else ""
-    log(
-        f"teacher_correction: step {step:,} of {steps:,}, loss {nats:.3f} nats/token, {speed:,.0f} tokens/s, "
-        f"about {left / 60:,.0f} min left{skipped}"
-    )
+    log(f"teacher_correction: step {step:,} of {steps:,}, loss {nats:.3f} nats/token, {speed:,.0f} tokens/s{skipped}")
 
 
 def _checkpoint(

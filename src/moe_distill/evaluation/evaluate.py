@@ -31,6 +31,14 @@ from moe_distill.targets.window_targets import TargetSettings, WindowTargets
 # The text's own next token is left to the map: given to the target, top-1 agreement would measure the text.
 AGREED_WITH = TargetSettings(temperature=1.0, order="map_then_temper", tail="residual", follows_text=False)
 
+# What `dvc metrics show` and `dvc exp show` have columns for: all of them together would be 28.
+HEADLINES = (
+    "student_bits_per_byte",
+    "teacher_bits_per_byte",
+    "lm_only_bits_per_byte",
+    "gain_over_lm_only",
+    "retention",
+)
 FEW_DOCUMENTS = 30  # fewer say little of how documents differ
 
 
@@ -119,6 +127,11 @@ def training_metrics(teacher: Metrics, train_router: Metrics, control: Metrics) 
     if "kd_weight" in train_router:
         figures["kd_weight_at_the_end"] = train_router["kd_weight"]
     return figures
+
+
+def headlines(metrics: Metrics) -> dict[str, float]:
+    """The metrics that runs are compared by first (metrics/summary.json); one that is undefined is absent."""
+    return {name: metrics[name] for name in HEADLINES if name in metrics}
 
 
 def gain_metrics(student: Score, lm_only: Score, windows: WindowStore) -> dict[str, float]:

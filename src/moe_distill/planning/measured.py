@@ -1,6 +1,7 @@
 """Measure the inner loops of the stages on this machine: the models' real shapes, the profile's batches, random text.
 
 A model that is here is loaded; else one of random weights is made of its configuration. Every loop is the stage's own.
+On a CPU the batches are smaller where the profile's would take longer than the measurement is meant to.
 """
 
 import shutil
@@ -67,7 +68,10 @@ def measure_rates(
     seed_everything(params.experiment.seed)
     estimate = estimate_rates(params, device, teacher[0], student[0], shard_row)
     with tempfile.TemporaryDirectory(prefix="moe-distill-plan-") as name:
-        bench = _Bench(params, Path(name), (teacher[0].rows, student[0].rows), SECONDS if seconds is None else seconds)
+        wanted = SECONDS if seconds is None else seconds
+        if device.capability is None:
+            params = _smaller_batches(params, estimate, wanted)
+        bench = _Bench(params, Path(name), (teacher[0].rows, student[0].rows), wanted)
         try:
             bench.capture(teacher[1])
             bench.open(student[1])
@@ -88,6 +92,23 @@ def random_weights(config: PreTrainedConfig, dtype: torch.dtype, device: torch.d
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     logging.disable_progress_bar()  # of writing weights
     model.save_pretrained(folder)
+
+
+def _smaller_batches(params: Params, estimate: Rates, seconds: float) -> Params:
+    """Batches that a loop can do in the time, by its estimate. A CPU's seconds a token hardly depend on them."""
+    profile = params.profile
+    of_window = max(
+        estimate.capture_position * (profile.windows.teacher_max_length - 1),
+        estimate.training_token["train_router"] * (profile.windows.student_max_length - 1),
+    )
+    most = max(1, int(seconds / of_window))
+    sizes = {
+        "teacher": {"batch_windows": min(most, profile.teacher.batch_windows)},
+        "train": {"micro_batch_windows": min(most, profile.train.micro_batch_windows)},
+        "evaluate": {"batch_windows": min(most, profile.evaluate.batch_windows)},
+    }
+    sections = {name: getattr(profile, name).model_copy(update=each) for name, each in sizes.items()}
+    return params.model_copy(update={"profile": profile.model_copy(update=sections)})
 
 
 class _Bench:

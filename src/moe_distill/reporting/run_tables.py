@@ -1,4 +1,7 @@
-"""The tables of what a run was made of: models, text, alignment, cost, commit. Pure functions."""
+"""The tables of what a run was made of: models, text, alignment, cost, commit.
+
+Pure functions, but for the record of what a branch of the hub was when it was downloaded.
+"""
 
 from collections.abc import Sequence
 
@@ -9,6 +12,7 @@ from moe_distill.evaluation.metrics import Metrics
 from moe_distill.reporting.model_facts import ModelFacts
 from moe_distill.reporting.run_facts import RunFacts, StageFacts
 from moe_distill.reporting.tables import UNKNOWN, Table, told_bytes, told_count, told_seconds
+from moe_distill.utils.hub_commits import recorded_commit
 
 
 def models_table(params: Params, teacher: ModelFacts, student: ModelFacts, metrics: Metrics) -> Table:
@@ -132,7 +136,8 @@ def _origin(model: TinyTeacher | TinyStudent | HubModel | FolderModel, facts: Mo
     """Name, revision, licence and architecture of a model."""
     licence, architecture = str(facts.get("licence", UNKNOWN)), str(facts.get("model_type", UNKNOWN))
     if isinstance(model, HubModel):
-        return model.repository, model.revision, licence, architecture
+        commit = recorded_commit("model", model.repository, model.revision)
+        return model.repository, commit, licence, architecture
     if isinstance(model, FolderModel):
         return model.path, "a local folder", licence, architecture
     trained = "trained here from random weights" if isinstance(model, TinyTeacher) else "random weights, made here"
@@ -142,7 +147,8 @@ def _origin(model: TinyTeacher | TinyStudent | HubModel | FolderModel, facts: Mo
 def _source_told(source: Source) -> str:
     if isinstance(source, Hub):
         subset = f", {source.subset}" if source.subset else ""
-        return f"{source.repository} at {source.revision[:12]}{subset}, split {source.split}"
+        commit = recorded_commit("dataset", source.repository, source.revision)
+        return f"{source.repository} at {commit[:12]}{subset}, split {source.split}"
     if isinstance(source, Files):
         return ", ".join(source.paths)
     return "documentation of the installed Python"
