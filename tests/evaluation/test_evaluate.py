@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moe_distill.evaluation.evaluate import EvaluationInputs, evaluate, gain_metrics, training_metrics
+from moe_distill.evaluation.evaluate import (
+    HEADLINES,
+    EvaluationInputs,
+    evaluate,
+    gain_metrics,
+    headlines,
+    training_metrics,
+)
 from moe_distill.evaluation.measure import Score
 from moe_distill.evaluation.metrics import resampled_gain
 from moe_distill.reporting.report import kd_weight_told
@@ -27,13 +34,14 @@ def test_r27_parameters_and_bytes_of_both_models_are_reported(chain: Chain) -> N
         assert figures[f"{role}_parameters"] == sum(weight.numel() for weight in weights)
         assert figures[f"{role}_bytes"] == sum(weight.nbytes for weight in weights)
     assert figures["bytes_ratio"] == figures["teacher_bytes"] / figures["student_bytes"]
+    assert headlines(figures) == {name: figures[name] for name in HEADLINES}
 
 
 def test_without_a_baseline_no_figure_of_it_is_made_up(chain: Chain) -> None:
     student = chain.folder / "models/student_init"
     inputs = EvaluationInputs(chain.folder / "data/windows", chain.targets, student, student, None, student)
     figures = evaluate(inputs, chain.params.profile.evaluate, torch.device("cpu")).metrics
-    assert not [name for name in figures if "lm_only" in name]
+    assert not [name for name in (*figures, *headlines(figures)) if "lm_only" in name]
     assert {"student_bits_per_byte", "student_kd_bits_per_byte", "top1_agreement"} <= set(figures)
     figures |= training_metrics({"positions_per_second": 9.0}, {"steps": 4.0, "stopped_early": 0.0}, {})
     assert not [name for name in figures if "lm_only" in name]

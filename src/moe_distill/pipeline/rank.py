@@ -56,10 +56,10 @@ def is_rank() -> bool:
 
 def run_rank(stage: str, compute: Compute) -> NoReturn:
     """Compute this process's part and exit: 0, or a code that says nothing; the reason is in the work folder."""
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     # torch takes seconds, which `check` does not need
     from moe_distill.utils.processes import PeerLostError, joined_processes
 
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     wanted = os.environ.get(WORK_VARIABLE, "")  # another node learns it from rank 0
     work = Path(wanted) if wanted else None
     try:
