@@ -165,7 +165,7 @@ def ask(
     targets_N, final_NT = ids_BL.flatten(), states.final_BLT.flatten(0, 1)
     for some_NT, targets in zip(final_NT.split(1024), targets_N.split(1024), strict=True):
         uniforms_N = torch.full((len(targets),), 0.5, device=targets.device)
-        sparsify(head.logits(some_NT).log_softmax(-1), targets, k, tail_samples, uniforms_N)
+        sparsify(head.logits(some_NT), targets, k, tail_samples, uniforms_N)
 
 
 def step_figures(case: Case, in_loop: float, rounds: int) -> Iterator[Figure]:

@@ -78,7 +78,7 @@ def main(
 def recorded(logits_AV: Tensor, next_ids_A: Tensor, k: int, m: int) -> TeacherRows:
     """What the shards would hold of these positions."""
     torch.manual_seed(0)
-    records = sparsify(logits_AV.log_softmax(-1), next_ids_A, k, m, torch.rand(len(logits_AV)))
+    records = sparsify(logits_AV, next_ids_A, k, m, torch.rand(len(logits_AV)))
     return teacher_rows(vars(records), logits_AV.shape[1] - k)
 
 

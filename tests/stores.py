@@ -113,7 +113,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
             },
         )
         logits_NV = 3 * torch.randn(n, TEACHER_VOCABULARY, generator=generator)
-        record = vars(sparsify(logits_NV.log_softmax(-1), torch.arange(n), K, 4, torch.full((n,), 0.5)))
+        record = vars(sparsify(logits_NV, torch.arange(n), K, 4, torch.full((n,), 0.5)))
         columns = {
             "hidden_rows": torch.zeros(0, dtype=torch.int64),
             "hidden": torch.zeros(0, 0, 16, dtype=torch.float16),

@@ -90,9 +90,9 @@ def test_a_larger_batch_chunk_and_vocabulary_take_more() -> None:
     def taken(work: ModelWork = TEACHER, positions: float = 1000.0, chunk: int = 64) -> float:
         return capture_memory(work, Layers(2, 8, fuses_attention=True), positions, chunk, kept_layers=2)
 
-    least = 1000 * 2 + 200 * 4 + 64 * 20 * 4 * 7
+    least = 1000 * 2 + 200 * 4 + 64 * 20 * 4 * 3
     assert least < taken() < taken(positions=2000.0)
-    assert taken(chunk=128) - taken() == 64 * 20 * 4 * 7
+    assert taken(chunk=128) - taken() == 64 * 20 * 4 * 3
     in_fp32 = Layers(4, 8, fuses_attention=True)
     of_student = [evaluation_memory(STUDENT, in_fp32, positions) for positions in (100.0, 200.0)]
     assert 4e6 < of_student[0] < of_student[1]

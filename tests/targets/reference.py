@@ -65,7 +65,7 @@ def teacher_rows(
     n = len(logits_NV)
     uniforms = torch.full((n,), 0.5) if uniforms_N is None else uniforms_N
     targets = torch.zeros(n, dtype=torch.long) if targets_N is None else targets_N
-    records = sparsify(logits_NV.log_softmax(-1), targets, k, tail_samples, uniforms)
+    records = sparsify(logits_NV, targets, k, tail_samples, uniforms)
     return upcast(vars(records), logits_NV.shape[1] - k)
 
 

@@ -113,26 +113,28 @@ def test_records_are_the_teachers_distribution(family: str, windows: WindowStore
     assert captured.text_token_probability == pytest.approx(float(1 - logprobs[:, 0].exp().mean()), abs=1e-6)
 
 
-class Softmaxes(TorchDispatchMode):
-    """Counts the rows of which a softmax over the vocabulary is computed."""
+class Exponentials(TorchDispatchMode):
+    """Counts the rows over the vocabulary of which exponentials are computed."""
+
+    NAMES = ("exp", "exp_", "_softmax", "_log_softmax", "logsumexp")
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows = 0
 
     def __torch_dispatch__(self, function: Any, _types: Any, arguments: Any = (), named: Any = None) -> Any:
-        if function._schema.name in ("aten::_softmax", "aten::_log_softmax") and arguments[0].shape[-1] == VOCABULARY:
+        if function._schema.name.removeprefix("aten::") in self.NAMES and arguments[0].shape[-1] == VOCABULARY:
             self.rows += len(arguments[0])
         return function(*arguments, **(named or {}))
 
 
-def test_one_softmax_over_the_vocabulary_gives_all_that_is_kept_of_a_position(
+def test_one_exponential_of_each_logit_gives_all_that_is_kept_of_a_position(
     windows: WindowStore, tmp_path: Path
 ) -> None:
     model = make_teacher("dense")
-    with Softmaxes() as softmaxes:
+    with Exponentials() as exponentials:
         captured = run(model, windows, tmp_path / "shards")
-    assert softmaxes.rows == captured.index.rows("positions")
+    assert exponentials.rows == captured.index.rows("positions")
 
 
 @pytest.mark.parametrize("family", MOE_FAMILIES)

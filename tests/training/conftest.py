@@ -64,7 +64,7 @@ def make_target(has_target_N: torch.Tensor, labels_N: torch.Tensor, generator: t
     n = int(has_target_N.sum())
     logits = 3 * torch.randn(n, TEACHER_VOCABULARY, generator=generator)
     next_ids = torch.randint(TEACHER_VOCABULARY, (n,), generator=generator)
-    records = sparsify(logits.log_softmax(-1), next_ids, K, M, torch.rand(n, generator=generator))
+    records = sparsify(logits, next_ids, K, M, torch.rand(n, generator=generator))
     rows = teacher_rows(vars(records), TEACHER_VOCABULARY - K)
     text = NextTokens(next_ids, labels_N[has_target_N])
     return sparse_target(rows, has_target_N, make_map(), 2.0, "temper_then_map", "sampled", text)

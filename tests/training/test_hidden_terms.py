@@ -83,9 +83,7 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
     assert not isinstance(architecture.moe, str)
     n = WINDOWS * LENGTH
     logits_NV = architecture.decoder.head.to_dtype(torch.float32).logits(states.final_BLT.flatten(0, 1))
-    records = sparsify(
-        logits_NV.log_softmax(-1), torch.zeros(n, dtype=torch.int64), 16, 8, torch.rand(n, generator=generator)
-    )
+    records = sparsify(logits_NV, torch.zeros(n, dtype=torch.int64), 16, 8, torch.rand(n, generator=generator))
     assert states.router_logits_BLE is not None
     runs = HiddenRuns(
         places_WP=torch.arange(n).view(WINDOWS, LENGTH),

@@ -1,4 +1,4 @@
-"""Reduce full rows of log-probabilities to small records that give the distribution at any temperature from 1 to 4.
+"""Reduce full rows of logits to small records that give the distribution at any temperature from 1 to 4.
 
 A record holds the K largest log-probabilities, the log-sum of all others (the tail) at G temperatures, and M samples of
 the tail. Shapes: N positions, R rows of the output matrix.
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, tail_log_density
+from moe_distill.shards.teacher_store import TAIL_SAMPLE_TEMPERATURE, TAIL_TEMPERATURES, TAIL_UNIFORM_SHARE
+
+ROOT = 12  # every node's ROOT / T is whole: 12, 9, 6, 4, 3
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Records:
     target_logprob: Tensor  # [N]: of the token that follows in the text
 
 
-def sparsify(logprobs_NR: Tensor, targets_N: Tensor, k: int, tail_samples: int, uniforms_N: Tensor) -> Records:
+def sparsify(logits_NR: Tensor, targets_N: Tensor, k: int, tail_samples: int, uniforms_N: Tensor) -> Records:
     """Keep the k largest log-probabilities, the tail's log-sums and samples of the tail.
 
     The samples are drawn by systematic sampling (one uniform offset, M equal strata of the cumulative distribution),
@@ -32,29 +34,57 @@ def sparsify(logprobs_NR: Tensor, targets_N: Tensor, k: int, tail_samples: int, 
     temperature 2, since it has most mass at high temperatures, mixed with the uniform distribution.
 
     Args:
-        logprobs_NR: log-softmax of finite logits, fp32.
+        logits_NR: finite, fp32; left as they are. As much memory again is taken twice.
         targets_N: int64; the token that follows each position.
         k: logits to keep, less than R.
         tail_samples: samples to draw from the tail.
         uniforms_N: a random number of [0, 1) for each position; the samples follow from it.
     """
-    topk_logprobs, topk_ids = logprobs_NR.topk(k, dim=-1)
-    tail_NR = logprobs_NR.scatter(1, topk_ids, float("-inf"))
-    tail_logsumexp = torch.stack([(tail_NR / temperature).logsumexp(-1) for temperature in TAIL_TEMPERATURES], -1)
-    density_NR = tail_log_density(tail_NR, tail_logsumexp, logprobs_NR.shape[1] - k).exp().scatter(1, topk_ids, 0.0)
-    tail_ids = _systematic_samples(density_NR, tail_samples, uniforms_N)
+    largest, ids = logits_NR.topk(k + 1, dim=-1)
+    topk_logits, topk_ids, peak_N1 = largest[:, :k], ids[:, :k], largest[:, k:]
+    root_NR = (logits_NR - peak_N1).mul_(1.0 / ROOT).exp_().scatter_(1, topk_ids, 0.0)
+    sums_NG, square_root_NR, buffer_NR = _sums_of_powers(root_NR)
+    tail_NG = sums_NG.log() + peak_N1 / logits_NR.new_tensor(TAIL_TEMPERATURES)
+    normalizer_N1 = torch.logaddexp(topk_logits.logsumexp(-1, keepdim=True), tail_NG[:, :1])
+
+    node, n_tail = TAIL_TEMPERATURES.index(TAIL_SAMPLE_TEMPERATURE), logits_NR.shape[1] - k
+    density_NR = square_root_NR.mul_((1.0 - TAIL_UNIFORM_SHARE) / sums_NG[:, node, None])
+    density_NR.add_(TAIL_UNIFORM_SHARE / n_tail).scatter_(1, topk_ids, 0.0)
+    tail_ids = _systematic_samples(density_NR, tail_samples, uniforms_N, buffer_NR)
     return Records(
         topk_ids=topk_ids,
-        topk_logprobs=topk_logprobs,
-        tail_logsumexp=tail_logsumexp,
+        topk_logprobs=topk_logits - normalizer_N1,
+        tail_logsumexp=tail_NG - normalizer_N1 / logits_NR.new_tensor(TAIL_TEMPERATURES),
         tail_ids=tail_ids,
-        tail_logprobs=logprobs_NR.gather(1, tail_ids),
-        target_logprob=logprobs_NR.gather(1, targets_N[:, None]).squeeze(1),
+        tail_logprobs=logits_NR.gather(1, tail_ids) - normalizer_N1,
+        target_logprob=(logits_NR.gather(1, targets_N[:, None]) - normalizer_N1).squeeze(1),
     )
 
 
-def _systematic_samples(density_NR: Tensor, n_samples: int, uniforms_N: Tensor) -> Tensor:
-    cumulative_NR = density_NR.cumsum(-1)
+def _sums_of_powers(root_NR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the rows of exp(logit / T) for every node T, out of exp(logit / 12): one exponential serves all.
+
+    Args:
+        root_NR: 0 outside the tail; overwritten.
+
+    Returns:
+        The sums [N, G]; exp(logit / 2); and a tensor of that size to write to.
+    """
+    powers: dict[int, Tensor] = {}  # by ROOT / T
+    square_NR = root_NR.square()
+    third_NR = root_NR.mul_(square_NR)
+    powers[3] = third_NR.sum(-1)
+    powers[4] = square_NR.square_().sum(-1)
+    sixth_NR = torch.mul(third_NR, third_NR, out=square_NR)
+    powers[6] = sixth_NR.sum(-1)
+    powers[9] = third_NR.mul_(sixth_NR).sum(-1)
+    powers[12] = torch.mul(sixth_NR, sixth_NR, out=third_NR).sum(-1)
+    sums_NG = torch.stack([powers[round(ROOT / temperature)] for temperature in TAIL_TEMPERATURES], -1)
+    return sums_NG, sixth_NR, third_NR
+
+
+def _systematic_samples(density_NR: Tensor, n_samples: int, uniforms_N: Tensor, buffer_NR: Tensor) -> Tensor:
+    cumulative_NR = torch.cumsum(density_NR, -1, out=buffer_NR)
     strata_M = torch.arange(n_samples, device=density_NR.device)
     total_N1 = cumulative_NR[:, -1:]
     points_NM = (strata_M + uniforms_N[:, None]) / max(n_samples, 1) * total_N1

@@ -1,0 +1,66 @@
+"""Records of a row of logits, against the whole distribution in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, tail_log_density
+from moe_distill.teacher.sparsify import Records, sparsify
+
+N, ROWS, K, SAMPLES = 6, 5000, 16, 32
+
+
+def logits_of(kind: str) -> Tensor:
+    drawn = torch.randn(N, ROWS, generator=torch.Generator().manual_seed(0))
+    if kind == "peaked":  # the tail is 300 nats below what is kept, and its least 60 nats below its largest
+        return torch.where(drawn > drawn.topk(K, -1).values[:, -1:] - 1e-9, 300.0 + drawn, 8.0 * drawn)
+    return {"usual": 3.0 * drawn + 7.0, "flat": 1e-4 * drawn, "large": 40.0 * drawn - 500.0}[kind]
+
+
+def records(logits_NR: Tensor, uniforms_N: Tensor) -> Records:
+    return sparsify(logits_NR, torch.arange(N), K, SAMPLES, uniforms_N)
+
+
+@pytest.mark.parametrize("kind", ["usual", "peaked", "flat", "large"])
+def test_records_are_those_of_the_whole_distribution(kind: str) -> None:
+    logits_NR = logits_of(kind)
+    found, before = records(logits_NR, torch.rand(N)), logits_NR.clone()
+    logprobs_NR = logits_NR.double().log_softmax(-1)
+    topk = logprobs_NR.topk(K)
+    assert torch.equal(found.topk_ids, topk.indices)
+    tail_NR = logprobs_NR.scatter(1, topk.indices, float("-inf"))
+    sums_NG = torch.stack([(tail_NR / temperature).logsumexp(-1) for temperature in TAIL_TEMPERATURES], -1)
+    rounding = 5e-6 + 2**-22 * float(logits_NR.abs().max())  # of fp32 at the size of the logits
+    for column, expected in (
+        (found.topk_logprobs, topk.values),
+        (found.tail_logsumexp, sums_NG),
+        (found.tail_logprobs, logprobs_NR.gather(1, found.tail_ids)),
+        (found.target_logprob, logprobs_NR.diagonal()[:N]),
+    ):
+        torch.testing.assert_close(column.double(), expected, rtol=0.0, atol=rounding)
+    assert torch.equal(logits_NR, before)
+
+
+@pytest.mark.parametrize("kind", ["usual", "peaked", "flat"])
+def test_samples_are_where_the_strata_of_their_density_begin(kind: str) -> None:
+    logits_NR = logits_of(kind).double()
+    uniforms_N = torch.rand(N, generator=torch.Generator().manual_seed(1)).double()
+    found = records(logits_NR, uniforms_N)
+    logprobs_NR = logits_NR.log_softmax(-1)
+    density_NR = tail_log_density(logprobs_NR, found.tail_logsumexp, ROWS - K).exp()
+    density_NR = density_NR.scatter(1, found.topk_ids, 0.0)
+    torch.testing.assert_close(density_NR.sum(-1), torch.ones(N).double())
+    for row, uniform in enumerate(uniforms_N.tolist()):
+        reached = density_NR[row].cumsum(0).tolist()
+        expected = [
+            next(number for number, mass in enumerate(reached) if mass > (stratum + uniform) / SAMPLES)
+            for stratum in range(SAMPLES)
+        ]
+        assert found.tail_ids[row].tolist() == expected
+
+
+def test_the_tail_may_be_one_id() -> None:
+    logits_NR = torch.tensor([[2.0, 1.0, 0.0]])
+    found = sparsify(logits_NR, torch.tensor([2]), 2, 3, torch.tensor([0.5]))
+    assert found.tail_ids.tolist() == [[2, 2, 2]]
+    torch.testing.assert_close(found.tail_logsumexp[0, 0], logits_NR.log_softmax(-1)[0, 2])
