@@ -5,7 +5,8 @@
     python benchmarks/bench.py --only steps,encoding # these; the lines of the others stay as they were
 
 Each topic writes benchmarks/results/<topic>.json, and the table of docs/benchmarks.md is made of all that are there.
-A line that cannot be measured here says why.
+A line that cannot be measured here says why, and what would be needed: MOE_DISTILL_ASSETS (bench_texts.py),
+MOE_DISTILL_TRL (row_uld.py), MOE_DISTILL_BENCH_MODEL (row_encoding.py), a GPU.
 """
 
 import time
@@ -22,6 +23,7 @@ import row_step_cost
 import row_teacher_in_loop
 import row_teacher_pass
 import row_tokenize
+import row_uld
 import typer
 from bench_row import Row, Size
 from bench_table import Result, commit, machine, ratio, read_result, write_result, write_table
@@ -30,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/benchmarks.md"
 TOPICS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "steps": row_step_cost.rows,
+    "uld": row_uld.rows,
     "teacher_in_loop": row_teacher_in_loop.rows,
     "teacher_pass": row_teacher_pass.rows,
     "encoding": row_encoding.rows,

@@ -29,7 +29,7 @@ SHAPES = {  # pair, windows of a step, positions of a window
 
 def rows(size: Size) -> Iterator[Row]:
     """Three ratios for each of the shapes."""
-    rounds = {"toy": 1} if size is Size.SMALLEST else {"tiny": size.pick(0, 16, 48), "real": size.pick(0, 4, 12)}
+    rounds = {"toy": 1} if size is Size.SMALLEST else {"tiny": size.pick(0, 16, 48), "real": size.pick(0, 3, 12)}
     for shapes, n_rounds in rounds.items():
         times = time_steps(random_case(shapes), n_rounds)
         for (upper, lower), target in TARGETS.items():

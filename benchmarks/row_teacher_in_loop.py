@@ -97,7 +97,7 @@ def cases(size: Size) -> list[tuple[str, Pair, int, int]]:
         return [("toy pair", TOY, 2, 1)]
     tiny = ("tiny pair", TINY, 16, size.pick(0, 8, 24))
     if size is Size.SHORT:
-        return [tiny, ("a quarter of the real pair's layers", QUARTER, 1, 4)]
+        return [tiny, ("a quarter of the real pair's layers", QUARTER, 1, 3)]
     return [tiny, ("real pair", REAL, 1, 6)]
 
 
