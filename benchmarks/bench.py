@@ -62,7 +62,7 @@ def main(
             print(f"  {row.what}: {row.ours} {ratio(row.ratio)} {row.note}".rstrip(), flush=True)
         write_result(RESULTS / f"{name}.json", Result(size.value, machine(), commit(ROOT), rows))
         print(f"  {time.perf_counter() - began:.0f} s", flush=True)
-    write_table(PAGE, [read_result(path) for name in TOPICS if (path := RESULTS / f"{name}.json").is_file()])
+        write_table(PAGE, [read_result(path) for each in TOPICS if (path := RESULTS / f"{each}.json").is_file()])
     print(f"table: {PAGE}")
 
 

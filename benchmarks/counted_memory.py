@@ -13,7 +13,9 @@ class CountedMemory(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.largest = 0
+        self.live: int = 0
+        self.peak: int = 0
+        self.largest: int = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(

@@ -43,17 +43,18 @@ def peak_bytes(pair: Pair, n: int, way: str) -> int:
     weight_VD = torch.randn(pair.student.vocabulary, pair.student.hidden, generator=generator).mul(0.04)
     weight_VD.requires_grad_()
     target, labels_N = random_target(pair, n, generator), torch.randint(pair.student.vocabulary, (n,))
-    with CountedMemory() as memory:
+    memory = CountedMemory()
+    with memory:
         given = [tensor for tensor in vars(target).values() if isinstance(tensor, Tensor)]
         for tensor in [hidden_ND, weight_VD, labels_N, *given]:
             memory.count(tensor)  # else a view of it would count it later
         resident = memory.live
         if way == "dense":
-            dense_loss(hidden_ND, weight_VD, labels_N, target).backward()  # type: ignore[no-untyped-call]
+            dense_loss(hidden_ND, weight_VD, labels_N, target).backward()
         else:
             text = Text(labels_N, target, stretches(n, params_of(pair).profile.train.chunk_tokens, target))
             found = text_loss(hidden_ND, OutputHead(weight_VD), text, LARGEST_KD_WEIGHT, torch.float32, with_kl=False)
-            found.loss.backward()  # type: ignore[no-untyped-call]
+            found.loss.backward()
     return memory.peak - resident
 
 

@@ -197,7 +197,8 @@ def peak_bytes(loop: Loop, way: str) -> int:
     weights = [weight for model in models for weight in model.parameters()]
     for weight in loop.student.model.parameters():
         weight.grad = None
-    with CountedMemory() as memory:
+    memory = CountedMemory()
+    with memory:
         for tensor in [*weights, *moments]:
             memory.count(tensor)
         ways(loop)[way]()

@@ -125,7 +125,7 @@ class Losses:
         text = Text(self._student_ids, target, stretches(len(starts), self._chunk, target))
         head = OutputHead(self._weight_VD)
         found = text_loss(self._hidden_ND, head, text, LARGEST_KD_WEIGHT, torch.float32, with_kl=False)
-        found.loss.backward()  # type: ignore[no-untyped-call]
+        found.loss.backward()
         self._hidden_ND.grad = self._weight_VD.grad = None
 
     def save(self, path: Path) -> None:
@@ -141,10 +141,8 @@ class Losses:
         save_file({name: tensor[None].contiguous() for name, tensor in tensors.items()}, path)
 
 
-def tokens_of(
-    text: str, encoder: Encoder, n_tokens: int | None = None, n_bytes: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Ids of the first tokens of a text and the byte that each ends before, int64 [N]."""
+def tokens_of(text: str, encoder: Encoder, n_tokens: int | None = None, n_bytes: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids of so many tokens of a text, or of those in its first bytes, and the byte each ends before, int64 [N]."""
     ids = torch.from_numpy(encode(encoder, [text[:20_000].encode()]).ids)
     ends = torch.from_numpy(encoder.token_bytes.lengths)[ids].cumsum(0)
     stop = n_tokens if n_tokens is not None else int((ends <= n_bytes).sum())
