@@ -52,7 +52,7 @@ def main(
     chosen = only.split(",") if only else list(TOPICS)
     if unknown := [name for name in chosen if name not in TOPICS]:
         raise typer.BadParameter(f"no topic {', '.join(unknown)}: {', '.join(TOPICS)}", param_hint="--only")
-    size = Size.FULL if full else Size.SHORT
+    size, code = Size.FULL if full else Size.SHORT, commit(ROOT)
     for name in chosen:
         began = time.perf_counter()
         print(f"{name} ...", flush=True)
@@ -60,7 +60,7 @@ def main(
         for row in TOPICS[name](size):
             rows.append(row)
             print(f"  {row.what}: {row.ours} {ratio(row.ratio)} {row.note}".rstrip(), flush=True)
-        write_result(RESULTS / f"{name}.json", Result(size.value, machine(), commit(ROOT), rows))
+        write_result(RESULTS / f"{name}.json", Result(size.value, machine(), code, rows))
         print(f"  {time.perf_counter() - began:.0f} s", flush=True)
         write_table(PAGE, [read_result(path) for each in TOPICS if (path := RESULTS / f"{each}.json").is_file()])
     print(f"table: {PAGE}")
