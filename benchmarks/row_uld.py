@@ -82,7 +82,7 @@ def lengths(size: Size) -> dict[int, int]:
     """Tokens of the student's window, and how often it is measured: theirs takes minutes at the longest."""
     if size is Size.SMALLEST:
         return {20: 1}
-    return {178: 3} if size is Size.SHORT else {178: 3, 329: 2, LONGEST: 1}
+    return {178: 2} if size is Size.SHORT else {178: 2, 329: 1, LONGEST: 1}
 
 
 class Losses:
