@@ -40,10 +40,9 @@ def rows(size: Size) -> Iterator[Row]:
     kept = sum(row_bytes(specs[name]) for name in ("topk_ids", "topk_logprobs"))
     whole = sum(row_bytes(spec) for spec in specs.values() if spec.table == "positions")
     yield Row(f"bytes of a position: ids and values, k = {capture.k}", f"{kept} B", DISTILLKIT, note=QUOTED)
-    yield Row(
-        f"the same with log-sums and {capture.tail_samples} samples of the tail", f"{whole} B", MEGATRON, note=QUOTED
-    )
-    yield missing("ids of 18 bits and values of 8", "not built, though it would hold: docs/decisions.md", at_most(212, "B"))
+    yield Row(f"with log-sums and {capture.tail_samples} samples of the tail", f"{whole} B", MEGATRON, note=QUOTED)
+    why = "not built, though it would hold: docs/decisions.md"
+    yield missing("packed, ids of 18 bits and values of 8", why, at_most(212, "B"))
     source, logits_NR = some_logits(size)
     divergences_N = restored_divergence(logits_NR.log_softmax(-1), capture.k, capture.tail_samples, specs)
     mean = float(divergences_N.mean())
