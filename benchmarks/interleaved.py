@@ -1,5 +1,6 @@
 """Kinds of work timed in turn, so that each ratio is of neighbours in time and a noisy machine does not decide."""
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -60,6 +61,12 @@ def interleave(
 def spread(values: list[float]) -> Spread:
     low, high = (min(values), max(values)) if len(values) < 4 else statistics.quantiles(values, n=4)[::2]
     return Spread(statistics.median(values), low, high, len(values))
+
+
+def child_clocks() -> tuple[float, float]:
+    """Seconds of the processes that this one has started and that have ended, and of the wall."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime, time.perf_counter()
 
 
 def clocks(device: torch.device) -> tuple[float, float]:

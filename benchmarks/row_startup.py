@@ -1,14 +1,12 @@
 """Start-up of the command line."""
 
 import os
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 from bench_row import Row, Size, at_most
-from interleaved import spread
+from interleaved import child_clocks, spread
 from stage_runs import ROOT
 
 HELP = "from moe_distill.cli import main; main()"
@@ -33,7 +31,7 @@ def rows(size: Size) -> Iterator[Row]:
 def process_seconds(arguments: list[str]) -> tuple[float, float]:
     """CPU and wall time of an interpreter with these arguments, from its start to its end."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    began = child_clocks()
     subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, check=True)
-    ended, after = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, ended - began
+    ended = child_clocks()
+    return ended[0] - began[0], ended[1] - began[1]
