@@ -5,6 +5,7 @@
 
 import os
 import sysconfig
+from itertools import cycle
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -28,10 +29,10 @@ def help_texts() -> list[str]:
 
 
 def code_text(characters: int) -> str:
-    """The beginning of the standard library's modules, one after the other."""
-    text = ""
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+    """The beginning of the standard library's modules, one after the other, and again from the first where needed."""
+    paths, text = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")), ""
+    for path in cycle(paths):
         text += path.read_text(encoding="utf-8", errors="ignore")
         if len(text) >= characters:
-            break
-    return text[:characters]
+            return text[:characters]
+    raise FileNotFoundError(f"{sysconfig.get_path('stdlib')} has no modules")

@@ -1,8 +1,8 @@
 """The pipeline as `dvc repro` runs it: memory of its stages as the corpus grows, tracking, a run with nothing to do.
 
 Each run is of a small project in a temporary folder, made of this checkout: profile `test` on the source of the
-standard library, 300 kB of it at 1x. Only a training of some minutes shows what tracking costs: the stage `control` of
-profile `tiny`.
+standard library. 1x is 1.2 MB of it, which fills what a stage holds at once (1 MB of text in alignment/tokenize.py).
+Only a training of some minutes shows what tracking costs: the stage `control` of profile `tiny`.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from bench_row import Row, Size, at_most, missing
 from interleaved import child_clocks, spread
 from stage_runs import ROOT, StageCost, make_workspace, repro, small_profile
 
-CHARACTERS = 300_000  # of the corpus, at 1x
+CHARACTERS = 1_200_000  # of the corpus, at 1x
 GROWTH, NOTHING_TO_DO, TRACKING = at_most(1.1), at_most(5, "s"), at_most(1, "%")
 TRACKED = "tracking: share of the time of a training (stage `control`, profile `tiny`)"
 FIRST_STAGES = "teacher"  # the last of those that a short benchmark runs on more text: they read all of it
@@ -26,7 +26,7 @@ def rows(size: Size) -> Iterator[Row]:
     if shutil.which("git") is None or not Path("/proc/self/status").is_file():
         yield missing("stages under `dvc repro`", "this takes git, and a Linux that tells the peak memory of a process")
         return
-    characters = size.pick(CHARACTERS // 10, CHARACTERS, CHARACTERS)
+    characters = size.pick(CHARACTERS // 40, CHARACTERS, CHARACTERS)
     last = {Size.SMALLEST: "corpus", Size.SHORT: FIRST_STAGES, Size.FULL: None}[size]
     with TemporaryDirectory() as folder:
         make_workspace(Path(folder), small_profile(), characters)

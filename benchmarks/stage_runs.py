@@ -53,11 +53,12 @@ def make_workspace(folder: Path, profile: dict[str, Any], characters: int | None
 
 
 def write_texts(folder: Path, characters: int) -> Path:
-    """Documents of source code; returns their folder."""
+    """Documents of source code, each another one; returns their folder."""
     texts, text = folder / "texts", code_text(characters)
     texts.mkdir()
     for number, start in enumerate(range(0, len(text), DOCUMENT_CHARACTERS)):
-        (texts / f"{number}.txt").write_text(text[start : start + DOCUMENT_CHARACTERS], encoding="utf-8")
+        piece = text[start : start + DOCUMENT_CHARACTERS]
+        (texts / f"{number}.txt").write_text(f"# {number}\n{piece}", encoding="utf-8")
     return texts
 
 
