@@ -41,7 +41,7 @@ def rows(size: Size) -> Iterator[Row]:
     whole = sum(row_bytes(spec) for spec in specs.values() if spec.table == "positions")
     yield Row(f"bytes of a position: ids and values, k = {capture.k}", f"{kept} B", DISTILLKIT, note=QUOTED)
     yield Row(f"with log-sums and {capture.tail_samples} samples of the tail", f"{whole} B", MEGATRON, note=QUOTED)
-    why = "not built, though it would hold: docs/decisions.md"
+    why = "not built, see docs/decisions.md"
     yield missing("packed, ids of 18 bits and values of 8", why, at_most(212, "B"))
     source, logits_NR = some_logits(size)
     divergences_N = restored_divergence(logits_NR.log_softmax(-1), capture.k, capture.tail_samples, specs)
