@@ -18,7 +18,7 @@ LOCKED_TORCH := $(shell grep '^torch==' requirements.txt)
 OTHER_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: install help run test test-slow test-gpu check format ui clean-venv
+.PHONY: install help run test test-slow test-gpu bench bench-full check format ui clean-venv
 
 install: $(VENV)/installed ## .venv with the locked requirements
 
@@ -39,6 +39,12 @@ test-slow: $(VENV)/installed ## the tests that take minutes each
 test-gpu: $(VENV)/installed ## tests and ratios at the real pair's sizes, on the GPU that is here
 	pytest -m gpu -rs -o tmp_path_retention_policy=none
 	python benchmarks/gpu_check.py --json gpu_check.json
+
+bench: $(VENV)/installed ## figures beside others', into docs/benchmarks.md: at most 10 minutes on 2 cores
+	python benchmarks/bench.py
+
+bench-full: $(VENV)/installed ## the same at full sizes, which takes an hour or more
+	python benchmarks/bench.py --full
 
 check: $(VENV)/installed ## linter, format, types and import contracts
 	ruff check .

@@ -25,7 +25,8 @@ from moe_distill.config.params import KdOrder, load_params
 from moe_distill.config.profile import Train
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import text_loss
-from moe_distill.models.pretrained import load_causal_lm, load_tokenizer
+from moe_distill.models.pretrained import load_causal_lm
+from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.vocabulary_store import read_vocabulary_map
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.teacher_rows import TeacherRows, read_rows
@@ -200,12 +201,13 @@ def alm(world: World, rows_of_windows: list[Tensor], nll_N: Tensor, span_tempera
 
 
 def student_states(student: PreTrainedModel, batch: Batch) -> Tensor:
-    hidden_BLD = student.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
+    hidden_BLD: Tensor = student.get_decoder()(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
     return hidden_BLD.flatten(0, 1).index_select(0, batch.places_N)
 
 
 def student_logits(student: PreTrainedModel, batch: Batch) -> Tensor:
-    return student_states(student, batch) @ student.get_output_embeddings().weight.T
+    logits_NV: Tensor = student_states(student, batch) @ student.get_output_embeddings().weight.T
+    return logits_NV
 
 
 @torch.inference_mode()

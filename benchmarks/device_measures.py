@@ -1,27 +1,10 @@
 """Time, memory and use of a device; on a CPU the same functions run, and memory is 0."""
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from step_kinds import clocks
-
-
-def alternated(
-    one: Callable[[], None], other: Callable[[], None], device: torch.device, rounds: int
-) -> tuple[float, float, float]:
-    """Seconds of `one` over those of `other`, median over the rounds, and the medians of both; both have run before."""
-    seconds: list[tuple[float, float]] = []
-    for number in range(rounds + 1):
-        times = [clocks(device)[1]]
-        for each in (one, other):
-            each()
-            times.append(clocks(device)[1])
-        if number:
-            seconds.append((times[1] - times[0], times[2] - times[1]))
-    ratio = statistics.median(first / second for first, second in seconds)
-    return ratio, *(statistics.median(each) for each in zip(*seconds, strict=True))
+from interleaved import clocks
 
 
 def busy_share(work: Callable[[], None], device: torch.device) -> float:

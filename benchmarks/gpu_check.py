@@ -18,10 +18,12 @@ from typing import Annotated
 
 import torch
 import typer
-from device_measures import alternated, busy_share, peak_memory
+from device_measures import busy_share, peak_memory
+from interleaved import clocks, interleave
 from random_pair import REAL, TOY, Pair, make_student, make_teacher, params_of, random_batch, replay_head
-from random_run import RandomRun, capture_split, make_run
-from step_kinds import KINDS, Case, clocks, make_step, measure, on_device
+from random_run import RandomRun, make_run
+from row_teacher_pass import passes
+from step_kinds import KINDS, Case, make_step, on_device, time_steps
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,7 +32,6 @@ from moe_distill.batches.loader import BatchReader, LoaderSettings, load_batches
 from moe_distill.batches.split import open_split
 from moe_distill.config.values import Precision
 from moe_distill.losses.output_head import OutputHead
-from moe_distill.shards.window_store import model_inputs
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
 from moe_distill.teacher.architecture import Architecture, find_architecture
@@ -111,25 +112,13 @@ def make_case(pair: Pair, teacher: PreTrainedModel, runtime: Runtime, micro_batc
 
 def teacher_figures(run: RandomRun, teacher: PreTrainedModel, runtime: Runtime) -> Iterator[Figure]:
     """The capture of a split, shards written, against the model's own forward pass over the same windows."""
-    windows, capture = run.windows("train"), params_of(run.pair).profile.teacher
-    starts = range(0, len(windows), capture.batch_windows)
-    numbers = [range(start, min(start + capture.batch_windows, len(windows))) for start in starts]
-    inputs = [model_inputs(windows, each)[0].to(runtime.device) for each in numbers]
-    positions, architecture = int(windows.token_counts.sum()), find_architecture(teacher)
-
-    @torch.inference_mode()
-    def bare() -> None:
-        for ids_BL in inputs:
-            teacher(input_ids=ids_BL, use_cache=False)
-
-    def captured() -> None:
-        capture_split(run, teacher, architecture, "train", run.root / f"again_{time.monotonic_ns()}")
-
+    positions = int(run.windows("train").token_counts.sum())
     with peak_memory(runtime.device) as peak:
-        ratio, bare_seconds, capture_seconds = alternated(bare, captured, runtime.device, rounds=3)
+        times = interleave(passes(run, teacher, runtime.device), 3, runtime.device)
+    ratio = times.ratio("bare", "captured", "wall").median
     yield Figure("teacher's pass against its bare forward pass, speed", ratio, 0.9)
-    yield Figure("teacher's pass, positions a second", positions / capture_seconds, None)
-    yield Figure("bare forward pass, positions a second", positions / bare_seconds, None)
+    yield Figure("teacher's pass, positions a second", positions / times.median("captured", "wall"), None)
+    yield Figure("bare forward pass, positions a second", positions / times.median("bare", "wall"), None)
     yield from peak_figures("teacher's pass", peak)
 
 
@@ -170,16 +159,20 @@ def ask(
 
 def step_figures(case: Case, in_loop: float, rounds: int) -> Iterator[Figure]:
     """What steps cost beside each other, what they hold, and what the teacher would cost in the loop."""
-    found = measure(case, rounds)["wall"]
-    yield Figure("KD step against an LM step", found["kd_over_lm"], 1.05, at_most=True)
-    yield Figure("step of phase 2 against an LM step", found["phase2_over_lm"], 1.15, at_most=True)
-    yield Figure("LM step against a bare step of transformers", found["lm_over_bare"], None)
+    times = time_steps(case, rounds)
+
+    def ratio(upper: str, lower: str) -> float:
+        return times.ratio(upper, lower, "wall").median
+
+    yield Figure("KD step against an LM step", ratio("kd", "lm"), 1.05, at_most=True)
+    yield Figure("step of phase 2 against an LM step", ratio("phase2", "lm"), 1.15, at_most=True)
+    yield Figure("LM step against a bare step of transformers", ratio("lm", "bare"), None)
     for name, kind in (("KD", "kd"), ("phase 2", "phase2")):
-        cached = found[f"{kind}_seconds"]
+        cached = times.median(kind, "wall")
         yield Figure(f"{name} from the cache against the teacher in the loop, speed", (cached + in_loop) / cached, 2.5)
     tokens = sum(batch.counts.tokens for batch in case.steps[0])
     for kind in KINDS:
-        yield Figure(f"{kind} step, tokens a second", tokens / found[f"{kind}_seconds"], None)
+        yield Figure(f"{kind} step, tokens a second", tokens / times.median(kind, "wall"), None)
     for kind in ("lm", "kd", "phase2"):
         step = make_step(case, kind)
         with peak_memory(case.runtime.device) as peak:

@@ -56,8 +56,9 @@ class Pair:
 
     teacher: Sizes
     student: Sizes
-    experts: int  # of the teacher, one of which a token asks
+    experts: int  # of the teacher
     profile: str
+    experts_per_token: int = 1
 
 
 REAL = Pair(  # Huihui-MoE-1B-A0.6B and SmolLM-135M
@@ -65,6 +66,13 @@ REAL = Pair(  # Huihui-MoE-1B-A0.6B and SmolLM-135M
     student=Sizes(49_152, 576, 30, 9, 3, 64, 1536),
     experts=3,
     profile="p100",
+)
+TINY = Pair(  # the embedded pair (profiles/tiny.yaml)
+    teacher=Sizes(2560, 160, 4, 4, 2, 40, 224),
+    student=Sizes(2048, 96, 6, 4, 2, 24, 256),
+    experts=4,
+    profile="tiny",
+    experts_per_token=2,
 )
 TOY = Pair(
     teacher=Sizes(300, 48, 2, 2, 1, 24, 48),
@@ -77,13 +85,16 @@ TOY = Pair(
 def params_of(pair: Pair, **train: object) -> Params:
     """The tests' params.yaml, which no user edits, and the pair's profile with other keys of `train`.
 
-    More windows keep states than in the profile, so that a few of them have enough.
+    More windows keep states than in the profile, so that a few of them have enough; of a teacher cut to fewer layers,
+    the ones in the same place.
     """
     experiment = yaml.safe_load((ROOT / "tests/params.yaml").read_text(encoding="utf-8"))
     profile = yaml.safe_load((ROOT / f"profiles/{pair.profile}.yaml").read_text(encoding="utf-8"))
     profile["train"] |= train
     capture = profile["teacher"]
     capture["hidden_fraction"] = max(SHARE_WITH_STATES, capture["hidden_fraction"])
+    last = max(capture["hidden_layers"])
+    capture["hidden_layers"] = [round(layer * pair.teacher.layers / last) for layer in capture["hidden_layers"]]
     return Params(
         experiment=ExperimentParams.model_validate(experiment | {"profile": pair.profile}),
         profile=Profile.model_validate(profile),
@@ -96,7 +107,7 @@ def make_teacher(pair: Pair, dtype: torch.dtype, device: torch.device) -> PreTra
     config = Qwen3MoeConfig(
         **_decoder_settings(sizes),
         num_experts=pair.experts,
-        num_experts_per_tok=1,
+        num_experts_per_tok=pair.experts_per_token,
         moe_intermediate_size=sizes.width,
         norm_topk_prob=True,
     )

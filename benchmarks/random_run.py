@@ -66,7 +66,7 @@ def make_run(root: Path, pair: Pair, teacher: PreTrainedModel, n_windows: dict[s
     """
     run, architecture = RandomRun(root, pair), find_architecture(teacher)
     for number, (split, count) in enumerate(n_windows.items()):
-        _write_windows(run, split, count, torch.Generator().manual_seed(number))
+        write_windows(run, split, count, torch.Generator().manual_seed(number))
         capture_split(run, teacher, architecture, split, root / "targets" / split)
     export_head(architecture, "teacher", root / "head")
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", pair.teacher.vocabulary)
@@ -122,7 +122,7 @@ def train(run: RandomRun, stage: str, params: Params, work: Path, previous: Path
     return STAGES[stage](params, run.inputs(stage, previous), outputs)
 
 
-def _write_windows(run: RandomRun, split: str, count: int, generator: torch.Generator) -> None:
+def write_windows(run: RandomRun, split: str, count: int, generator: torch.Generator) -> None:
     """Windows of the student's greatest length, for both models."""
     pair, params = run.pair, params_of(run.pair).profile
     length = params.windows.student_max_length - 1  # the prefix token counts

@@ -3,12 +3,12 @@
 All kinds train one student, each with an optimizer of its own: what a step costs does not depend on its weights.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
+from interleaved import Times, interleave
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -111,36 +111,13 @@ def on_device(steps: Sequence[Sequence[Batch]], device: torch.device) -> list[li
     return [[to_device(batch, device) for batch in parts] for parts in steps]
 
 
-def measure(case: Case, rounds: int, kinds: Sequence[str] = KINDS) -> dict[str, dict[str, float]]:
-    """Ratios of CPU and of wall time, each the median over the rounds, and the seconds of each kind.
-
-    In every round each kind of step runs once, so that a ratio is of neighbours in time.
-    """
-    steps = {kind: make_step(case, kind) for kind in kinds}
-    for step in steps.values():
-        step(0)
-    times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
-    for number in range(rounds):
-        for kind, step in steps.items():
-            began = clocks(case.runtime.device)
-            step(number)
-            ended = clocks(case.runtime.device)
-            times[kind].append((ended[0] - began[0], ended[1] - began[1]))
-    found = {}
-    for clock, name in enumerate(("cpu", "wall")):
-        found[name] = {
-            f"{upper}_over_{lower}": statistics.median(
-                above[clock] / below[clock] for above, below in zip(times[upper], times[lower], strict=True)
-            )
-            for upper, lower in (("kd", "lm"), ("phase2", "lm"), ("lm", "bare"))
-            if upper in kinds and lower in kinds
-        }
-        found[name] |= {f"{kind}_seconds": statistics.median(each[clock] for each in times[kind]) for kind in kinds}
-    return found
+def time_steps(case: Case, rounds: int, kinds: Sequence[str] = KINDS) -> Times:
+    """Each kind of step once a round."""
+    steps = {kind: numbered(make_step(case, kind)) for kind in kinds}
+    return interleave(steps, rounds, case.runtime.device)
 
 
-def clocks(device: torch.device) -> tuple[float, float]:
-    """Seconds of this process, all threads, and of the wall, read when the device has done what it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time(), time.perf_counter()
+def numbered(step: Callable[[int], object]) -> Callable[[], object]:
+    """The steps from the first on, one a call."""
+    numbers = count()
+    return lambda: step(next(numbers))

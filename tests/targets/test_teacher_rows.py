@@ -1,11 +1,16 @@
 """Cached rows, read for one window's positions."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from moe_distill.shards.format import DTYPES
 from moe_distill.shards.reader import ShardReader
-from moe_distill.shards.teacher_store import tail_log_density
+from moe_distill.shards.teacher_store import TEACHER_TARGETS, open_targets, tail_log_density, target_fields
+from moe_distill.shards.writer import ShardWriter
 from moe_distill.targets.teacher_rows import read_rows
+from moe_distill.teacher.columns import fitted
 from tests.shards.conftest import OUTPUT_ROWS
 
 
@@ -47,3 +52,18 @@ def test_no_aligned_row_at_all_gives_empty_columns_of_the_right_shape(targets: S
         "target_logprob": (0,),
     }
     assert (rows.topk_ids.dtype, rows.tail_logprobs.dtype) == (torch.int64, torch.float32)
+
+
+def test_ids_of_a_large_vocabulary_keep_every_bit(tmp_path: Path) -> None:
+    """131,072 is the first id that 17 bits do not hold; 151,935 is Qwen3's last row."""
+    fields = target_fields(k=3, tail_samples=2, hidden_layers=0, hidden_size=0, router_layers=0, num_experts=0)
+    columns = {name: torch.zeros(4, *spec.shape) for name, spec in fields.items() if spec.table == "positions"}
+    ids = torch.tensor([[131_071, 131_072, 131_073, 2**16, 0], [151_935, 149_797, 20_863, 151_934, 131_072]])
+    columns |= {"topk_ids": ids[:, :3].repeat(2, 1), "tail_ids": ids[:, 3:].repeat(2, 1)}
+    columns |= {name: torch.zeros(0, *fields[name].shape) for name in fields if name not in columns}
+    writer = ShardWriter(tmp_path, fields, "positions", 4)
+    writer.append({name: fitted(column, DTYPES[fields[name].dtype]) for name, column in columns.items()})
+    writer.finish(TEACHER_TARGETS, "key", {"output_rows": 151_936})
+    rows = read_rows(open_targets(tmp_path), torch.arange(4))
+    assert torch.equal(rows.topk_ids, columns["topk_ids"])
+    assert torch.equal(rows.tail_ids, columns["tail_ids"])

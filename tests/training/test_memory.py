@@ -1,13 +1,8 @@
 """What replay and the text's loss hold at once, in counted bytes, at the real pair's sizes (no tensor has content)."""
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from counted_memory import CountedMemory
 
 from moe_distill.batches.batch import HiddenRuns
 from moe_distill.losses.output_head import OutputHead
@@ -28,37 +23,6 @@ STUDENT_SIZE, STUDENT_ROWS = 576, 49_152
 CHUNK_TOKENS = 512  # profiles/p100.yaml
 LIMIT = 1.5 * 2**30
 LOGIT_BLOCKS = 4 * 4 * BLOCK_VALUES["cpu"]  # bytes of what a softmax makes of some rows at once
-
-
-class CountedMemory(TorchDispatchMode):
-    """Bytes of all storages made inside, while they live."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.largest = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, function: Any, _types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
-    ) -> Any:
-        result = function(*arguments, **(keywords or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.count(tensor)
-        return result
-
-    def count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            weakref.finalize(storage, self._free, key, size)
-            self.live += size
-            self.peak, self.largest = max(self.peak, self.live), max(self.largest, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 def test_bytes_are_counted_while_tensors_live() -> None:

@@ -1,0 +1,46 @@
+"""Speeds on one GPU at the real pair's sizes, beside a published speed of distillation with the teacher in the loop.
+
+What is and is not comparable: theirs is a student of 1 B and a teacher of 4 B, asked in every step, on GPUs of another
+kind and with tokens of another tokenizer; ours is the pair of profiles/p100.yaml, teacher of 1 B (0.6 B a token) and
+student of 135 M, and its training asks no teacher. So the ratio says what a GPU does in an hour, not whose code is the
+faster one.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from bench_row import Row, Size, missing
+from gpu_check import FULL, SMALL, figures
+from interleaved import spread
+from random_pair import REAL, TOY
+
+from moe_distill.utils.device import Runtime, resolve_precision
+
+PUBLISHED = 3000.0  # tokens a second and GPU: X-Token in NeMo RL, student 1 B, teacher 4 B in the loop
+NOTE = "the reference is quoted: X-Token in NeMo RL, student 1 B, teacher 4 B in the loop; another pair on other GPUs"
+SPEEDS = {
+    "teacher's pass, positions a second": "capture",
+    "kd step, tokens a second": "phase 1",
+    "phase2 step, tokens a second": "phase 2",
+}
+
+
+def rows(size: Size) -> Iterator[Row]:
+    """A line for each kind of work; the smallest size runs on any device."""
+    if size is not Size.SMALLEST and not torch.cuda.is_available():
+        for what in SPEEDS.values():
+            yield missing(f"{what}: tokens a second and GPU", "there is no GPU here")
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    capability = torch.cuda.get_device_capability() if device.type == "cuda" else None
+    runtime = Runtime(device, resolve_precision("auto", capability))
+    pair, amount = (TOY, SMALL) if size is Size.SMALLEST else (REAL, FULL)
+    for figure in figures(pair, runtime, amount):
+        if figure.what in SPEEDS:
+            yield Row(
+                f"{SPEEDS[figure.what]}: tokens a second and GPU ({runtime.describe()})",
+                ours=f"{figure.value:,.0f}",
+                reference=f"{PUBLISHED:,.0f}",
+                ratio=spread([figure.value / PUBLISHED]),
+                note=NOTE,
+            )

@@ -1,0 +1,85 @@
+"""The pipeline as `dvc repro` runs it: memory of its stages as the corpus grows, tracking, a run with nothing to do.
+
+Each run is of a small project in a temporary folder, made of this checkout: profile `test` on the source of the
+standard library. 1x is 1.2 MB of it, which fills what a stage holds at once (1 MB of text in alignment/tokenize.py).
+Only a training of some minutes shows what tracking costs: the stage `control` of profile `tiny`.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+from bench_row import Row, Size, at_most, missing
+from interleaved import child_clocks, spread
+from stage_runs import ROOT, StageCost, make_workspace, repro, small_profile
+
+CHARACTERS = 1_200_000  # of the corpus, at 1x
+GROWTH, NOTHING_TO_DO, TRACKING = at_most(1.1), at_most(5, "s"), at_most(1, "%")
+TRACKED = "tracking: share of the time of a training (stage `control`, profile `tiny`)"
+FIRST_STAGES = "teacher"  # the last of those that a short benchmark runs on more text: they read all of it
+
+
+def rows(size: Size) -> Iterator[Row]:
+    """One line for each scale, the run with nothing to do, and tracking."""
+    if shutil.which("git") is None or not Path("/proc/self/status").is_file():
+        yield missing("stages under `dvc repro`", "this takes git, and a Linux that tells the peak memory of a process")
+        return
+    characters = size.pick(CHARACTERS // 40, CHARACTERS, CHARACTERS)
+    last = {Size.SMALLEST: "corpus", Size.SHORT: FIRST_STAGES, Size.FULL: None}[size]
+    with TemporaryDirectory() as folder:
+        make_workspace(Path(folder), small_profile(), characters)
+        once = repro(Path(folder), "corpus" if size is Size.SMALLEST else None)
+        yield nothing_to_do(Path(folder), "corpus" if size is Size.SMALLEST else None, size.pick(1, 3, 5))
+    for scale in (4, 16) if size is Size.FULL else (4,):
+        with TemporaryDirectory() as folder:
+            make_workspace(Path(folder), small_profile(), scale * characters)
+            yield growth(once, repro(Path(folder), last), scale)
+    yield tracking() if size is Size.FULL else missing(TRACKED, "it takes minutes: `make bench-full`", TRACKING)
+
+
+def nothing_to_do(folder: Path, last: str | None, rounds: int) -> Row:
+    """In a workspace whose pipeline has run; `check` runs each time."""
+    times = []
+    for _ in range(rounds):
+        began = child_clocks()
+        repro(folder, last)
+        times.append([ended - start for ended, start in zip(child_clocks(), began, strict=True)])
+    cpu, wall = (spread(list(each)) for each in zip(*times, strict=True))
+    return Row(
+        "`dvc repro` with nothing to do",
+        ours=f"{wall.median:.1f} s, of {rounds}: {wall.low:.1f} to {wall.high:.1f} (CPU {cpu.median:.1f} s)",
+        target=NOTHING_TO_DO,
+        value=wall.median,
+    )
+
+
+def growth(once: dict[str, StageCost], more: dict[str, StageCost], scale: int) -> Row:
+    """The stage that grows most, and beside it all others."""
+    ratios = {stage: more[stage].peak_bytes / once[stage].peak_bytes for stage in more}
+    worst = max(ratios, key=lambda stage: ratios[stage])
+    return Row(
+        f"peak memory of a stage, {scale}x the corpus over 1x: the one that grows most",
+        ours=f"{worst} {more[worst].peak_bytes / 1e6:,.0f} MB",
+        reference=f"{once[worst].peak_bytes / 1e6:,.0f} MB",
+        ratio=spread([ratios[worst]]),
+        target=GROWTH,
+        note=", ".join(f"{stage} {ratio:.2f}" for stage, ratio in ratios.items()),
+    )
+
+
+def tracking() -> Row:
+    """A training long enough."""
+    profile = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text(encoding="utf-8"))
+    with TemporaryDirectory() as folder:
+        make_workspace(Path(folder), profile, characters=None)
+        cost = repro(Path(folder), "control")["control"]
+    share = 100 * cost.tracking_seconds / cost.seconds
+    return Row(
+        TRACKED,
+        ours=f"{cost.tracking_seconds:.1f} s, {share:.2f} %",
+        reference=f"{cost.seconds:.0f} s",
+        target=TRACKING,
+        value=share,
+    )
