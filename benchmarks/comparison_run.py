@@ -25,7 +25,8 @@ from moe_distill.config.params import KdOrder, load_params
 from moe_distill.config.profile import Train
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import text_loss
-from moe_distill.models.pretrained import load_causal_lm, load_tokenizer
+from moe_distill.models.pretrained import load_causal_lm
+from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.vocabulary_store import read_vocabulary_map
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.teacher_rows import TeacherRows, read_rows
