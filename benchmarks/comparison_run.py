@@ -4,18 +4,19 @@ The loop is the pipeline's optimizer, schedule and order of windows without its 
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from map_rules import longest_prefix_map
-from rivals import all_spans, full_vocabulary_kl, shared_strings, sorted_l1, span_kl
+from native import NATIVE, RoundTrip, native_loss, round_trip
+from rivals import all_spans, shared_strings, sorted_l1, span_kl
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from moe_distill.alignment.encode import make_encoder
+from moe_distill.alignment.encode import Encoder, make_encoder
 from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.batches.batch import Batch
 from moe_distill.batches.batch_order import batches_from
@@ -29,6 +30,7 @@ from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.vocabulary_store import read_vocabulary_map
 from moe_distill.targets.next_token_counts import load_vocabulary_map
+from moe_distill.targets.sparse_target import NextTokens
 from moe_distill.targets.teacher_rows import TeacherRows, read_rows
 from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.targets.window_targets import TargetSettings, WindowTargets
@@ -39,7 +41,7 @@ from moe_distill.utils.device import seed_everything
 HOME = Path(".work/benchmarks")
 TEACHER, STUDENT, SAME_STUDENT = Path("models/teacher"), Path("models/student_init"), HOME / "student_same"
 NATIVE_TEACHER = HOME / "native_teacher"  # a teacher with the student's tokenizer
-TEACHER_OF = {"same_full": TEACHER, "native_full": NATIVE_TEACHER, "native_aligned": NATIVE_TEACHER}
+TEACHER_OF = {"same_full": TEACHER} | dict.fromkeys(NATIVE, NATIVE_TEACHER)
 CPU = torch.device("cpu")
 
 
@@ -84,6 +86,7 @@ class World:
     validation: Split
     student: PreTrainedModel
     teacher: PreTrainedModel | None  # with the student's own tokenizer, for the ceilings alone
+    trip: RoundTrip | None  # for `native_mapped` alone
     reader: BatchReader  # of the training windows; with targets for a variant of ours
     rule_ids: Tensor  # int64 by teacher id: the map by the student's segmentation
     is_exact: Tensor  # bool by teacher id
@@ -101,7 +104,13 @@ def execute(run: Run) -> tuple[Run, float]:
     for step in range(run.steps):
         set_learning_rate(optimizer, learning_rate_fraction(step, train))
         take_step(run, world, next(batches), optimizer, train)
+    world.student.save_pretrained(folder_of(run))
     return run, bits_per_byte(world)
+
+
+def folder_of(run: Run) -> Path:
+    """Where the student of a finished run lies: its weights and configuration."""
+    return HOME / "students" / "_".join(map(str, astuple(run)))
 
 
 def load_world(run: Run) -> World:
@@ -117,11 +126,16 @@ def load_world(run: Run) -> World:
         ours = OURS[run.objective]
         settings = TargetSettings(ours.temperature, ours.order, "sampled")
         targets = WindowTargets(train.windows, train.shards, map_of(ours, train, windows), settings, memory_bytes=2**30)
+    trip = None
+    if run.objective == "native_mapped":
+        back = load_vocabulary_map(windows / "vocabulary_map", train.windows)
+        trip = round_trip(*encoders(), back)
     return World(
         train=train,
         validation=open_split(windows / "validation", None),
         student=load_causal_lm(student_folder, torch.float32, CPU),
         teacher=load_causal_lm(TEACHER_OF[run.objective], torch.float32, CPU) if run.objective in TEACHER_OF else None,
+        trip=trip,
         reader=BatchReader(train, targets, with_states=False, chunk_tokens=512),
         rule_ids=read_vocabulary_map(windows / "vocabulary_map"),
         is_exact=torch.tensor([token is not None and token in by_bytes for token in table]),
@@ -135,11 +149,17 @@ def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
     rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     if ours.teacher_mass == "segmentation":
         return rule_map(rule_ids)
-    teacher, student = (make_encoder(load_tokenizer(folder), 0, folder.name) for folder in (TEACHER, STUDENT))
+    student, teacher = encoders()
     prefix_ids = torch.full_like(rule_ids, -1)
     found = torch.from_numpy(longest_prefix_map(teacher, student)).long()
     prefix_ids[: len(found)] = found  # rows of the output matrix beyond the tokenizer's ids have no token
     return rule_map(prefix_ids)
+
+
+def encoders() -> tuple[Encoder, Encoder]:
+    """Of the student and of the teacher."""
+    student, teacher = (make_encoder(load_tokenizer(folder), 0, folder.name) for folder in (STUDENT, TEACHER))
+    return student, teacher
 
 
 def take_step(run: Run, world: World, numbers: list[int], optimizer: torch.optim.Optimizer, train: Train) -> None:
@@ -168,10 +188,10 @@ def objective_of(run: Run, world: World, batch: Batch, logits_NV: Tensor, nll_N:
     if world.teacher is not None:
         with torch.no_grad():
             teacher_NV = world.teacher(batch.input_ids_BL, use_cache=False).logits.flatten(0, 1)[batch.places_N]
-            teacher_NV = teacher_NV[:, : logits_NV.shape[1]]  # rows beyond the tokenizer's ids have no token
-        if run.objective != "native_aligned":  # else: where a teacher with another tokenizer could be asked
-            covered_N = torch.ones_like(nll_N)
-        return covered_N, (covered_N * full_vocabulary_kl(logits_NV, teacher_NV)).sum()
+        next_ids = [world.train.windows.tokens("next_teacher_ids", number) for number in batch.windows]
+        text = NextTokens(torch.cat(next_ids).long(), batch.text.labels_N)
+        # rows beyond the tokenizer's ids have no token
+        return native_loss(run.objective, batch, logits_NV, teacher_NV[:, : logits_NV.shape[1]], text, world.trip)
     if run.objective.startswith("alm"):
         return alm(world, rows, nll_N, float(run.objective.removeprefix("alm_")))
     cached, logits_AV = cached_rows(world.train, rows), logits_NV[aligned_A]

@@ -14,7 +14,8 @@ profile tiny, from the project's folder:
     python benchmarks/objectives.py native             # ceilings of the student's own tokenizer; quarter, seed 0
     python benchmarks/objectives.py table
 
-Every finished run is a line of .work/benchmarks/runs.tsv; an interrupted command continues there.
+Every finished run is a line of .work/benchmarks/runs.tsv, and its student lies under .work/benchmarks/students; an
+interrupted command continues there.
 """
 
 import math
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import typer
 from comparison_run import HOME, NATIVE_TEACHER, OURS, SAME_STUDENT, STUDENT, TEACHER, Run, execute
+from native import NATIVE
 
 from moe_distill.alignment.corpus_windows import write_windows
 from moe_distill.config.model_keys import TinyStudent, TinyTeacher
@@ -118,9 +120,14 @@ def variants(
 
 @app.command()
 def native(
-    teacher_steps: int = 1280, seeds: str = "0", steps: int = STEPS, rate: float = 2e-3, processes: int = 2
+    names: str = ",".join(NATIVE),
+    teacher_steps: int = 1280,
+    seeds: str = "0",
+    steps: int = STEPS,
+    rate: float = 2e-3,
+    processes: int = 2,
 ) -> None:
-    """KD from a teacher that has the student's tokenizer: everywhere, and where ours has targets alone.
+    """KD from a teacher that has the student's tokenizer, whole and with its privileges taken away (native.py).
 
     Its windows are longer, for as many bytes of context; its steps are those that make it as good as the profile's.
     """
@@ -141,7 +148,7 @@ def native(
     runs = [
         Run("quarter", name, int(seed), rate, best_weight(name), steps)
         for seed in seeds.split(",")
-        for name in ("native_full", "native_aligned")
+        for name in names.split(",")
     ]
     run_all(runs, processes)
 
