@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from counted_memory import CountedMemory
 from torch import Tensor
 
+from moe_distill.planning.peak_memory import CAPTURE_LOGITS
 from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, tail_log_density
 from moe_distill.teacher.sparsify import Records, sparsify
 
@@ -13,24 +15,24 @@ N, ROWS, K, SAMPLES = 6, 5000, 16, 32
 def logits_of(kind: str) -> Tensor:
     drawn = torch.randn(N, ROWS, generator=torch.Generator().manual_seed(0))
     if kind == "peaked":  # the tail is 300 nats below what is kept, and its least 60 nats below its largest
-        return torch.where(drawn > drawn.topk(K, -1).values[:, -1:] - 1e-9, 300.0 + drawn, 8.0 * drawn)
-    return {"usual": 3.0 * drawn + 7.0, "flat": 1e-4 * drawn, "large": 40.0 * drawn - 500.0}[kind]
+        return torch.where(drawn >= drawn.topk(K, -1).values[:, -1:], 300.0 + drawn, 8.0 * drawn)
+    return {"usual": 3.0 * drawn, "flat": 1e-4 * drawn, "wide": 40.0 * drawn, "far": 3.0 * drawn - 10_000.0}[kind]
 
 
 def records(logits_NR: Tensor, uniforms_N: Tensor) -> Records:
     return sparsify(logits_NR, torch.arange(N), K, SAMPLES, uniforms_N)
 
 
-@pytest.mark.parametrize("kind", ["usual", "peaked", "flat", "large"])
+@pytest.mark.parametrize("kind", ["usual", "peaked", "flat", "wide", "far"])
 def test_records_are_those_of_the_whole_distribution(kind: str) -> None:
     logits_NR = logits_of(kind)
-    found, before = records(logits_NR, torch.rand(N)), logits_NR.clone()
+    found, before = records(logits_NR, torch.full((N,), 0.5)), logits_NR.clone()
     logprobs_NR = logits_NR.double().log_softmax(-1)
     topk = logprobs_NR.topk(K)
     assert torch.equal(found.topk_ids, topk.indices)
     tail_NR = logprobs_NR.scatter(1, topk.indices, float("-inf"))
     sums_NG = torch.stack([(tail_NR / temperature).logsumexp(-1) for temperature in TAIL_TEMPERATURES], -1)
-    rounding = 5e-6 + 2**-22 * float(logits_NR.abs().max())  # of fp32 at the size of the logits
+    rounding = 5e-6 + 2**-22 * float((logits_NR.amax(-1) - logits_NR.amin(-1)).max())  # of fp32, at the row's width
     for column, expected in (
         (found.topk_logprobs, topk.values),
         (found.tail_logsumexp, sums_NG),
@@ -57,6 +59,17 @@ def test_samples_are_where_the_strata_of_their_density_begin(kind: str) -> None:
             for stratum in range(SAMPLES)
         ]
         assert found.tail_ids[row].tolist() == expected
+    # of sums in fp32 a stratum may begin one id away, and ids of the top-k have no mass
+    in_fp32 = records(logits_NR.float(), uniforms_N.float())
+    assert int((in_fp32.tail_ids - found.tail_ids).abs().max()) <= 2
+
+
+def test_it_takes_as_much_memory_as_the_plan_says() -> None:
+    logits_NR = logits_of("usual")
+    with CountedMemory() as memory:
+        records(logits_NR, torch.full((N,), 0.5))
+    beside_the_logits = (CAPTURE_LOGITS - 1) * logits_NR.nbytes
+    assert beside_the_logits <= memory.peak < 1.1 * beside_the_logits
 
 
 def test_the_tail_may_be_one_id() -> None:

@@ -42,7 +42,7 @@ FINAL_LEARNING_RATE_SHARE = 0.1  # of the learning rate, at the last step
 ADAM_BETAS = (0.9, 0.95)
 GRADIENT_CLIP = 1.0
 MAX_CONSECUTIVE_NONFINITE = 20
-LINES = 20  # with the loss, of a whole run
+LOSS_LINES = 20  # of a whole run, spread evenly; how far it has got is told by `progress`
 
 
 class Counters(BaseModel):
@@ -120,7 +120,7 @@ def tune(
             counters.positions += positions
             counters.seconds += time.perf_counter() - began
             advance(tokens=positions)
-            if done in (1, params.steps) or done * LINES % params.steps < LINES:
+            if done in (1, params.steps) or done * LOSS_LINES % params.steps < LOSS_LINES:
                 _say(done, params.steps, nats, counters)
             if done % params.checkpoint_every == 0 or done == params.steps or postponed.arrived:
                 save_checkpoint(work, _checkpoint(done, adapters, names, optimizer, scaler, counters))

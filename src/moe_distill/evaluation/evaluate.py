@@ -31,7 +31,7 @@ from moe_distill.targets.window_targets import TargetSettings, WindowTargets
 # The text's own next token is left to the map: given to the target, top-1 agreement would measure the text.
 AGREED_WITH = TargetSettings(temperature=1.0, order="map_then_temper", tail="residual", follows_text=False)
 
-# What `dvc metrics show` and `dvc exp show` have columns for: all of them together would be 28.
+# What `dvc metrics show` and `dvc exp show` have columns for: all figures together are wider than a screen.
 HEADLINES = (
     "student_bits_per_byte",
     "teacher_bits_per_byte",

@@ -70,6 +70,10 @@ def measure_rates(
         wanted = SECONDS if seconds is None else seconds
         if device.capability is None:
             params = _smaller_batches(params, estimate, wanted)
+            shown = params.profile.teacher.batch_windows, params.profile.train.micro_batch_windows
+            log(
+                f"plan: batches of {shown[0]} windows of the teacher, {shown[1]} of the student: what a CPU does in time"
+            )
         bench = _Bench(params, Path(name), (teacher[0].rows, student[0].rows), wanted)
         try:
             bench.capture(teacher[1])

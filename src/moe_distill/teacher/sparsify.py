@@ -44,8 +44,9 @@ def sparsify(logits_NR: Tensor, targets_N: Tensor, k: int, tail_samples: int, un
     topk_logits, topk_ids, peak_N1 = largest[:, :k], ids[:, :k], largest[:, k:]
     root_NR = (logits_NR - peak_N1).mul_(1.0 / ROOT).exp_().scatter_(1, topk_ids, 0.0)
     sums_NG, square_root_NR, buffer_NR = _sums_of_powers(root_NR)
-    tail_NG = sums_NG.log() + peak_N1 / logits_NR.new_tensor(TAIL_TEMPERATURES)
-    normalizer_N1 = torch.logaddexp(topk_logits.logsumexp(-1, keepdim=True), tail_NG[:, :1])
+    # All beside the tail's largest: of logits that are all large, no digit is lost to what they have in common.
+    topk_NK, tail_NG = topk_logits - peak_N1, sums_NG.log()
+    normalizer_N1 = torch.logaddexp(topk_NK.logsumexp(-1, keepdim=True), tail_NG[:, :1])
 
     node, n_tail = TAIL_TEMPERATURES.index(TAIL_SAMPLE_TEMPERATURE), logits_NR.shape[1] - k
     density_NR = square_root_NR.mul_((1.0 - TAIL_UNIFORM_SHARE) / sums_NG[:, node, None])
@@ -53,11 +54,11 @@ def sparsify(logits_NR: Tensor, targets_N: Tensor, k: int, tail_samples: int, un
     tail_ids = _systematic_samples(density_NR, tail_samples, uniforms_N, buffer_NR)
     return Records(
         topk_ids=topk_ids,
-        topk_logprobs=topk_logits - normalizer_N1,
+        topk_logprobs=topk_NK - normalizer_N1,
         tail_logsumexp=tail_NG - normalizer_N1 / logits_NR.new_tensor(TAIL_TEMPERATURES),
         tail_ids=tail_ids,
-        tail_logprobs=logits_NR.gather(1, tail_ids) - normalizer_N1,
-        target_logprob=(logits_NR.gather(1, targets_N[:, None]) - normalizer_N1).squeeze(1),
+        tail_logprobs=logits_NR.gather(1, tail_ids) - peak_N1 - normalizer_N1,
+        target_logprob=(logits_NR.gather(1, targets_N[:, None]) - peak_N1 - normalizer_N1).squeeze(1),
     )
 
 
