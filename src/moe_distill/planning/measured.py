@@ -71,9 +71,7 @@ def measure_rates(
         if device.capability is None:
             params = _smaller_batches(params, estimate, wanted)
             shown = params.profile.teacher.batch_windows, params.profile.train.micro_batch_windows
-            log(
-                f"plan: batches of {shown[0]} windows of the teacher, {shown[1]} of the student: what a CPU does in time"
-            )
+            log(f"plan: a CPU tries {shown[0]} windows of the teacher at once, and {shown[1]} of the student")
         bench = _Bench(params, Path(name), (teacher[0].rows, student[0].rows), wanted)
         try:
             bench.capture(teacher[1])
@@ -89,7 +87,7 @@ def measure_rates(
 
 
 def _smaller_batches(params: Params, estimate: Rates, seconds: float) -> Params:
-    """Batches that a loop can do in the time, by its estimate. A CPU's seconds a token hardly depend on them."""
+    """Batches that a loop can do in the time, by its estimate: on a CPU a batch is no faster than its windows."""
     profile = params.profile
     of_window = max(
         estimate.capture_position * (profile.windows.teacher_max_length - 1),
