@@ -40,7 +40,7 @@ test-gpu: $(VENV)/installed ## tests and ratios at the real pair's sizes, on the
 	pytest -m gpu -rs -o tmp_path_retention_policy=none
 	python benchmarks/gpu_check.py --json gpu_check.json
 
-bench: $(VENV)/installed ## figures beside others', into docs/benchmarks.md: at most 10 minutes on 2 cores
+bench: $(VENV)/installed ## figures beside others', into docs/benchmarks.md: meant for 10 minutes on 2 idle cores
 	python benchmarks/bench.py
 
 bench-full: $(VENV)/installed ## the same at full sizes, which takes an hour or more

@@ -1,10 +1,10 @@
 """Measure, and write the figures: `make bench`, `make bench-full`.
 
-    python benchmarks/bench.py                       # every topic, at most 10 minutes on 2 cores
+    python benchmarks/bench.py                       # every topic, meant for 10 minutes on 2 idle cores
     python benchmarks/bench.py --full                # every topic at its full size
     python benchmarks/bench.py --only steps,encoding # these; the lines of the others stay as they were
 
-Each topic writes benchmarks/results/<topic>.json, and the table of docs/benchmarks.md is made of all that are there.
+The last result of each topic stands in docs/benchmarks.json, of which the whole table of docs/benchmarks.md is made.
 A line that cannot be measured here says why, and what would be needed: MOE_DISTILL_ASSETS (bench_texts.py),
 MOE_DISTILL_TRL (row_uld.py), MOE_DISTILL_BENCH_MODEL (row_encoding.py), a GPU.
 """
@@ -26,10 +26,10 @@ import row_tokenize
 import row_uld
 import typer
 from bench_row import Row, Size
-from bench_table import Result, commit, machine, ratio, read_result, write_result, write_table
+from bench_table import Result, commit, machine, ratio, read_results, write_results, write_table
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/benchmarks.md"
+RESULTS, PAGE = ROOT / "docs/benchmarks.json", ROOT / "docs/benchmarks.md"
 TOPICS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "steps": row_step_cost.rows,
     "uld": row_uld.rows,
@@ -60,9 +60,11 @@ def main(
         for row in TOPICS[name](size):
             rows.append(row)
             print(f"  {row.what}: {row.ours} {ratio(row.ratio)} {row.note}".rstrip(), flush=True)
-        write_result(RESULTS / f"{name}.json", Result(size.value, machine(), code, rows))
+        results = read_results(RESULTS) | {name: Result(size.value, machine(), code, rows)}
+        results = {each: results[each] for each in TOPICS if each in results}
+        write_results(RESULTS, results)
+        write_table(PAGE, list(results.values()))
         print(f"  {time.perf_counter() - began:.0f} s", flush=True)
-        write_table(PAGE, [read_result(path) for each in TOPICS if (path := RESULTS / f"{each}.json").is_file()])
     print(f"table: {PAGE}")
 
 

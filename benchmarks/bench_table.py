@@ -1,4 +1,4 @@
-"""Results of benchmarks as JSON, a file for each topic, and the table of docs/benchmarks.md that is made of them."""
+"""The last result of every topic, in one file of JSON, and the table of docs/benchmarks.md that is made of it."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from string import ascii_uppercase
 
 import torch
 from bench_row import Row
@@ -15,7 +16,9 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 BEGIN, END = "<!-- table of `make bench` -->", "<!-- end of the table -->"
-HEADER = ("what", "ours", "reference", "ratio", "target", "holds", "machine, commit")
+HEADER = ("what", "size", "ours", "reference", "ratio", "target", "holds", "machine, commit")
+# Code, and all else that a line depends on.
+READ = ("src", "stages", "benchmarks", "profiles", "tests/params.yaml", "dvc.yaml", ".dvc", ".dvcignore")
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,14 @@ class Result:
     rows: list[Row]
 
 
-def write_result(path: Path, result: Result) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+def write_results(path: Path, results: dict[str, Result]) -> None:
+    found = {topic: asdict(result) for topic, result in results.items()}
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def read_result(path: Path) -> Result:
-    return TypeAdapter(Result).validate_json(path.read_bytes())
+def read_results(path: Path) -> dict[str, Result]:
+    """By topic. The file must be there: a table without it would lose the lines of all topics not measured now."""
+    return TypeAdapter(dict[str, Result]).validate_json(path.read_bytes())
 
 
 def write_table(page: Path, results: Sequence[Result]) -> None:
@@ -48,7 +52,7 @@ def write_table(page: Path, results: Sequence[Result]) -> None:
 
 
 def table(results: Sequence[Result]) -> Iterator[str]:
-    """Markdown; machines are numbered, and notes stand below."""
+    """Markdown; machines have letters, and notes stand below."""
     machines = list(dict.fromkeys(result.machine for result in results))
     notes: list[str] = []
     yield line(HEADER)
@@ -61,15 +65,20 @@ def table(results: Sequence[Result]) -> Iterator[str]:
                 what += f" [{notes.index(row.note) + 1}]"
             holds = {None: "", True: "yes", False: "**no**"}[row.holds]
             asked = "" if row.target is None else str(row.target)
-            where = f"{'ABCDEFGH'[machines.index(result.machine)]}, {result.commit}"
-            yield line([what, row.ours, row.reference, ratio(row.ratio), asked, holds, where])
+            where = f"{letters(machines.index(result.machine))}, {result.commit}"
+            yield line([what, result.size, row.ours, row.reference, ratio(row.ratio), asked, holds, where])
     yield ""
-    yield from (f"Machine {'ABCDEFGH'[number]}: {machine}.  " for number, machine in enumerate(machines))
+    yield from (f"Machine {letters(number)}: {machine}.  " for number, machine in enumerate(machines))
     yield from (f"[{number}] {note}.  " for number, note in enumerate(notes, start=1))
 
 
 def line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def letters(number: int) -> str:
+    """A for 0, Z for 25, AA for 26."""
+    return (letters(number // 26 - 1) if number >= 26 else "") + ascii_uppercase[number % 26]
 
 
 def ratio(found: Spread | None) -> str:
@@ -83,9 +92,10 @@ def ratio(found: Spread | None) -> str:
 def machine() -> str:
     """Processor, cores, threads that torch uses, GPU if there is one, and versions."""
     names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     parts = [
         names[0] if names else platform.processor() or platform.machine(),
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        f"{cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}",
         *([torch.cuda.get_device_name()] if torch.cuda.is_available() else []),
         f"torch {torch.__version__}, Python {platform.python_version()}",
     ]
@@ -98,9 +108,9 @@ def _cpu_lines() -> list[str]:
 
 
 def commit(root: Path) -> str:
-    """The short name of the checked-out commit, with a + where a tracked file of code differs from it."""
+    """The short name of the checked-out commit, with a + where a tracked file of `READ` differs from it."""
     name = _git(root, "rev-parse", "--short", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src", "stages", "benchmarks")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *READ)
     return f"{name}{'+' if changed else ''}" if name else "no commit"
 
 

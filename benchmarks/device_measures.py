@@ -1,18 +1,19 @@
-"""Time, memory and use of a device; on a CPU the same functions run, and memory is 0."""
+"""Use and memory of a device; on a CPU the same functions run, and there is no memory to say."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from interleaved import clocks
+
+from moe_distill.utils.device import seconds_when_done
 
 
 def busy_share(work: Callable[[], None], device: torch.device) -> float:
     """Share of the time, from the first kernel of some work to its last, in which one runs."""
-    clocks(device)
+    seconds_when_done(device)
     with torch.profiler.profile() as profiler:
         work()
-        clocks(device)
+        seconds_when_done(device)
     kind = device.type.upper()
     kernels = [each for each in profiler.events() if each.device_type.name == kind and not each.is_user_annotation]
     return covered_share([(each.time_range.start, each.time_range.end) for each in kernels])

@@ -21,8 +21,7 @@ import typer
 from device_measures import busy_share, peak_memory
 from interleaved import clocks, interleave
 from random_pair import REAL, TOY, Pair, make_student, make_teacher, params_of, random_batch, replay_head
-from random_run import RandomRun, make_run
-from row_teacher_pass import passes
+from random_run import RandomRun, make_run, passes
 from step_kinds import KINDS, Case, make_step, on_device, time_steps
 from torch import Tensor
 from transformers import PreTrainedModel

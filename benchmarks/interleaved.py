@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from moe_distill.utils.device import seconds_when_done
+
 Clock = Literal["cpu", "wall"]
 CPU = torch.device("cpu")
 
@@ -71,6 +73,5 @@ def child_clocks() -> tuple[float, float]:
 
 def clocks(device: torch.device) -> tuple[float, float]:
     """Seconds of this process, all threads, and of the wall, read when the device has done what it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time(), time.perf_counter()
+    wall = seconds_when_done(device)
+    return time.process_time(), wall

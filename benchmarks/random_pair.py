@@ -6,7 +6,7 @@ none of its weights can be had. Token ids are drawn unevenly, so that there is s
 Shapes: docs/architecture.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ REAL = Pair(  # Huihui-MoE-1B-A0.6B and SmolLM-135M
     experts=3,
     profile="p100",
 )
+# Of the real pair's layers; the vocabularies stay.
+QUARTER = replace(REAL, teacher=replace(REAL.teacher, layers=7), student=replace(REAL.student, layers=7))
 TINY = Pair(  # the embedded pair (profiles/tiny.yaml)
     teacher=Sizes(2560, 160, 4, 4, 2, 40, 224),
     student=Sizes(2048, 96, 6, 4, 2, 24, 256),
@@ -212,3 +214,12 @@ def random_target(pair: Pair, n: int, generator: torch.Generator) -> SparseTarge
         sample_ids_Y=torch.randint(vocabulary, (len(positions) * samples,), generator=generator).int(),
         sample_probs_Y=torch.full((len(positions) * samples,), 0.1 / samples),
     )
+
+
+def drawn_logits(n: int, vocabulary: int) -> Tensor:
+    """Zipf's law of a random sharpness for each position, blurred, over ids in random order."""
+    generator = torch.Generator().manual_seed(0)
+    ranks_R = torch.arange(1, vocabulary + 1).float()
+    sharpness_N1 = 1.2 + 1.3 * torch.rand(n, 1, generator=generator)
+    blurred_NR = torch.randn(n, vocabulary, generator=generator) - sharpness_N1 * ranks_R.log()
+    return blurred_NR[:, torch.randperm(vocabulary, generator=generator)]

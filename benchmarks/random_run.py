@@ -5,6 +5,8 @@ Nothing here is text, and no tokenizer is needed.
 """
 
 import hashlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from moe_distill.shards.window_store import (
     TEACHER_FIELDS,
     TEACHER_WINDOWS,
     WindowStore,
+    model_inputs,
 )
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.architecture import Architecture, find_architecture
@@ -100,6 +103,25 @@ def capture_split(
         output=output,
         progress_folder=output.with_name(f"{output.name}_progress"),
     )
+
+
+def passes(run: RandomRun, teacher: PreTrainedModel, device: torch.device) -> dict[str, Callable[[], None]]:
+    """Both ways over the training windows: `captured`, as its stage goes, and `bare`."""
+    windows, capture = run.windows("train"), params_of(run.pair).profile.teacher
+    starts = range(0, len(windows), capture.batch_windows)
+    numbers = [range(start, min(start + capture.batch_windows, len(windows))) for start in starts]
+    inputs = [model_inputs(windows, each)[0].to(device) for each in numbers]
+    architecture = find_architecture(teacher)
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for ids_BL in inputs:
+            teacher(input_ids=ids_BL, use_cache=False)
+
+    def captured() -> None:
+        capture_split(run, teacher, architecture, "train", run.root / f"again_{time.monotonic_ns()}")
+
+    return {"bare": bare, "captured": captured}
 
 
 def short_params(pair: Pair, precision: str, max_steps: int, **train: object) -> Params:

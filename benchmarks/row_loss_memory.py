@@ -42,7 +42,10 @@ def peak_bytes(pair: Pair, n: int, way: str) -> int:
     hidden_ND = torch.randn(n, pair.student.hidden, generator=generator).requires_grad_()
     weight_VD = torch.randn(pair.student.vocabulary, pair.student.hidden, generator=generator).mul(0.04)
     weight_VD.requires_grad_()
-    target, labels_N = random_target(pair, n, generator), torch.randint(pair.student.vocabulary, (n,))
+    target, labels_N = (
+        random_target(pair, n, generator),
+        torch.randint(pair.student.vocabulary, (n,), generator=generator),
+    )
     memory = CountedMemory()
     with memory:
         given = [tensor for tensor in vars(target).values() if isinstance(tensor, Tensor)]

@@ -35,7 +35,7 @@ def rows(size: Size) -> Iterator[Row]:
     for scale in (4, 16) if size is Size.FULL else (4,):
         with TemporaryDirectory() as folder:
             make_workspace(Path(folder), small_profile(), scale * characters)
-            yield growth(once, repro(Path(folder), last), scale)
+            yield growth(once, repro(Path(folder), last), scale, last)
     yield tracking() if size is Size.FULL else missing(TRACKED, "it takes minutes: `make bench-full`", TRACKING)
 
 
@@ -55,12 +55,13 @@ def nothing_to_do(folder: Path, last: str | None, rounds: int) -> Row:
     )
 
 
-def growth(once: dict[str, StageCost], more: dict[str, StageCost], scale: int) -> Row:
-    """The stage that grows most, and beside it all others."""
+def growth(once: dict[str, StageCost], more: dict[str, StageCost], scale: int, last: str | None) -> Row:
+    """The stage of `more` that grows most, and beside it all others; `last`: the one that `more` ends with."""
     ratios = {stage: more[stage].peak_bytes / once[stage].peak_bytes for stage in more}
     worst = max(ratios, key=lambda stage: ratios[stage])
+    up_to = "" if last is None else f" (up to `{last}`)"
     return Row(
-        f"peak memory of a stage, {scale}x the corpus over 1x: the one that grows most",
+        f"peak memory of a stage{up_to}, {scale}x the corpus over 1x: the one that grows most",
         ours=f"{worst} {more[worst].peak_bytes / 1e6:,.0f} MB",
         reference=f"{once[worst].peak_bytes / 1e6:,.0f} MB",
         ratio=spread([ratios[worst]]),

@@ -19,10 +19,10 @@ def rows(size: Size) -> Iterator[Row]:
     times = [{name: process_seconds(arguments) for name, arguments in works.items()} for _ in range(rounds + 1)][1:]
     wall = {name: spread([each[name][1] for each in times]) for name in works}
     yield Row(
-        "`moe-distill --help`",
+        "`moe-distill --help`, wall time",
         ours=f"{wall['help'].median:.2f} s (CPU {spread([each['help'][0] for each in times]).median:.2f} s)",
         reference=f"{wall['nothing'].median:.2f} s (`python -c pass`)",
-        ratio=spread([each["help"][0] / each["nothing"][0] for each in times]),
+        ratio=spread([each["help"][1] / each["nothing"][1] for each in times]),
         target=at_most(0.3, "s"),
         value=wall["help"].median,
     )

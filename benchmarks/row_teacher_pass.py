@@ -4,24 +4,17 @@ Random weights of the real teacher's sizes, vocabulary 151,936, over windows of 
 quarter of it, where the output matrix weighs more and the pass looks worse.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from bench_row import Row, Size, at_least
 from interleaved import CPU, interleave
-from random_pair import REAL, TOY, make_teacher, params_of
-from random_run import RandomRun, capture_split, write_windows
-from transformers import PreTrainedModel
+from random_pair import QUARTER, REAL, TOY, make_teacher
+from random_run import RandomRun, passes, write_windows
 
-from moe_distill.shards.window_store import model_inputs
-from moe_distill.teacher.architecture import find_architecture
 from moe_distill.utils.device import seed_everything
-
-QUARTER = replace(REAL, teacher=replace(REAL.teacher, layers=7), student=replace(REAL.student, layers=7))
 
 
 def rows(size: Size) -> Iterator[Row]:
@@ -43,22 +36,3 @@ def rows(size: Size) -> Iterator[Row]:
         ratio=times.ratio("bare", "captured", "cpu"),
         target=at_least(0.9),
     )
-
-
-def passes(run: RandomRun, teacher: PreTrainedModel, device: torch.device) -> dict[str, Callable[[], None]]:
-    """Both ways over the training windows: `captured`, as its stage goes, and `bare`."""
-    windows, capture = run.windows("train"), params_of(run.pair).profile.teacher
-    starts = range(0, len(windows), capture.batch_windows)
-    numbers = [range(start, min(start + capture.batch_windows, len(windows))) for start in starts]
-    inputs = [model_inputs(windows, each)[0].to(device) for each in numbers]
-    architecture = find_architecture(teacher)
-
-    @torch.inference_mode()
-    def bare() -> None:
-        for ids_BL in inputs:
-            teacher(input_ids=ids_BL, use_cache=False)
-
-    def captured() -> None:
-        capture_split(run, teacher, architecture, "train", run.root / f"again_{time.monotonic_ns()}")
-
-    return {"bare": bare, "captured": captured}
