@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from tqdm import tqdm
-
 Item = TypeVar("Item")
 SHOWN_NAMES = 5
 MESSAGE_SECONDS = 60.0
@@ -25,6 +23,8 @@ class Advance(Protocol):
 def log(message: str) -> None:
     """Print one line without buffering, above a bar if there is one."""
     if sys.stderr.isatty():
+        from tqdm import tqdm  # here and below: it takes longer to import than all else that `--help` needs
+
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
     else:
@@ -45,6 +45,8 @@ def progress(
     Yields:
         A function to call when more is done: `advance(done, tokens)`.
     """
+    from tqdm import tqdm
+
     began = said = clock()
     first, at, n_tokens = done, done, 0
     bar = tqdm(total=total, initial=done, desc=label, unit=f" {unit}", disable=not sys.stderr.isatty(), leave=False)
