@@ -71,7 +71,7 @@ def measure_rates(
         if device.capability is None:
             params = _smaller_batches(params, estimate, wanted)
             shown = params.profile.teacher.batch_windows, params.profile.train.micro_batch_windows
-            log(f"plan: a CPU tries {shown[0]} windows of the teacher at once, and {shown[1]} of the student")
+            log(f"plan: windows at once, as many as a CPU does in the time: teacher {shown[0]}, student {shown[1]}")
         bench = _Bench(params, Path(name), (teacher[0].rows, student[0].rows), wanted)
         try:
             bench.capture(teacher[1])
