@@ -42,9 +42,10 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
             trust_remote_code=False,
             use_safetensors=True,
             experts_implementation=experts_implementation(capability),
+            ignore_mismatched_sizes=True,  # else an error that names no weight; refused below
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes differ
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: of a conversion
         raise DataError(f"{folder} holds no usable model", str(error).splitlines()[0], fix) from error
     model, loading = cast(tuple[PreTrainedModel, dict[str, list[object]]], loaded)
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # transformers warns and goes on

@@ -63,8 +63,8 @@ def position_columns(
         if not is_finite(logits):
             raise DataError(f"the teacher gives non-finite logits in {batch}", fix=OTHER_TEACHER)
         record = sparsify(logits, targets, params.k, params.tail_samples, uniforms)
-        normalizer_N1 = logits.gather(1, record.topk_ids[:, :1]) - record.topk_logprobs[:, :1]
-        textless_probability += float((logits[:, textless_ids_O] - normalizer_N1).exp().sum())
+        beside_largest_NO = logits[:, textless_ids_O] - logits.gather(1, record.topk_ids[:, :1])
+        textless_probability += float((beside_largest_NO + record.topk_logprobs[:, :1]).exp().sum())
         records.append(record)
     columns = {field.name: torch.cat([getattr(record, field.name) for record in records]) for field in fields(Records)}
     return columns, textless_probability
