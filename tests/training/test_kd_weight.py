@@ -55,6 +55,15 @@ def test_without_text_nothing_is_earned() -> None:
     assert mixture_weight(nothing, nothing) == 0.0
 
 
+@pytest.mark.parametrize(("leads_in", "expected"), [(0, 0.0), (1, 0.0), (3, 0.0), (4, 0.3), (5, 0.6), (6, 0.9)])
+def test_kd_has_what_the_teachers_share_exceeds_the_students_by(leads_in: int, expected: float) -> None:
+    """Of six texts the teacher leads far in some, the student in the others: shares are counts."""
+    teacher_nll_W = torch.full((6,), 500.0).double()
+    teacher_nll_W[:leads_in] = 10.0
+    ahead = SharedText(torch.arange(6), torch.arange(6), teacher_nll_W, torch.full((6,), 1000.0).double())
+    assert earned_weight(ahead, torch.full((6,), 100.0)) == pytest.approx(expected, abs=1e-6)
+
+
 def test_both_models_are_compared_on_the_same_bytes(chain: Chain) -> None:
     """Tokens are counted one by one, and spell as many bytes on both sides."""
     split = open_split(chain.windows / "validation", chain.targets / "validation")
@@ -65,7 +74,7 @@ def test_both_models_are_compared_on_the_same_bytes(chain: Chain) -> None:
     train = open_split(chain.windows / "train", chain.targets / "train")
     found = read_shared_text(train, split, numbers)
     nll_N *= 0.01  # of a student that knows more than frequencies
-    first, lead = 0, []
+    first, of_windows = 0, list[float]()
     for stretch, number in enumerate(numbers):
         rows = split.windows.tokens("teacher_rows", number).tolist()
         aligned = [position for position, row in enumerate(rows) if row >= 0]
@@ -73,10 +82,13 @@ def test_both_models_are_compared_on_the_same_bytes(chain: Chain) -> None:
         of_student = sum(float(nll_N[first + position]) for position in range(aligned[0], aligned[-1]))
         assert float(found.teacher_nll_W[stretch]) == pytest.approx(of_teacher, rel=1e-9)
         assert (found.windows_N == stretch).sum() == aligned[-1] - aligned[0]
-        lead.append((of_teacher, of_student))
+        of_windows.append(of_student)
         first += len(rows)
-    of_teachers, of_students = torch.tensor(lead, dtype=torch.float64).T
-    assert earned_weight(found, nll_N) == 0.9 * mixture_weight(of_teachers, of_students)
+    of_students = torch.tensor(of_windows, dtype=torch.float64)
+    of_teachers = of_students - torch.tensor([2.0, 1.0, -1.0])
+    found = replace(found, teacher_nll_W=of_teachers)
+    assert earned_weight(found, nll_N) == pytest.approx(0.9 * (2 * mixture_weight(of_teachers, of_students) - 1))
+    assert 0.0 < earned_weight(found, nll_N) < 0.9
 
 
 def test_beside_an_untrained_student_a_teacher_must_know_more_than_frequencies(chain: Chain) -> None:

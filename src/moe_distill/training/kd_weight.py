@@ -3,7 +3,8 @@
 Both models have predicted the same validation text. Take each window of it for the work of one of them, the teacher's
 with probability w: the w under which the text is likeliest (the maximum-likelihood weight of a mixture, where the EM
 algorithm ends) is the teacher's share. It is 1 while the teacher is ahead nearly everywhere, 0 where it never is, and
-near the share of the windows in which it leads in between. KD has that share of its largest weight.
+near the share of the windows in which it leads in between. KD has as much of its largest weight as the teacher's share
+exceeds the student's own, 1 - w: a teacher that is behind in most of the text has none.
 
 Beside an untrained student any teacher is ahead, a random one too. So where the frequencies of the training text's
 tokens say more of a window than the student does, they stand for the student: a teacher must know more than those.
@@ -84,7 +85,8 @@ def earned_weight(shared: SharedText, nll_N: Tensor) -> float:
     nll_W = torch.zeros_like(shared.teacher_nll_W)
     nll_W.index_add_(0, shared.windows_N, nll_N[shared.positions_N].double())
     nll_W = nll_W.nan_to_num(torch.inf)  # a student that has diverged knows nothing
-    return LARGEST_KD_WEIGHT * mixture_weight(shared.teacher_nll_W, nll_W.minimum(shared.frequencies_nll_W))
+    share = mixture_weight(shared.teacher_nll_W, nll_W.minimum(shared.frequencies_nll_W))
+    return LARGEST_KD_WEIGHT * max(0.0, 2.0 * share - 1.0)
 
 
 def mixture_weight(first_nll_W: Tensor, second_nll_W: Tensor) -> float:
