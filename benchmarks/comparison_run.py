@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from inside import InsideTargets, with_aligned
 from map_rules import longest_prefix_map
 from native import NATIVE, RoundTrip, native_loss, round_trip
 from rivals import all_spans, shared_strings, sorted_l1, span_kl
@@ -53,6 +54,7 @@ class Ours:
     temperature: float = 1.0
     order: KdOrder = "map_then_temper"
     conditioned: bool = True  # without entries that the student's tokenizer would have joined to its last token
+    inside: bool = False  # inside teacher tokens too, where the shards have nothing: from the teacher in the loop
 
 
 OURS = {
@@ -64,6 +66,7 @@ OURS = {
     "ours_t2_tempered_first": Ours("counts", temperature=2.0, order="temper_then_map"),
     "ours_t3": Ours("counts", temperature=3.0),
     "ours_t3_tempered_first": Ours("counts", temperature=3.0, order="temper_then_map"),
+    "ours_inside": Ours("counts", inside=True),
     "same_cached": Ours("counts"),  # into the student with the teacher's tokenizer: what the cache alone costs
 }
 
@@ -87,6 +90,7 @@ class World:
     student: PreTrainedModel
     teacher: PreTrainedModel | None  # with the student's own tokenizer, for the ceilings alone
     trip: RoundTrip | None  # for `native_mapped` alone
+    inside: InsideTargets | None  # for `ours_inside` alone
     reader: BatchReader  # of the training windows; with targets for a variant of ours
     rule_ids: Tensor  # int64 by teacher id: the map by the student's segmentation
     is_exact: Tensor  # bool by teacher id
@@ -121,11 +125,15 @@ def load_world(run: Run) -> World:
     by_bytes = token_bytes(load_tokenizer(student_folder), "student").by_bytes()
     table = token_bytes(load_tokenizer(TEACHER), "teacher").table
     train = open_split(windows / "train", folder / "shards/train" if reads_shards else None)
-    targets = None
+    targets = inside = None
     if run.objective in OURS and train.shards is not None:
         ours = OURS[run.objective]
-        settings = TargetSettings(ours.temperature, ours.order, "sampled")
-        targets = WindowTargets(train.windows, train.shards, map_of(ours, train, windows), settings, memory_bytes=2**30)
+        settings, our_map = TargetSettings(ours.temperature, ours.order, "sampled"), map_of(ours, train, windows)
+        targets = WindowTargets(train.windows, train.shards, our_map, settings, memory_bytes=2**30)
+        if ours.inside:
+            teacher, around = load_causal_lm(TEACHER, torch.float32, CPU), folder / "windows/teacher/train"
+            assert our_map.merges is not None
+            inside = InsideTargets(train.windows, around, encoders(), teacher, our_map.merges)
     trip = None
     if run.objective == "native_mapped":
         back = load_vocabulary_map(windows / "vocabulary_map", train.windows)
@@ -136,6 +144,7 @@ def load_world(run: Run) -> World:
         student=load_causal_lm(student_folder, torch.float32, CPU),
         teacher=load_causal_lm(TEACHER_OF[run.objective], torch.float32, CPU) if run.objective in TEACHER_OF else None,
         trip=trip,
+        inside=inside,
         reader=BatchReader(train, targets, with_states=False, chunk_tokens=512),
         rule_ids=read_vocabulary_map(windows / "vocabulary_map"),
         is_exact=torch.tensor([token is not None and token in by_bytes for token in table]),
@@ -164,7 +173,7 @@ def encoders() -> tuple[Encoder, Encoder]:
 
 def take_step(run: Run, world: World, numbers: list[int], optimizer: torch.optim.Optimizer, train: Train) -> None:
     batch = world.reader.read(BatchRequest(tuple(numbers)))
-    if run.objective in OURS:
+    if run.objective in OURS and world.inside is None:
         hidden_ND, weight_VD = student_states(world.student, batch), world.student.get_output_embeddings().weight
         loss = text_loss(hidden_ND, OutputHead(weight_VD), batch.text, run.weight, torch.float32, with_kl=False).loss
     else:
@@ -182,6 +191,10 @@ def objective_of(run: Run, world: World, batch: Batch, logits_NV: Tensor, nll_N:
     """Which positions a rival covers (0 or 1, [N]), and its loss summed over them."""
     if run.objective.endswith("lm"):
         return torch.zeros_like(nll_N), torch.zeros(())
+    if world.inside is not None:
+        assert batch.text.target is not None
+        of_windows = [world.inside.of(number) for number in batch.windows]
+        return with_aligned(of_windows, batch.text.target, logits_NV.log_softmax(-1))
     rows = [world.train.windows.tokens("teacher_rows", number) for number in batch.windows]
     aligned_A = torch.cat(rows).ge(0).nonzero().squeeze(1)
     covered_N = torch.zeros_like(nll_N).index_fill(0, aligned_A, 1.0)
