@@ -113,12 +113,7 @@ def variants(
 ) -> None:
     """Variants of our objective with its weight, and unless told with its rate."""
     rate = rate or best_rate("ours", steps)
-    runs = [
-        Run("quarter", name, int(seed), rate, best_weight(name), steps)
-        for seed in seeds.split(",")
-        for name in names.split(",")
-    ]
-    run_all(runs, processes)
+    run_all(paired(names, seeds, rate, steps), processes)
 
 
 @app.command()
@@ -148,12 +143,7 @@ def native(
         train_tiny_teacher(
             teacher, models.seed, corpus / "train.parquet", corpus / "validation.parquet", NATIVE_TEACHER
         )
-    runs = [
-        Run("quarter", name, int(seed), rate, best_weight(name), steps)
-        for seed in seeds.split(",")
-        for name in names.split(",")
-    ]
-    run_all(runs, processes)
+    run_all(paired(names, seeds, rate, steps), processes)
 
 
 @app.command()
@@ -167,6 +157,15 @@ def table() -> None:
             of_kind.setdefault(run.objective, []).append(value)
     for kind, values in compared.items():
         print_table(*kind, values)
+
+
+def paired(names: str, seeds: str, rate: float, steps: int) -> list[Run]:
+    """Runs of each name on a quarter of the text, seed by seed."""
+    return [
+        Run("quarter", name, int(seed), rate, best_weight(name), steps)
+        for seed in seeds.split(",")
+        for name in names.split(",")
+    ]
 
 
 def print_table(regime: str, steps: int, values: dict[str, list[float]]) -> None:
