@@ -42,8 +42,8 @@ def help_texts() -> list[str]:
 
 def code_text(characters: int) -> str:
     """The beginning of the standard library's modules, one after the other, and again from the first where needed."""
-    paths, text = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")), ""
-    for path in cycle(paths):
+    modules, text = Path(sysconfig.get_path("stdlib")).rglob("*.py"), ""
+    for path in cycle(sorted(path for path in modules if "site-packages" not in path.parts)):
         text += path.read_text(encoding="utf-8", errors="ignore")
         if len(text) >= characters:
             return text[:characters]

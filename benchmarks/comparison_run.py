@@ -88,7 +88,7 @@ class World:
     train: Split
     validation: Split
     student: PreTrainedModel
-    teacher: PreTrainedModel | None  # with the student's own tokenizer, for the ceilings alone
+    teacher: PreTrainedModel | None  # of a ceiling, which is given the same ids as the student
     trip: RoundTrip | None  # for `native_mapped` alone
     inside: InsideTargets | None  # for `ours_inside` alone
     reader: BatchReader  # of the training windows; with targets for a variant of ours
@@ -131,8 +131,9 @@ def load_world(run: Run) -> World:
         settings, our_map = TargetSettings(ours.temperature, ours.order, "sampled"), map_of(ours, train, windows)
         targets = WindowTargets(train.windows, train.shards, our_map, settings, memory_bytes=2**30)
         if ours.inside:
-            teacher, around = load_causal_lm(TEACHER, torch.float32, CPU), folder / "windows/teacher/train"
             assert our_map.merges is not None
+            assert ours.temperature == 1.0
+            teacher, around = load_causal_lm(TEACHER, torch.float32, CPU), folder / "windows/teacher/train"
             inside = InsideTargets(train.windows, around, encoders(), teacher, our_map.merges)
     trip = None
     if run.objective == "native_mapped":

@@ -3,8 +3,8 @@
 Where the text has written the first bytes of a teacher token, the teacher's distribution before that token says how it
 goes on: of all tokens that begin with those bytes, each has its probability over that of them all. It goes to the first
 token that the student makes of the bytes that are left; of the token that follows in the text to the text's own next
-token. What has no student token is in one bucket with all ids that are not listed: tokens that end right here, tokens
-below `LEAST`, and what the student's tokenizer would have joined to its last token is left out.
+token. Tokens that end right here, and those below `LEAST`, are in one bucket with all ids that are not listed. What the
+student's tokenizer would have joined to its last token is left out.
 
 Shapes: N positions of a window, Z entries, V student vocabulary.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_distill.alignment.encode import Encoder
+from moe_distill.alignment.vocabulary_map import first_student_ids
 from moe_distill.shards.window_store import TEACHER_WINDOWS, WindowStore
 from moe_distill.targets.canonical import MergeRules, may_follow
 from moe_distill.targets.sparse_target import SparseTarget
@@ -83,33 +84,36 @@ class InsideTargets:
             written = window.text[int(window.teacher_starts[row]) : start] if row >= 0 else b""
             if not written:
                 continue
-            probs = self._handed_out(window, position, row, written, probs_LR[row])
-            covered_N[position], residual_N[position] = True, max(0.0, 1.0 - sum(probs.values()))
+            probs, residual_N[position] = self._handed_out(window, position, row, written, probs_LR[row])
+            covered_N[position] = True
             entries += [(position, student_id, prob) for student_id, prob in probs.items()]
         positions_Z, ids_Z = (torch.tensor([entry[n] for entry in entries], dtype=torch.int64) for n in (0, 1))
         return Inside(covered_N, residual_N, positions_Z, ids_Z, torch.tensor([prob for *_, prob in entries]))
 
-    def _handed_out(self, window: Window, position: int, row: int, written: bytes, probs_R: Tensor) -> dict[int, float]:
-        """The probability of each student token that gets any."""
+    def _handed_out(
+        self, window: Window, position: int, row: int, written: bytes, probs_R: Tensor
+    ) -> tuple[dict[int, float], float]:
+        """The probability of each student token that gets any, and the bucket's."""
         found: dict[int, float] = defaultdict(float)
-        ids = self._that_begin_with(written)
-        shares, text_id = (probs_R[ids] / probs_R[ids].sum()).tolist(), window.teacher_ids[row]
-        for teacher_id, share in zip(ids, shares, strict=True):
+        ids, text_id, next_id = self._that_begin_with(written), window.teacher_ids[row], window.student_ids[position]
+        probs, bucket = probs_R[ids].double(), 0.0
+        for teacher_id, share in zip(ids, (probs / probs.sum()).tolist(), strict=True):
             rest = (self._encoders[1].token_bytes.table[teacher_id] or b"")[len(written) :]
-            if teacher_id == text_id:
-                found[window.student_ids[position]] += share
-            elif rest and share >= LEAST and (student_id := self._first(rest)) >= 0:
+            student_id = next_id if teacher_id == text_id else self._first(rest) if share >= LEAST else -1
+            if student_id >= 0:
                 found[student_id] += share
+            else:
+                bucket += share
         previous = window.student_ids[position - 1] if position else self._stores[0].prefix_id
         candidates = torch.tensor(list(found))
         is_read = may_follow(self._merges, torch.full_like(candidates, previous), candidates).tolist()
-        gone = [
-            student_id
-            for student_id, each in zip(found, is_read, strict=True)
-            if not each and student_id != window.student_ids[position]
-        ]
-        left = 1.0 - sum(found.pop(student_id) for student_id in gone)
-        return {student_id: prob / left for student_id, prob in found.items()}
+        read = {
+            student_id: share
+            for (student_id, share), each in zip(found.items(), is_read, strict=True)
+            if each or student_id == next_id
+        }
+        left = bucket + sum(read.values())
+        return {student_id: share / left for student_id, share in read.items()}, bucket / left
 
     def _that_begin_with(self, written: bytes) -> list[int]:
         if written not in self._beginning:
@@ -120,10 +124,9 @@ class InsideTargets:
         return self._beginning[written]
 
     def _first(self, rest: bytes) -> int:
-        """The student's first token of some bytes; -1: they begin inside a character."""
+        """The student's first token of some bytes; -1: there are none."""
         if rest not in self._firsts:
-            ids = self._encoders[0].tokenizer.encode(rest.decode(errors="ignore"), add_special_tokens=False).ids
-            self._firsts[rest] = ids[0] if ids else -1
+            self._firsts[rest] = int(first_student_ids(self._encoders[0], [rest])[0]) if rest else -1
         return self._firsts[rest]
 
 

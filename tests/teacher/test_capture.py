@@ -24,6 +24,7 @@ from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, open_targets
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.teacher import capture as capture_module
+from moe_distill.teacher import columns
 from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.capture import Captured, capture
 from moe_distill.teacher.columns import run_of
@@ -86,6 +87,21 @@ def true_logits(model: PreTrainedModel, windows: WindowStore) -> torch.Tensor:
 
 def column(reader: ShardReader, name: str) -> torch.Tensor:
     return torch.cat(list(reader.columns(name)))
+
+
+@pytest.mark.parametrize("rows_in_cache", [0, 3])
+def test_a_few_rows_at_a_time_have_the_records_of_all_at_once(
+    windows: WindowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_in_cache: int
+) -> None:
+    """A chunk of 50 positions is made sparse at once by default; row by row, and by threes with two left over."""
+    model = make_teacher("dense")
+    at_once = run(model, windows, tmp_path / "at_once")
+    monkeypatch.setattr(columns, "CACHED_BYTES", rows_in_cache * VOCABULARY * 4)
+    few = run(model, windows, tmp_path / "few")
+    expected, found = open_targets(tmp_path / "at_once"), open_targets(tmp_path / "few")
+    for name in ("topk_ids", "topk_logprobs", "tail_logsumexp", "tail_ids", "tail_logprobs", "target_logprob"):
+        torch.testing.assert_close(column(found, name), column(expected, name), atol=1e-3, rtol=2**-10)
+    assert few.text_token_probability == pytest.approx(at_once.text_token_probability, abs=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moe_distill.planning.peak_memory import CAPTURE_LOGITS
 from moe_distill.shards.teacher_store import TAIL_TEMPERATURES, tail_log_density
-from moe_distill.teacher.sparsify import Records, sparsify
+from moe_distill.teacher.sparsify import BLOCK, MANY_BLOCKS, Records, _largest, sparsify
 
 N, ROWS, K, SAMPLES = 6, 9001, 16, 32  # rows enough that the largest are sought by blocks, and some left over
 
@@ -43,12 +43,29 @@ def test_records_are_those_of_the_whole_distribution(kind: str) -> None:
     assert torch.equal(logits_NR, before)
 
 
-@pytest.mark.parametrize("first", [0, 120, ROWS - K])
-def test_the_largest_may_stand_side_by_side_anywhere(first: int) -> None:
-    logits_NR = logits_of("usual")
-    logits_NR[:, first : first + K] += 50.0
-    found = records(logits_NR, torch.full((N,), 0.5))
-    assert torch.equal(found.topk_ids, logits_NR.topk(K).indices)
+@pytest.mark.parametrize(
+    "rows", [ROWS, 140 * BLOCK, BLOCK * MANY_BLOCKS * (K + 1), BLOCK * MANY_BLOCKS * (K + 1) - 1, 20]
+)
+@pytest.mark.parametrize("spread", ["side by side", "at the end", "a block each", "anywhere"])
+def test_the_largest_are_found_wherever_they_stand(rows: int, spread: str) -> None:
+    count = K + 1
+    logits_NR = 3.0 * torch.randn(N, rows, generator=torch.Generator().manual_seed(0))
+    step = rows // count
+    places = {
+        "side by side": slice(1, 1 + count),
+        "at the end": slice(rows - count, rows),
+        "a block each": slice(0, step * count, step),
+    }
+    if spread in places:
+        logits_NR[:, places[spread]] += 50.0
+    found, expected = _largest(logits_NR, count), logits_NR.topk(count)
+    assert torch.equal(found[0], expected.values)
+    assert torch.equal(found[1], expected.indices)
+
+
+def test_the_rows_here_are_enough_for_the_search_by_blocks() -> None:
+    assert ROWS // BLOCK >= MANY_BLOCKS * (K + 1)
+    assert ROWS % BLOCK
 
 
 @pytest.mark.parametrize("kind", ["usual", "peaked", "flat"])

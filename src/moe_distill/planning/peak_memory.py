@@ -6,7 +6,7 @@ from moe_distill.planning.model_work import ModelWork
 
 FP32 = 4
 TRAINED = 4 * FP32  # bytes of a trained weight: itself, gradient, two moments
-CAPTURE_LOGITS = 3  # tensors as large as a chunk's logits, while it is made sparse
+CAPTURE_LOGITS = 3  # tensors as large as a chunk's logits, while a GPU makes it sparse; a CPU takes few rows at once
 EVALUATION_LOGITS = 3  # the same while a student is measured
 EVALUATION_CHUNK = 2048  # positions of such a chunk (evaluation/measure.py)
 

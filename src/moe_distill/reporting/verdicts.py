@@ -91,7 +91,7 @@ def _retention(metrics: Metrics) -> Verdict | None:
 def _kd_weight(metrics: Metrics) -> Verdict | None:
     if metrics.get("kd_weight_at_the_end", 1.0) > 0.0:
         return None
-    told = "At the end of the training the teacher knew no part of the validation text better than the student."
+    told = "At the end of the training the teacher was ahead of the student in less than half of the validation text."
     return Verdict("bad", "The teacher's weight fell to 0", told)
 
 
