@@ -1,6 +1,6 @@
 """Targets inside teacher tokens, against the teacher's own distribution, handed out the slow way."""
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -53,7 +53,7 @@ def test_what_begins_alike_is_handed_out_by_the_teachers_probabilities(chain: Ch
         if not written:
             continue
         alike = [n for n, each in enumerate(table) if each and each.startswith(written)]
-        expected, bucket = Counter[int](), 0.0
+        expected, bucket = defaultdict[int, float](float), 0.0
         for number in alike:
             share = float(probs_LR[row, number] / probs_LR[row, alike].sum())
             rest = (table[number] or b"")[len(written) :]
