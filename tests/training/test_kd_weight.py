@@ -13,7 +13,13 @@ from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.shards.checkpoint import newest_checkpoint
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.training import loop
-from moe_distill.training.kd_weight import SharedText, earned_weight, mixture_weight, read_shared_text
+from moe_distill.training.kd_weight import (
+    LARGEST_KD_WEIGHT,
+    SharedText,
+    earned_weight,
+    mixture_weight,
+    read_shared_text,
+)
 from moe_distill.training.phases import train_router
 from moe_distill.training.schedule import kd_weight_is_due, objective_at
 from tests.chain import Chain
@@ -55,13 +61,14 @@ def test_without_text_nothing_is_earned() -> None:
     assert mixture_weight(nothing, nothing) == 0.0
 
 
-@pytest.mark.parametrize(("leads_in", "expected"), [(0, 0.0), (1, 0.0), (3, 0.0), (4, 0.3), (5, 0.6), (6, 0.9)])
+@pytest.mark.parametrize(("leads_in", "expected"), [(0, 0), (1, 0), (3, 0), (4, 1 / 3), (5, 2 / 3), (6, 1)])
 def test_kd_has_what_the_teachers_share_exceeds_the_students_by(leads_in: int, expected: float) -> None:
     """Of six texts the teacher leads far in some, the student in the others: shares are counts."""
     teacher_nll_W = torch.full((6,), 500.0).double()
     teacher_nll_W[:leads_in] = 10.0
     ahead = SharedText(torch.arange(6), torch.arange(6), teacher_nll_W, torch.full((6,), 1000.0).double())
-    assert earned_weight(ahead, torch.full((6,), 100.0)) == pytest.approx(expected, abs=1e-6)
+    found = earned_weight(ahead, torch.full((6,), 100.0))
+    assert found / LARGEST_KD_WEIGHT == pytest.approx(expected, abs=1e-6)
 
 
 def test_both_models_are_compared_on_the_same_bytes(chain: Chain) -> None:
@@ -87,8 +94,9 @@ def test_both_models_are_compared_on_the_same_bytes(chain: Chain) -> None:
     of_students = torch.tensor(of_windows, dtype=torch.float64)
     of_teachers = of_students - torch.tensor([2.0, 1.0, -1.0])
     found = replace(found, teacher_nll_W=of_teachers)
-    assert earned_weight(found, nll_N) == pytest.approx(0.9 * (2 * mixture_weight(of_teachers, of_students) - 1))
-    assert 0.0 < earned_weight(found, nll_N) < 0.9
+    expected = LARGEST_KD_WEIGHT * (2 * mixture_weight(of_teachers, of_students) - 1)
+    assert 0.0 < expected < LARGEST_KD_WEIGHT
+    assert earned_weight(found, nll_N) == pytest.approx(expected)
 
 
 def test_beside_an_untrained_student_a_teacher_must_know_more_than_frequencies(chain: Chain) -> None:
@@ -109,7 +117,7 @@ def test_beside_an_untrained_student_a_teacher_must_know_more_than_frequencies(c
 
     knows_nothing = torch.full((len(ids),), 50.0)
     better, worse = (replace(found, teacher_nll_W=found.frequencies_nll_W + nats) for nats in (-1.0, 1.0))
-    assert earned_weight(better, knows_nothing) == 0.9
+    assert earned_weight(better, knows_nothing) == LARGEST_KD_WEIGHT
     assert earned_weight(worse, knows_nothing) == 0.0
 
 
@@ -120,11 +128,11 @@ def test_it_is_measured_more_often_before_the_first_validation(train: Train) -> 
 
 def test_every_term_of_phase_2_follows_what_the_teacher_has_earned() -> None:
     params = make_params(kd_weight="auto", losses=dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.2))
-    objective = objective_at(19, params.experiment, params.profile.train, {"feature": 3.0}, earned=0.225)
-    assert objective.kd_weight == 0.225
+    objective = objective_at(19, params.experiment, params.profile.train, {"feature": 3.0}, earned=LARGEST_KD_WEIGHT / 4)
+    assert objective.kd_weight == LARGEST_KD_WEIGHT / 4
     expected = {name: 0.05 * (3.0 if name == "feature" else 1.0) for name in objective.weights}
     assert objective.weights == pytest.approx(expected)
-    in_full = objective_at(19, params.experiment, params.profile.train, {}, earned=0.9)
+    in_full = objective_at(19, params.experiment, params.profile.train, {}, earned=LARGEST_KD_WEIGHT)
     assert in_full.weights == dict.fromkeys(in_full.weights, 0.2), "those of a given weight, to the bit"
     nothing = objective_at(19, params.experiment, params.profile.train, {}, earned=0.0)
     assert not any(nothing.weights.values())
@@ -142,7 +150,7 @@ class KilledError(Exception):
 def test_r21_a_resumed_training_follows_the_same_weight(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on from a checkpoint between two measurements; curves and students are equal to the bit."""
     # a random teacher earns nothing: here it does, and something else whenever the student is another one
-    monkeypatch.setattr(loop, "earned_weight", lambda _shared, nll_N: float(nll_N.double().sum()) % 0.9)
+    monkeypatch.setattr(loop, "earned_weight", lambda _shared, nll_N: float(nll_N.double().sum()) % LARGEST_KD_WEIGHT)
     params = make_params(kd_weight="auto", max_steps=12, validate_every=4, checkpoint_every=3, learning_rate=1e-2)
     unbroken, broken = folders.outputs("unbroken"), folders.outputs("broken")
     train_router(params, folders.inputs, unbroken)
