@@ -75,7 +75,7 @@ class ExperimentParams(Section):
     precision: Precision  # of training; auto: bf16 from compute capability 8, fp16 below, fp32 on a CPU
     temperature: Annotated[Real, Field(ge=1.0, le=4.0)]  # of both sides of the KD
     # of KD at positions that have a teacher target, where LM keeps the rest; auto: what the teacher has earned beside
-    # the student on validation text, at most 0.9, and the weights of `losses` follow
+    # the student on validation text, at most 0.7, and the weights of `losses` follow
     kd_weight: Share | Literal["auto"]
     kd_order: KdOrder  # whether the teacher is tempered before or after its move to the student's vocabulary
     kd_tail: KdTail  # what lies outside the kept logits: as importance samples, or as one bucket
