@@ -128,8 +128,9 @@ def test_it_is_measured_more_often_before_the_first_validation(train: Train) -> 
 
 def test_every_term_of_phase_2_follows_what_the_teacher_has_earned() -> None:
     params = make_params(kd_weight="auto", losses=dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.2))
-    objective = objective_at(19, params.experiment, params.profile.train, {"feature": 3.0}, earned=LARGEST_KD_WEIGHT / 4)
-    assert objective.kd_weight == LARGEST_KD_WEIGHT / 4
+    quarter = LARGEST_KD_WEIGHT / 4
+    objective = objective_at(19, params.experiment, params.profile.train, {"feature": 3.0}, earned=quarter)
+    assert objective.kd_weight == quarter
     expected = {name: 0.05 * (3.0 if name == "feature" else 1.0) for name in objective.weights}
     assert objective.weights == pytest.approx(expected)
     in_full = objective_at(19, params.experiment, params.profile.train, {}, earned=LARGEST_KD_WEIGHT)
