@@ -13,7 +13,9 @@ from moe_distill.utils.device import resolve_precision
 
 # Beside the same step with LM alone. Benchmarks hold the steps to these limits.
 STEP_LIMITS = {"control": 1.0, "train_kd": 1.05, "train_router": 1.15}
-SPARSIFY_PASSES = 35  # over fp32 logits, read or written: range, largest, powers and sums, density, samples
+# Over fp32 logits, read or written: range, largest, powers and sums, density, samples. Of few ids (teacher/sparsify.py)
+# the largest take some more, and next to no time.
+SPARSIFY_PASSES = 35
 OPTIMIZER_BYTES = 40  # read and written for a weight: AdamW, the gradient's norm, its zeroing
 DISK_BYTES_PER_SECOND = 200e6
 LAYER_SECONDS = 0.4e-3  # of a layer's forward pass at least, however small it is: PyTorch starts its kernels one by one
