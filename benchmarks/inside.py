@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from exact_targets import Window, window_of
+from native import cross_entropy
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -133,9 +134,7 @@ class InsideTargets:
 def with_aligned(targets: Sequence[Inside], aligned: SparseTarget, logprobs_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Which positions of a batch have a target of either kind (0 or 1, [N]), and their cross-entropy, summed."""
     covered_N, loss_inside = bucketed(targets, logprobs_NV)
-    of_entries = aligned.entry_probs_Z @ logprobs_NV[aligned.entry_positions_Z, aligned.entry_ids_Z]
-    of_samples = aligned.sample_probs_Y @ logprobs_NV[aligned.sample_positions_Y, aligned.sample_ids_Y]
-    return (covered_N | aligned.has_target_N).float(), loss_inside - of_entries - of_samples
+    return (covered_N | aligned.has_target_N).float(), loss_inside + cross_entropy(aligned, logprobs_NV)
 
 
 def bucketed(targets: Sequence[Inside], logprobs_NV: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.batches.batch import Batch
 from moe_distill.config.params import load_params
-from moe_distill.targets.sparse_target import NextTokens, sparse_target
+from moe_distill.targets.sparse_target import NextTokens, SparseTarget, sparse_target
 from moe_distill.targets.teacher_rows import teacher_rows
 from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.teacher.sparsify import sparsify
@@ -99,7 +99,11 @@ def cached_cross_entropy(batch: Batch, logits_NV: Tensor, teacher_NV: Tensor, la
         "sampled",
         NextTokens(labels_N, labels_N),
     )
-    logprobs_NV = logits_NV.log_softmax(-1)
+    return cross_entropy(target, logits_NV.log_softmax(-1))
+
+
+def cross_entropy(target: SparseTarget, logprobs_NV: Tensor) -> Tensor:
+    """Against entries and samples, summed."""
     of_entries = target.entry_probs_Z @ logprobs_NV[target.entry_positions_Z, target.entry_ids_Z]
     return -of_entries - target.sample_probs_Y @ logprobs_NV[target.sample_positions_Y, target.sample_ids_Y]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from moe_distill.batches.split import Split
 from moe_distill.shards.window_store import WindowStore
 
-LARGEST_KD_WEIGHT = 0.7  # the text always has a say: the teacher errs, and how its tokens become others is guessed
+LARGEST_KD_WEIGHT = 0.7  # the text always has a say: how the teacher's tokens become the student's is in part guessed
 HALVINGS = 30  # of [0, 1]
 
 
