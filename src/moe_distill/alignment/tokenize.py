@@ -16,7 +16,7 @@ from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, TEACHER_FIELDS, TEACHER_WINDOWS
 from moe_distill.shards.writer import ShardWriter
 
-BATCH_BYTES = 1 << 20  # of text, about
+BATCH_BYTES = 1 << 18  # of text, about: what a batch takes beside its text is many times that
 
 
 def tokenize_split(
