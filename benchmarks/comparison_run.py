@@ -123,7 +123,10 @@ def load_world(run: Run) -> World:
     windows = folder / ("windows_same" if same else "windows") / "student"
     student_folder = SAME_STUDENT if same else STUDENT
     by_bytes = token_bytes(load_tokenizer(student_folder), "student").by_bytes()
+    rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     table = token_bytes(load_tokenizer(TEACHER), "teacher").table
+    is_exact = torch.zeros(len(rule_ids), dtype=torch.bool)  # a row without a token has no string to share
+    is_exact[: len(table)] = torch.tensor([token is not None and token in by_bytes for token in table])
     train = open_split(windows / "train", folder / "shards/train" if reads_shards else None)
     targets = inside = None
     if run.objective in OURS and train.shards is not None:
@@ -147,8 +150,8 @@ def load_world(run: Run) -> World:
         trip=trip,
         inside=inside,
         reader=BatchReader(train, targets, with_states=False, chunk_tokens=512),
-        rule_ids=read_vocabulary_map(windows / "vocabulary_map"),
-        is_exact=torch.tensor([token is not None and token in by_bytes for token in table]),
+        rule_ids=rule_ids,
+        is_exact=is_exact,
     )
 
 

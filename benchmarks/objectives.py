@@ -1,20 +1,18 @@
 """Which objective distils best across tokenizers? (docs/log.md)
 
 Same teacher, same shards, same initial student, same steps and the same search of weight and learning rate for every
-objective; variants of ours and the native ceilings have the weight of ours. Two regimes: all of the training text, and
-a quarter of it repeated. Two ceilings, both full-vocabulary KD: `same_full` into a student that shares the teacher's
-tokenizer, its gain counted from its own LM-only run, and `native_full`, the fair one, into our student from a teacher
-that has the student's tokenizer. After `dvc repro` with profile tiny, from the project's folder:
+objective; a variant of ours has the weight of ours, the native ceilings that of `native_full`. Two regimes: all of the
+training text, and a quarter of it repeated. Two ceilings, both full-vocabulary KD: `same_full` into a student that
+shares the teacher's tokenizer, its gain counted from its own LM-only run, and `native_full`, the fair one, into our
+student from a teacher that has the student's tokenizer. After `dvc repro` with profile tiny, from the project's folder:
 
-    python benchmarks/objectives.py prepare            # windows, shards and students under .work/benchmarks
-    python benchmarks/objectives.py weights            # quarter, seed 0, a quarter of the steps: every weight
+    python benchmarks/objectives.py prepare            # windows, shards and models under .work/benchmarks
+    python benchmarks/objectives.py weights            # quarter, seed 0, all steps: every weight
     python benchmarks/objectives.py rates              # quarter, seed 0, all steps: every learning rate
     python benchmarks/objectives.py compare            # quarter, three seeds, each objective's best rate
     python benchmarks/objectives.py compare --regimes quarter,whole --steps 400 --rate 4e-3
     python benchmarks/objectives.py variants           # of ours: maps, temperature, order, inside teacher tokens
-    python benchmarks/objectives.py native             # ceilings of the student's own tokenizer; quarter, seed 0
-    python benchmarks/objectives.py rates --objectives native_full  # after `native`, which makes its teacher
-    python benchmarks/objectives.py compare --objectives native_full
+    python benchmarks/objectives.py variants --names native_mapped,native_masked  # see native.py
     python benchmarks/objectives.py table
 
 Every finished run is a line of .work/benchmarks/runs.tsv, and its student lies under .work/benchmarks/students; an
@@ -42,11 +40,11 @@ from moe_distill.teacher.run import run_teacher
 
 RUNS = HOME / "runs.tsv"
 REGIMES = {"whole": 1.0, "quarter": 0.25}
-OBJECTIVES = ("lm", "ours", "shared_strings", "uld", "alm_1", "alm_100", "same_lm", "same_full")
+OBJECTIVES = ("lm", "ours", "shared_strings", "uld", "alm_1", "alm_100", "same_lm", "same_full", "native_full")
 CEILINGS = ("same_lm", "same_full"), ("lm", "native_full")  # each and the LM alone that its gain is counted from
-WEIGHTS, SEEDS = (0.5, 0.9), (0, 1, 2)
-SEARCH_STEPS, STEPS = 200, 800
-SEARCH_RATE = 4e-3
+WEIGHTS, SEEDS = (0.5, 0.7, 0.9), (0, 1, 2)
+STEPS, SEARCH_RATE = 800, 4e-3
+NATIVE_STEPS = 1_280  # of the teacher with the student's tokenizer
 RATES = "2e-3,4e-3,8e-3"
 app = typer.Typer(add_completion=False)
 
@@ -68,13 +66,18 @@ def prepare() -> None:
         write_windows(windows, corpus, TEACHER, STUDENT, HOME / regime / "windows")
         write_windows(windows, corpus, TEACHER, SAME_STUDENT, HOME / regime / "windows_same")
         run_teacher(capture, HOME / regime / "windows/teacher", TEACHER, HOME / regime)
+    # windows as long as the student's, for as many bytes of context; steps that make it as good as the profile's
+    changes = {"tokenizer": models.student.tokenizer, "max_length": models.student.max_length, "steps": NATIVE_STEPS}
+    texts = corpus / "train.parquet", corpus / "validation.parquet"
+    train_tiny_teacher(models.teacher.model_copy(update=changes), models.seed, *texts, NATIVE_TEACHER)
 
 
 @app.command()
-def weights(processes: int = 2) -> None:
-    """Every weight of distillation, in a short run."""
-    names = [(name, weight) for name in OBJECTIVES for weight in ((0.0,) if name.endswith("lm") else WEIGHTS)]
-    run_all([Run("quarter", name, 0, SEARCH_RATE, weight, SEARCH_STEPS) for name, weight in names], processes)
+def weights(objectives: str = ",".join(OBJECTIVES), processes: int = 2) -> None:
+    """Every weight of distillation, over all steps: in a fourth of them another one is best."""
+    asked = objectives.split(",")
+    names = [(name, weight) for name in asked for weight in ((0.0,) if name.endswith("lm") else WEIGHTS)]
+    run_all([Run("quarter", name, 0, SEARCH_RATE, weight, STEPS) for name, weight in names], processes)
 
 
 @app.command()
@@ -112,39 +115,13 @@ def variants(
     rate: float | None = None,
     processes: int = 2,
 ) -> None:
-    """Variants of our objective with its weight, and unless told with its rate."""
-    rate = rate or best_rate("ours", steps)
-    run_all(runs_of(names, seeds, rate, steps), processes)
-
-
-@app.command()
-def native(
-    names: str = ",".join(NATIVE),
-    teacher_steps: int = 1280,
-    seeds: str = "0",
-    steps: int = STEPS,
-    rate: float = 2e-3,
-    processes: int = 2,
-) -> None:
-    """KD from a teacher that has the student's tokenizer, whole and with its privileges taken away (native.py).
-
-    Its windows are longer, for as many bytes of context; its steps are those that make it as good as the profile's.
-    """
-    params = load_params()
-    models, corpus = params.profile.models, Path("data/corpus")
-    assert isinstance(models.student, TinyStudent)
-    assert isinstance(models.teacher, TinyTeacher)
-    if not NATIVE_TEACHER.exists():
-        changes = {
-            "tokenizer": models.student.tokenizer,
-            "max_length": models.student.max_length,
-            "steps": teacher_steps,
-        }
-        teacher = models.teacher.model_copy(update=changes)
-        train_tiny_teacher(
-            teacher, models.seed, corpus / "train.parquet", corpus / "validation.parquet", NATIVE_TEACHER
-        )
-    run_all(runs_of(names, seeds, rate, steps), processes)
+    """Variants of our objective and ceilings with privileges taken away, each at its kind's weight and rate."""
+    asked = [(name, int(seed)) for seed in seeds.split(",") for name in names.split(",")]
+    runs = [
+        Run("quarter", name, seed, rate or best_rate(kind_of(name), steps), best_weight(name), steps)
+        for name, seed in asked
+    ]
+    run_all(runs, processes)
 
 
 @app.command()
@@ -152,21 +129,11 @@ def table() -> None:
     """Mean and spread over the seeds at the best rate, gain over LM only, and its share of both ceilings' gains."""
     compared: dict[tuple[str, int], dict[str, list[float]]] = {}
     for run, value in finished():
-        best = run.steps > SEARCH_STEPS and (best_weight(run.objective), best_rate(run.objective, run.steps))
-        if best == (run.weight, run.learning_rate):
+        if (best_weight(run.objective), best_rate(run.objective, run.steps)) == (run.weight, run.learning_rate):
             of_kind = compared.setdefault((run.regime, run.steps), {})
             of_kind.setdefault(run.objective, []).append(value)
     for kind, values in compared.items():
         print_table(*kind, values)
-
-
-def runs_of(names: str, seeds: str, rate: float, steps: int) -> list[Run]:
-    """Runs of each name on a quarter of the text, seed by seed."""
-    return [
-        Run("quarter", name, int(seed), rate, best_weight(name), steps)
-        for seed in seeds.split(",")
-        for name in names.split(",")
-    ]
 
 
 def print_table(regime: str, steps: int, values: dict[str, list[float]]) -> None:
@@ -184,8 +151,15 @@ def print_table(regime: str, steps: int, values: dict[str, list[float]]) -> None
 
 
 def best_weight(objective: str) -> float:
-    """What the search of weights found; a variant of ours and a native ceiling share the weight of ours."""
-    return best_run(objective if objective in OBJECTIVES else "ours", SEARCH_STEPS).weight
+    """What the search of weights found."""
+    return best_run(kind_of(objective), STEPS).weight
+
+
+def kind_of(name: str) -> str:
+    """The objective whose search a name shares: ours with its variants, `native_full` with the ceilings like it."""
+    if name in OBJECTIVES:
+        return name
+    return "native_full" if name in NATIVE else "ours"
 
 
 def best_rate(objective: str, steps: int) -> float:
