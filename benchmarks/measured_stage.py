@@ -7,27 +7,30 @@ import json
 import os
 import runpy
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(".work/measured")  # one file a stage: peak_bytes, seconds, tracking_seconds
+FOLDER = Path(".work/measured")  # one file a stage: the fields of `StageCost` (stage_runs.py)
+SAMPLE_SECONDS = 0.01
 
 
 def main() -> None:
     _flag, module, *arguments = sys.argv[1:]
     sys.path[0] = os.getcwd()  # noqa: PTH109  # as `-m` has it: text
-    spent = timed_tracking()
+    spent, held = timed_tracking(), sampled_memory()
     began = time.perf_counter()
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         found = {
-            "peak_bytes": peak_bytes(),
+            "peak_bytes": max(held),
             "seconds": time.perf_counter() - began,
             "tracking_seconds": sum(spent),
+            "first_tracking_seconds": sum(spent[:1]),
         }
         FOLDER.mkdir(parents=True, exist_ok=True)
         name = "@".join([module.removeprefix("stages."), *arguments])
@@ -56,10 +59,27 @@ def timed_tracking() -> list[float]:
     return spent
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held, which Linux alone tells of a process by itself."""
+def sampled_memory() -> list[int]:
+    """Bytes of memory that this process holds by itself, as they are sampled: one at least.
+
+    Pages of files that it maps, as it does shards, are not among them: they are the system's cache, there as long as
+    nothing else needs the room. The kernel's own peak (VmHWM) has them in it, so it grows with what is read.
+    """
+    found = [held_bytes()]
+
+    def sample() -> None:
+        while True:
+            found.append(held_bytes())
+            time.sleep(SAMPLE_SECONDS)
+
+    threading.Thread(target=sample, daemon=True).start()
+    return found
+
+
+def held_bytes() -> int:
+    """Anonymous and shared memory, which Linux alone tells of a process by itself."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class StageCost:
     peak_bytes: int
     seconds: float
     tracking_seconds: float
+    first_tracking_seconds: float  # of them, until the stage's run is there: MLflow is imported, its store made
 
 
 def make_workspace(folder: Path, profile: dict[str, Any], characters: int | None) -> None:

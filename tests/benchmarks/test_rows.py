@@ -1,10 +1,14 @@
 """What lines of the table compare has the right value."""
 
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from bench_row import Size
 from interleaved import Spread
+from measured_stage import held_bytes
 from numpy.typing import NDArray
 from random_pair import TOY, drawn_logits, params_of, random_target
 from row_encoding import restored_divergence
@@ -44,14 +48,27 @@ def gradients(loss: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
 
 
 def test_the_growth_is_of_the_stage_that_grows_most() -> None:
-    once = {"corpus": StageCost(100_000_000, 1.0, 0.0), "tokenize": StageCost(400_000_000, 1.0, 0.0)}
-    more = {"corpus": StageCost(150_000_000, 9.0, 0.0), "tokenize": StageCost(420_000_000, 9.0, 0.0)}
-    found = growth(once | {"teacher": StageCost(1, 1.0, 0.0)}, more, 4, "tokenize")
+    once = {"corpus": StageCost(100_000_000, 1.0, 0.0, 0.0), "tokenize": StageCost(400_000_000, 1.0, 0.0, 0.0)}
+    more = {"corpus": StageCost(150_000_000, 9.0, 0.0, 0.0), "tokenize": StageCost(420_000_000, 9.0, 0.0, 0.0)}
+    found = growth(once | {"teacher": StageCost(1, 1.0, 0.0, 0.0)}, more, 4, "tokenize")
     assert found.what.startswith("peak memory of a stage (up to `tokenize`), 4x the corpus over 1x")
     assert (found.ours, found.reference, found.ratio) == ("corpus 150 MB", "100 MB", Spread(1.5, 1.5, 1.5, 1))
     assert found.note == "corpus 1.50, tokenize 1.05"
     assert found.holds is False
     assert growth(more, more, 4, None).what.startswith("peak memory of a stage, 4x")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux alone tells what a process holds")
+def test_memory_of_a_stage_is_what_it_holds_and_not_the_files_it_maps(tmp_path: Path) -> None:
+    size = 64 << 20
+    (tmp_path / "shard").write_bytes(bytes(size))
+    began = held_bytes()
+    with (tmp_path / "shard").open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+        assert sum(mapped[::4096]) == 0  # every page has been read
+        assert held_bytes() - began < size / 4
+        kept = bytearray(b"1") * size
+        assert held_bytes() - began > size / 2
+        assert len(kept) == size
 
 
 @pytest.mark.parametrize("kept", [3, 8])

@@ -2,6 +2,9 @@
 
 No autocast: the layers compute in the dtype of their weights, and the product with the output matrix, the
 cross-entropy and the comparison with the fp16 shards are done after an explicit cast.
+
+Results of all positions are written into tensors made before the first batch: nothing small is kept between the large
+tensors of a batch, so the C library's allocator finds their room again for the next one.
 """
 
 from collections.abc import Iterator
@@ -64,24 +67,25 @@ class _Batch:
     hidden_ND: Tensor
     labels_N: Tensor
     numbers: range  # of the windows
+    places: slice  # of its positions among those of all windows
     seconds: float
 
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> Score:
     """Negative log-likelihood of all windows of a split."""
-    decoder, device, seconds, nll = find_decoder(model), _device(model), 0.0, []
+    decoder, device, seconds, tokens = find_decoder(model), _device(model), 0.0, int(windows.token_counts.sum())
+    nll_N = torch.empty(tokens, device=device)
     for batch in _batches(decoder, windows, batch_windows):
         began = seconds_when_done(device)
-        nll += [
-            F.cross_entropy(logits_NV, batch.labels_N[chunk], reduction="none")
-            for chunk, logits_NV in _logits(decoder.head, batch)
-        ]
+        nll_of_batch = nll_N[batch.places]
+        for chunk, logits_NV in _logits(decoder.head, batch):
+            nll_of_batch[chunk] = F.cross_entropy(logits_NV, batch.labels_N[chunk], reduction="none")
         seconds += batch.seconds + seconds_when_done(device) - began
-    of_windows = torch.cat(nll).double().cpu().split(windows.token_counts.tolist())
+    of_windows = nll_N.double().cpu().split(windows.token_counts.tolist())
     return Score(
         nll_W=torch.stack([of_window.sum() for of_window in of_windows]),
-        tokens=int(windows.token_counts.sum()),
+        tokens=tokens,
         n_bytes=int(windows.byte_counts.sum()),
         seconds=seconds,
     )
@@ -91,20 +95,21 @@ def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> S
 def compare(model: PreTrainedModel, windows: WindowStore, targets: WindowTargets, batch_windows: int) -> Comparison:
     """Agreement with the teacher at aligned positions, and confidence at all, over all windows of a split."""
     decoder, device, agreed = find_decoder(model), _device(model), NO_AGREEMENT
-    confidence, correct = [], []
+    n_positions = int(windows.token_counts.sum())
+    confidence_N, correct_N = torch.empty(n_positions), torch.empty(n_positions, dtype=torch.bool)
     for batch in _batches(decoder, windows, batch_windows):
         target = joined([targets.of(number) for number in batch.numbers])
         teacher_ids = likeliest_ids(target).to(device)
+        confidence, correct = confidence_N[batch.places], correct_N[batch.places]
         for chunk, logits_NV in _logits(decoder.head, batch):
             top, chosen = logits_NV.softmax(-1).max(-1)
-            confidence.append(top.cpu())
-            correct.append((chosen == batch.labels_N[chunk]).cpu())
+            confidence[chunk], correct[chunk] = top, chosen == batch.labels_N[chunk]
             has_target = target.has_target_N[chunk].to(device)
             agreed += ranking_agreement(logits_NV[has_target], teacher_ids[chunk][has_target])
         text = Text(batch.labels_N, to_device(target, device), stretches(len(target), CHUNK_POSITIONS, target))
         kl = text_loss(batch.hidden_ND, decoder.head, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
         agreed += Agreement(0, 0.0, 0.0, kl=float(kl or 0.0))
-    return Comparison(agreed, torch.cat(confidence), torch.cat(correct))
+    return Comparison(agreed, confidence_N, correct_N)
 
 
 def _batches(decoder: Decoder, windows: WindowStore, batch_windows: int) -> Iterator[_Batch]:
@@ -112,6 +117,7 @@ def _batches(decoder: Decoder, windows: WindowStore, batch_windows: int) -> Iter
     starts = range(0, len(windows), batch_windows)
     counts = windows.token_counts
     tokens = lambda start: int(counts[start : start + batch_windows].sum())  # noqa: E731
+    edges = F.pad(counts.cumsum(0), (1, 0)).tolist()
     for start in progress_bar(starts, len(starts), "validation windows", tokens=tokens):
         numbers = range(start, min(start + batch_windows, len(windows)))
         inputs, labels = model_inputs(windows, numbers)
@@ -120,7 +126,8 @@ def _batches(decoder: Decoder, windows: WindowStore, batch_windows: int) -> Iter
         hidden_BLD = decoder.body(input_ids=inputs_BL, use_cache=False).last_hidden_state
         hidden_ND = torch.cat([hidden_BLD[i, : len(ids)] for i, ids in enumerate(labels)]).float()
         seconds = seconds_when_done(device) - began
-        yield _Batch(hidden_ND, torch.cat(labels).to(device), numbers, seconds)
+        places = slice(edges[numbers.start], edges[numbers.stop])
+        yield _Batch(hidden_ND, torch.cat(labels).to(device), numbers, places, seconds)
 
 
 def _logits(head: OutputHead, batch: _Batch) -> Iterator[tuple[slice, Tensor]]:
