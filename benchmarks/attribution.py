@@ -8,7 +8,7 @@ shown beside that of the student, and KL(exact target || x) of our target and of
 Positions fall into four classes: the student's next token ends where the teacher's does, before it, after it
 ("overruns"), or the position stands inside a teacher token. Those in a window's last pre-token are left out. Shares
 have the standard error of a bootstrap over windows. After `dvc repro` (profile tiny), `exact_targets.py` and, for the
-native teacher, `objectives.py variants`; the first student is the one that learned from the text alone:
+native teacher, `objectives.py prepare`; the first student is the one that learned from the text alone:
 
     python benchmarks/attribution.py models/student_lm_only models/student
 """

@@ -20,14 +20,14 @@ SAMPLE_SECONDS = 0.01
 def main() -> None:
     _flag, module, *arguments = sys.argv[1:]
     sys.path[0] = os.getcwd()  # noqa: PTH109  # as `-m` has it: text
-    spent, held = timed_tracking(), sampled_memory()
+    spent, most = timed_tracking(), sampled_memory()
     began = time.perf_counter()
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         found = {
-            "peak_bytes": max(held),
+            "peak_bytes": most[0],
             "seconds": time.perf_counter() - began,
             "tracking_seconds": sum(spent),
             "first_tracking_seconds": sum(spent[:1]),
@@ -60,26 +60,26 @@ def timed_tracking() -> list[float]:
 
 
 def sampled_memory() -> list[int]:
-    """Bytes of memory that this process holds by itself, as they are sampled: one at least.
+    """The most memory that this process was seen to hold by itself, one value that goes up.
 
-    Pages of files that it maps, as it does shards, are not among them: they are the system's cache, there as long as
+    Pages of files that it maps, as it does shards, are not among it: they are the system's cache, there as long as
     nothing else needs the room. The kernel's own peak (VmHWM) has them in it, so it grows with what is read.
     """
-    found = [held_bytes()]
+    most = [held_bytes()]
 
     def sample() -> None:
         while True:
-            found.append(held_bytes())
+            most[0] = max(most[0], held_bytes())
             time.sleep(SAMPLE_SECONDS)
 
     threading.Thread(target=sample, daemon=True).start()
-    return found
+    return most
 
 
 def held_bytes() -> int:
-    """Anonymous and shared memory, which Linux alone tells of a process by itself."""
+    """Anonymous memory, which Linux alone tells of a process by itself."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
 
 
 if __name__ == "__main__":

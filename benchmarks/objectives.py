@@ -74,7 +74,7 @@ def prepare() -> None:
 
 @app.command()
 def weights(objectives: str = ",".join(OBJECTIVES), processes: int = 2) -> None:
-    """Every weight of distillation, over all steps: in a fourth of them another one is best."""
+    """Every weight of distillation, over all steps."""
     asked = objectives.split(",")
     names = [(name, weight) for name in asked for weight in ((0.0,) if name.endswith("lm") else WEIGHTS)]
     run_all([Run("quarter", name, 0, SEARCH_RATE, weight, STEPS) for name, weight in names], processes)
@@ -95,11 +95,12 @@ def compare(
     objectives: str = ",".join(OBJECTIVES),
     steps: int = STEPS,
     rate: float | None = None,
+    weight: float | None = None,
     processes: int = 2,
 ) -> None:
-    """Three seeds of every objective at the best of its rates, or at a rate that is told."""
+    """Three seeds of every objective at the best of its rates and weights, or at those that are told."""
     runs = [
-        Run(regime, name, seed, rate or best_rate(name, steps), best_weight(name), steps)
+        Run(regime, name, seed, rate or best_rate(name, steps), weight or best_weight(name), steps)
         for regime in regimes.split(",")
         for seed in SEEDS
         for name in objectives.split(",")
@@ -113,12 +114,13 @@ def variants(
     seeds: str = "0,1,2",
     steps: int = STEPS,
     rate: float | None = None,
+    weight: float | None = None,
     processes: int = 2,
 ) -> None:
-    """Variants of our objective and ceilings with privileges taken away, each at its kind's weight and rate."""
+    """Variants of our objective and ceilings with privileges taken away, each at its kind's weight and rate or told."""
     asked = [(name, int(seed)) for seed in seeds.split(",") for name in names.split(",")]
     runs = [
-        Run("quarter", name, seed, rate or best_rate(kind_of(name), steps), best_weight(name), steps)
+        Run("quarter", name, seed, rate or best_rate(name, steps), weight or best_weight(name), steps)
         for name, seed in asked
     ]
     run_all(runs, processes)
@@ -129,7 +131,10 @@ def table() -> None:
     """Mean and spread over the seeds at the best rate, gain over LM only, and its share of both ceilings' gains."""
     compared: dict[tuple[str, int], dict[str, list[float]]] = {}
     for run, value in finished():
-        if (best_weight(run.objective), best_rate(run.objective, run.steps)) == (run.weight, run.learning_rate):
+        of_weights, of_rates = best_run(run.objective, STEPS), best_run(run.objective, run.steps)
+        if of_weights is None or of_rates is None:
+            continue
+        if (run.weight, run.learning_rate) == (of_weights.weight, of_rates.learning_rate):
             of_kind = compared.setdefault((run.regime, run.steps), {})
             of_kind.setdefault(run.objective, []).append(value)
     for kind, values in compared.items():
@@ -150,11 +155,6 @@ def print_table(regime: str, steps: int, values: dict[str, list[float]]) -> None
         print(f"{row} | {spread:.4f} | {gain:.4f} | {gain / of_same:.2f} | {fair} |")
 
 
-def best_weight(objective: str) -> float:
-    """What the search of weights found."""
-    return best_run(kind_of(objective), STEPS).weight
-
-
 def kind_of(name: str) -> str:
     """The objective whose search a name shares: ours with its variants, `native_full` with the ceilings like it."""
     if name in OBJECTIVES:
@@ -162,18 +162,28 @@ def kind_of(name: str) -> str:
     return "native_full" if name in NATIVE else "ours"
 
 
-def best_rate(objective: str, steps: int) -> float:
+def best_weight(name: str) -> float:
+    """What the search of weights found."""
+    return searched(name, STEPS).weight
+
+
+def best_rate(name: str, steps: int) -> float:
     """What the search of rates found."""
-    return best_run(objective, steps).learning_rate
+    return searched(name, steps).learning_rate
 
 
-def best_run(objective: str, steps: int) -> Run:
-    """The best of a search: on a quarter of the text, with seed 0."""
-    asked = ("quarter", objective, 0, steps)
+def searched(name: str, steps: int) -> Run:
+    found = best_run(name, steps)
+    if found is None:
+        raise typer.BadParameter(f"no search has run {kind_of(name)} for {steps} steps: see `weights` and `rates`")
+    return found
+
+
+def best_run(name: str, steps: int) -> Run | None:
+    """The best of its kind's search: on a quarter of the text, with seed 0; None: there was none."""
+    asked = ("quarter", kind_of(name), 0, steps)
     found = [pair for pair in finished() if (pair[0].regime, pair[0].objective, pair[0].seed, pair[0].steps) == asked]
-    if not found:
-        raise typer.BadParameter(f"no search has run {objective} for {steps} steps: see `weights` and `rates`")
-    return min(found, key=lambda pair: pair[1])[0]
+    return min(found, key=lambda pair: pair[1])[0] if found else None
 
 
 def finished() -> Iterator[tuple[Run, float]]:

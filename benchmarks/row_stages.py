@@ -25,7 +25,7 @@ FIRST_STAGES = "tokenize"  # the last that a short benchmark runs on more text: 
 def rows(size: Size) -> Iterator[Row]:
     """One line for each scale, the run with nothing to do, and tracking."""
     if shutil.which("git") is None or not Path("/proc/self/status").is_file():
-        yield missing("stages under `dvc repro`", "this takes git, and a Linux that tells the peak memory of a process")
+        yield missing("stages under `dvc repro`", "this takes git, and a Linux that tells what memory a process holds")
         return
     characters = size.pick(CHARACTERS // 40, CHARACTERS, FULL_CHARACTERS)
     last = {Size.SMALLEST: "corpus", Size.SHORT: FIRST_STAGES, Size.FULL: None}[size]
