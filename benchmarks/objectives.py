@@ -173,6 +173,7 @@ def best_rate(name: str, steps: int) -> float:
 
 
 def searched(name: str, steps: int) -> Run:
+    """`best_run`, where one is needed."""
     found = best_run(name, steps)
     if found is None:
         raise typer.BadParameter(f"no search has run {kind_of(name)} for {steps} steps: see `weights` and `rates`")

@@ -4,7 +4,7 @@ No autocast: the layers compute in the dtype of their weights, and the product w
 cross-entropy and the comparison with the fp16 shards are done after an explicit cast.
 
 Results of all positions are written into tensors made before the first batch: nothing small is kept between the large
-tensors of a batch, so the C library's allocator finds their room again for the next one.
+tensors of a batch, where it keeps the C library's allocator from using all of their room again.
 """
 
 from collections.abc import Iterator
