@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from inside import InsideTargets, with_aligned
+from inside import InsideTargets, from_cache, from_teacher, with_aligned
 from map_rules import longest_prefix_map
 from native import NATIVE, RoundTrip, native_loss, round_trip
 from rivals import all_spans, shared_strings, sorted_l1, span_kl
@@ -30,6 +30,7 @@ from moe_distill.losses.text_loss import text_loss
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.vocabulary_store import read_vocabulary_map
+from moe_distill.shards.window_store import TEACHER_WINDOWS, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.sparse_target import NextTokens
 from moe_distill.targets.teacher_rows import TeacherRows, read_rows
@@ -54,7 +55,7 @@ class Ours:
     temperature: float = 1.0
     order: KdOrder = "map_then_temper"
     conditioned: bool = True  # without entries that the student's tokenizer would have joined to its last token
-    inside: bool = False  # inside teacher tokens too, where the shards have nothing: from the teacher in the loop
+    inside: Literal["nowhere", "loop", "cache"] = "nowhere"  # what says how teacher tokens go on (inside.py)
 
 
 OURS = {
@@ -66,7 +67,8 @@ OURS = {
     "ours_t2_tempered_first": Ours("counts", temperature=2.0, order="temper_then_map"),
     "ours_t3": Ours("counts", temperature=3.0),
     "ours_t3_tempered_first": Ours("counts", temperature=3.0, order="temper_then_map"),
-    "ours_inside": Ours("counts", inside=True),
+    "ours_inside": Ours("counts", inside="loop"),
+    "ours_inside_cached": Ours("counts", inside="cache"),
     "same_cached": Ours("counts"),  # into the student with the teacher's tokenizer: what the cache alone costs
 }
 
@@ -90,7 +92,7 @@ class World:
     student: PreTrainedModel
     teacher: PreTrainedModel | None  # of a ceiling, which is given the same ids as the student
     trip: RoundTrip | None  # for `native_mapped` alone
-    inside: InsideTargets | None  # for `ours_inside` alone
+    inside: InsideTargets | None  # for `ours_inside` and `ours_inside_cached` alone
     reader: BatchReader  # of the training windows; with targets for a variant of ours
     rule_ids: Tensor  # int64 by teacher id: the map by the student's segmentation
     is_exact: Tensor  # bool by teacher id
@@ -133,11 +135,14 @@ def load_world(run: Run) -> World:
         ours = OURS[run.objective]
         settings, our_map = TargetSettings(ours.temperature, ours.order, "sampled"), map_of(ours, train, windows)
         targets = WindowTargets(train.windows, train.shards, our_map, settings, memory_bytes=2**30)
-        if ours.inside:
+        if ours.inside != "nowhere":
             assert our_map.merges is not None
             assert ours.temperature == 1.0
-            teacher, around = load_causal_lm(TEACHER, torch.float32, CPU), folder / "windows/teacher/train"
-            inside = InsideTargets(train.windows, around, encoders(), teacher, our_map.merges)
+            around = WindowStore(folder / "windows/teacher/train", TEACHER_WINDOWS)
+            probs_of = from_cache(train.shards, around)
+            if ours.inside == "loop":
+                probs_of = from_teacher(load_causal_lm(TEACHER, torch.float32, CPU), around.prefix_id)
+            inside = InsideTargets((train.windows, around), encoders(), probs_of, our_map.merges)
     trip = None
     if run.objective == "native_mapped":
         back = load_vocabulary_map(windows / "vocabulary_map", train.windows)

@@ -31,6 +31,7 @@ MODELS = Path("models")
 class Window:
     """A student window inside its teacher window."""
 
+    around: int  # number of the teacher window
     student_ids: list[int]
     teacher_ids: list[int]
     text: bytes  # of the teacher window
@@ -75,6 +76,7 @@ def window_of(stores: tuple[WindowStore, WindowStore], encoders: tuple[Encoder, 
     )
     offset = teacher_starts[int(rows[aligned]) - of_teacher.span(around).start] - student_starts[aligned]
     return Window(
+        around,
         student_ids.tolist(),
         teacher_ids.tolist(),
         teacher.token_bytes.join(teacher_ids),

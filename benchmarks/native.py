@@ -3,6 +3,7 @@
 * `native_full`: its whole distribution, everywhere; `same_full`: the same for one tokenizer of both profiles' models;
 * `native_cached`: the top-k, the tail and its samples, as the shards keep them (but for fp16);
 * `native_masked`: as many positions of each window as our targets cover, drawn at random, the same in every epoch;
+* `native_dropped`: the same, and LM has no more of the others than of these;
 * `native_aligned`: the very positions that our targets cover: none inside a token of the other tokenizer;
 * `native_mapped`: there, and through the vocabulary map there and back: each token's probability goes to the first
   token that the other tokenizer makes of its bytes, and from there to the student by the shares that our targets are
@@ -26,7 +27,7 @@ from moe_distill.targets.teacher_rows import teacher_rows
 from moe_distill.targets.token_shares import VocabularyMap, rule_map
 from moe_distill.teacher.sparsify import sparsify
 
-NATIVE = ("native_full", "native_cached", "native_masked", "native_aligned", "native_mapped")
+NATIVE = ("native_full", "native_cached", "native_masked", "native_dropped", "native_aligned", "native_mapped")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def there_and_back(trip: RoundTrip, probs_AV: Tensor, text: NextTokens) -> Tenso
 def native_loss(
     objective: str, batch: Batch, logits_NV: Tensor, teacher_NV: Tensor, text_N: NextTokens, trip: RoundTrip | None
 ) -> tuple[Tensor, Tensor]:
-    """Which positions an objective covers (0 or 1, [N]), and its loss summed over them.
+    """Where an objective has its weight, LM the rest (0 or 1, [N]), and its loss, summed.
 
     Args:
         text_N: the next tokens of both; -1 where the teacher has none that begins there.
@@ -80,9 +81,10 @@ def native_loss(
     covered_N = torch.ones(len(logits_NV))
     if objective == "native_aligned":
         covered_N = aligned_N.float()
-    if objective == "native_masked":
+    if objective in ("native_masked", "native_dropped"):
         covered_N = torch.cat([shuffled(*pair) for pair in of_windows(batch, aligned_N.float())])
-    return covered_N, (covered_N * full_vocabulary_kl(logits_NV, teacher_NV)).sum()
+    loss = (covered_N * full_vocabulary_kl(logits_NV, teacher_NV)).sum()
+    return torch.ones_like(covered_N) if objective == "native_dropped" else covered_N, loss
 
 
 def cached_cross_entropy(batch: Batch, logits_NV: Tensor, teacher_NV: Tensor, labels_N: Tensor) -> Tensor:
