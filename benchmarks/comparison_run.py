@@ -139,9 +139,10 @@ def load_world(run: Run) -> World:
             assert our_map.merges is not None
             assert ours.temperature == 1.0
             around = WindowStore(folder / "windows/teacher/train", TEACHER_WINDOWS)
-            probs_of = from_cache(train.shards, around)
             if ours.inside == "loop":
                 probs_of = from_teacher(load_causal_lm(TEACHER, torch.float32, CPU), around.prefix_id)
+            else:
+                probs_of = from_cache(train.shards, around)
             inside = InsideTargets((train.windows, around), encoders(), probs_of, our_map.merges)
     trip = None
     if run.objective == "native_mapped":

@@ -7,7 +7,7 @@ was as possible. The distribution before that token says how likely each is. So 
   not known, and this case is in one bucket with all ids that are not listed;
 * it goes on: each longer token's probability goes to the first token that the student makes of the bytes that are left;
   of the token that follows in the text to the text's own next token. What the student's tokenizer would have joined to
-  its last token is left out.
+  its last token is left out. Shares below `LEAST` are in the bucket; where there is none, they are left out too.
 
 To say one case alone at each position, as `ours` does, is to teach by the text where teacher tokens end.
 
@@ -123,13 +123,12 @@ class InsideTargets:
                 continue
             written = window.text[int(window.teacher_starts[row]) : start]
             longer, ended, unlisted = self._handed_out(window, position, row, written, probs_LR[row], is_aligned)
+            rest = ended if is_aligned else ended + unlisted
+            left = rest + sum(longer.values())
             if is_aligned:
-                unlisted = 0.0
-                ended_N[position] = ended / (ended + sum(longer.values()))
+                ended_N[position] = rest / left
             else:
-                covered_N[position] = True
-                residual_N[position] = (ended + unlisted) / (ended + unlisted + sum(longer.values()))
-            left = ended + unlisted + sum(longer.values())
+                covered_N[position], residual_N[position] = True, rest / left
             entries += [(position, student_id, prob / left) for student_id, prob in longer.items()]
         positions_Z, ids_Z = (torch.tensor([entry[n] for entry in entries], dtype=torch.int64) for n in (0, 1))
         probs_Z = torch.tensor([prob for *_, prob in entries])
