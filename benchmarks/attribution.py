@@ -138,8 +138,8 @@ def first(target: SparseTarget, n: int) -> SparseTarget:
     is_entry, is_sample = target.entry_positions_Z < n, target.sample_positions_Y < n
     return SparseTarget(
         target.temperature,
-        target.is_sampled,
         target.has_target_N[:n],
+        target.has_bucket_N[:n],
         target.residual_N[:n],
         target.listed_mass_N[:n],
         *(each[is_entry] for each in (target.entry_positions_Z, target.entry_ids_Z, target.entry_probs_Z)),

@@ -185,7 +185,7 @@ def take_step(run: Run, world: World, numbers: list[int], optimizer: torch.optim
     batch = world.reader.read(BatchRequest(tuple(numbers)))
     if run.objective in OURS and world.inside is None:
         hidden_ND, weight_VD = student_states(world.student, batch), world.student.get_output_embeddings().weight
-        loss = text_loss(hidden_ND, OutputHead(weight_VD), batch.text, run.weight, torch.float32, with_kl=False).loss
+        loss = text_loss(hidden_ND, OutputHead(weight_VD), batch.text, run.weight, torch.float32).loss
     else:
         logits_NV = student_logits(world.student, batch)
         nll_N = F.cross_entropy(logits_NV, batch.text.labels_N, reduction="none")

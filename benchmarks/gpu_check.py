@@ -200,9 +200,7 @@ def training_busy_share(run: RandomRun, runtime: Runtime, steps: int) -> float:
 
     def step() -> None:
         read = [to_device(next(batches), runtime.device) for _ in range(parts)]
-        optimizer_step(
-            student, read, objective, trainer.optimizer, trainer.scaler, runtime, train.gradient_clip, with_kl=False
-        )
+        optimizer_step(student, read, objective, trainer.optimizer, trainer.scaler, runtime, train.gradient_clip)
 
     for _ in range(warm):
         step()

@@ -66,9 +66,7 @@ def main(
                 everywhere = torch.ones(len(logits_AV), dtype=torch.bool)
                 target = sparse_target(cached, everywhere, vocabulary_map, temperature, order, "sampled", text)
                 asked = Text(text.student_ids, target, stretches(len(target), 2048, target))
-                found = text_loss(
-                    hidden_AD, OutputHead(weight_VD), asked, kd_weight=1.0, dtype=torch.float32, with_kl=False
-                )
+                found = text_loss(hidden_AD, OutputHead(weight_VD), asked, kd_weight=1.0, dtype=torch.float32)
                 sparse = gradient(model, found.loss / temperature**2)
                 cosine = float(torch.cosine_similarity(full, sparse, dim=0).clamp(-1, 1))
                 degrees, ratio = math.degrees(math.acos(cosine)), float(sparse.norm() / full.norm())

@@ -203,8 +203,8 @@ def random_target(pair: Pair, n: int, generator: torch.Generator) -> SparseTarge
     listed_N = has_target_N.float()
     return SparseTarget(
         temperature=1.0,
-        is_sampled=True,
         has_target_N=has_target_N,
+        has_bucket_N=torch.zeros_like(has_target_N),
         residual_N=0.1 * listed_N,
         listed_mass_N=listed_N,
         entry_positions_Z=positions.repeat_interleave(entries).int(),

@@ -56,7 +56,7 @@ def peak_bytes(pair: Pair, n: int, way: str) -> int:
             dense_loss(hidden_ND, weight_VD, labels_N, target).backward()
         else:
             text = Text(labels_N, target, stretches(n, params_of(pair).profile.train.chunk_tokens, target))
-            found = text_loss(hidden_ND, OutputHead(weight_VD), text, LARGEST_KD_WEIGHT, torch.float32, with_kl=False)
+            found = text_loss(hidden_ND, OutputHead(weight_VD), text, LARGEST_KD_WEIGHT, torch.float32)
             found.loss.backward()
     return memory.peak - resident
 

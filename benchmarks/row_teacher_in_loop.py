@@ -130,7 +130,7 @@ def ways(loop: Loop) -> dict[str, Callable[[], object]]:
 
 def step(loop: Loop, batch: Batch) -> None:
     trainer, clip = loop.trainer, params_of(loop.run.pair).profile.train.gradient_clip
-    optimizer_step(loop.student, [batch], OBJECTIVE, trainer.optimizer, trainer.scaler, CPU, clip, with_kl=False)
+    optimizer_step(loop.student, [batch], OBJECTIVE, trainer.optimizer, trainer.scaler, CPU, clip)
 
 
 def targets_of(loop: Loop, memory_bytes: int) -> WindowTargets:
@@ -183,7 +183,7 @@ def check_same_objective(loop: Loop) -> None:
     """Both ways give one loss, but for the rounding of the cache."""
     with torch.no_grad():
         cached, asked = (
-            float(evaluate_objective(loop.student, batch, OBJECTIVE, batch.counts, None, with_kl=False).loss)
+            float(evaluate_objective(loop.student, batch, OBJECTIVE, batch.counts, None).loss)
             for batch in (read_batch(loop, targets_of(loop, 0)), asked_batch(loop))
         )
     assert abs(cached - asked) <= ROUNDING * abs(asked), f"another objective: {cached} for {asked}"

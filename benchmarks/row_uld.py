@@ -127,7 +127,7 @@ class Losses:
         )
         text = Text(self._student_ids, target, stretches(len(starts), self._chunk, target))
         head = OutputHead(self._weight_VD)
-        found = text_loss(self._hidden_ND, head, text, LARGEST_KD_WEIGHT, torch.float32, with_kl=False)
+        found = text_loss(self._hidden_ND, head, text, LARGEST_KD_WEIGHT, torch.float32)
         found.loss.backward()
         self._hidden_ND.grad = self._weight_VD.grad = None
 

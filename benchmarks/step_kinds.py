@@ -70,7 +70,6 @@ def make_step(case: Case, kind: str) -> Callable[[int], Update | None]:
             trainer.scaler,
             case.runtime,
             train.gradient_clip,
-            with_kl=False,
         )
 
     return run

@@ -36,8 +36,8 @@ OF_ONE = Inside(
 )
 ALIGNED = SparseTarget(
     temperature=1.0,
-    is_sampled=True,
     has_target_N=torch.tensor([False, True, False]),
+    has_bucket_N=torch.tensor([False, False, False]),
     residual_N=torch.tensor([0.0, 0.4, 0.0]),
     listed_mass_N=torch.tensor([0.0, 0.9, 0.0]),
     entry_positions_Z=torch.tensor([1]),

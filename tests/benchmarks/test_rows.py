@@ -36,7 +36,7 @@ def test_the_dense_loss_is_that_of_the_stretches() -> None:
     text = Text(labels_N, target, stretches(n, params_of(TOY).profile.train.chunk_tokens, target))
     losses = (
         dense_loss(hidden_ND, weight_VD, labels_N, target),
-        text_loss(hidden_ND, OutputHead(weight_VD), text, LARGEST_KD_WEIGHT, torch.float32, with_kl=False).loss,
+        text_loss(hidden_ND, OutputHead(weight_VD), text, LARGEST_KD_WEIGHT, torch.float32).loss,
     )
     dense, ours = ([loss, *gradients(loss, hidden_ND, weight_VD)] for loss in losses)
     for expected, found in zip(dense, ours, strict=True):

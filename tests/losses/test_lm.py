@@ -13,9 +13,7 @@ from tests.targets.reference import random_logits
 def lm(logits_NV: Tensor, labels_N: Tensor, dtype: torch.dtype = torch.float32) -> TextLoss:
     """Of these logits: hidden states, with the identity as output matrix."""
     text = Text(labels_N, None, stretches(len(labels_N), 3, None))
-    return text_loss(
-        logits_NV, OutputHead(torch.eye(logits_NV.shape[1])), text, kd_weight=0.9, dtype=dtype, with_kl=True
-    )
+    return text_loss(logits_NV, OutputHead(torch.eye(logits_NV.shape[1])), text, kd_weight=0.9, dtype=dtype)
 
 
 def test_r06_lm_is_the_labels_negative_log_probability() -> None:
@@ -32,8 +30,7 @@ def test_r06_lm_is_the_labels_negative_log_probability() -> None:
 def test_r06_without_a_target_kd_weight_takes_nothing_from_lm() -> None:
     logits, text = random_logits(4, 11, seed=1), Text(torch.arange(4), None, stretches(4, 4, None))
     values = [
-        text_loss(logits, OutputHead(torch.eye(11)), text, weight, torch.float32, False).loss.item()
-        for weight in (0.0, 0.9)
+        text_loss(logits, OutputHead(torch.eye(11)), text, weight, torch.float32).loss.item() for weight in (0.0, 0.9)
     ]
     assert values[0] == values[1] > 0
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import Text, text_loss
 from moe_distill.targets.stretches import stretches
-from tests.losses.test_text_loss import KINDS, student, targets_of
+from tests.losses.test_text_loss import KINDS, TAILS, student, targets_of
 from tests.targets.reference import plain_text_loss, random_logits, text_of
 
 SCALES, SOFTCAPS = (1.0, 0.25), (None, 4.0)
@@ -42,14 +42,14 @@ def test_logits_are_the_definition(scale: float, softcap: float | None, has_bias
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("softcap", SOFTCAPS)
 @pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("is_sampled", [True, False, None], ids=["sampled", "residual", "no_target"])
+@pytest.mark.parametrize("tail", [*TAILS, None])
 def test_text_loss_and_its_gradients_are_the_plain_ones(
-    scale: float, softcap: float | None, has_bias: bool, is_sampled: bool | None
+    scale: float, softcap: float | None, has_bias: bool, tail: str | None
 ) -> None:
     head, (hidden_ND, _, labels_N) = head_of(scale, softcap, has_bias), student(14)
-    target = None if is_sampled is None else targets_of(KINDS * 2, 2.0, is_sampled)
+    target = None if tail is None else targets_of(KINDS * 2, 2.0, tail)
     text = Text(labels_N, None, stretches(14, 5, None)) if target is None else text_of(target, labels_N, chunk_tokens=5)
-    found = text_loss(hidden_ND, head, text, 0.7, torch.float32, with_kl=True)
+    found = text_loss(hidden_ND, head, text, 0.7, torch.float32)
     logits_NV = plain_logits(hidden_ND, head)
     plain = plain_text_loss(logits_NV, torch.eye(logits_NV.shape[1], dtype=torch.float64), labels_N, target, 0.7)
     assert float(found.loss) == pytest.approx(float(plain.loss), rel=1e-5)
@@ -63,8 +63,8 @@ def test_text_loss_and_its_gradients_are_the_plain_ones(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_differs_by_its_rounding(dtype: torch.dtype) -> None:
     head, (hidden_ND, _, labels_N) = head_of(0.25, 4.0, has_bias=True), student(14)
-    text = text_of(targets_of(KINDS * 2, 2.0, True), labels_N)
-    exact, rounded = (text_loss(hidden_ND, head, text, 0.7, each, with_kl=False) for each in (torch.float32, dtype))
+    text = text_of(targets_of(KINDS * 2, 2.0, "mixed"), labels_N)
+    exact, rounded = (text_loss(hidden_ND, head, text, 0.7, each) for each in (torch.float32, dtype))
     assert float(rounded.loss) == pytest.approx(float(exact.loss), rel=8 * torch.finfo(dtype).eps)
     inputs = (hidden_ND, head.weight_VD)
     pairs = zip(torch.autograd.grad(exact.loss, inputs), torch.autograd.grad(rounded.loss, inputs), strict=True)

@@ -46,9 +46,7 @@ def rows(request: pytest.FixtureRequest) -> TeacherRows:
 def test_r02_lm_at_initialisation(student: tuple[Tensor, Tensor]) -> None:
     labels = torch.arange(POSITIONS) * 6007
     text = Text(labels, None, stretches(POSITIONS, POSITIONS, None))
-    nll = float(
-        text_loss(student[0], OutputHead(student[1]), text, kd_weight=0.0, dtype=torch.float32, with_kl=False).nll
-    )
+    nll = float(text_loss(student[0], OutputHead(student[1]), text, kd_weight=0.0, dtype=torch.float32).nll)
     assert nll / POSITIONS <= TEXT_LIMIT
     logits = student[0].double() @ student[1].double().T
     expected = -sum(float(row.log_softmax(-1)[label]) for row, label in zip(logits, labels, strict=True))
@@ -65,9 +63,7 @@ def test_r02_kd_at_initialisation(
     student_ids = torch.arange(TEACHER_VOCABULARY) * 31 % STUDENT_VOCABULARY
     student_ids[::10] = -1
     target = target_of_all(rows, rule_map(student_ids), temperature, order, tail)
-    found = text_loss(
-        student[0], OutputHead(student[1]), text_of(target), kd_weight=1.0, dtype=torch.float32, with_kl=True
-    )
+    found = text_loss(student[0], OutputHead(student[1]), text_of(target), kd_weight=1.0, dtype=torch.float32)
     assert found.kl is not None
     assert 0.0 <= float(found.kl) / POSITIONS <= TEXT_LIMIT
     assert 0.0 <= float(found.loss) / POSITIONS / temperature**2 <= TEXT_LIMIT

@@ -17,6 +17,7 @@ from tests.targets.reference import PlainTextLoss, part_of, plain_text_loss, ran
 
 SIZE, VOCABULARY = 16, 40
 KINDS = ("ordinary", "masked", "empty", "full", "full_and_unmapped", "no_residual", "certain")
+TAILS = ("sampled", "residual", "mixed")
 EXACT = 1e-5  # of a sum, and of a gradient's norm
 
 
@@ -34,8 +35,8 @@ def target_of(kind: str, temperature: float, is_sampled: bool, seed: int) -> Spa
     sample_probs = 0.9 * residual * torch.rand(n_samples, generator=generator).softmax(0)
     return SparseTarget(
         temperature=temperature,
-        is_sampled=is_sampled,
         has_target_N=torch.tensor([kind != "masked"]),
+        has_bucket_N=torch.tensor([kind != "masked" and not is_sampled]),
         residual_N=torch.tensor([residual]),
         listed_mass_N=(probs.sum() + sample_probs.sum())[None],
         entry_positions_Z=torch.zeros(n_entries, dtype=torch.int32),
@@ -47,8 +48,10 @@ def target_of(kind: str, temperature: float, is_sampled: bool, seed: int) -> Spa
     )
 
 
-def targets_of(kinds: tuple[str, ...], temperature: float, is_sampled: bool) -> SparseTarget:
-    return joined([target_of(kind, temperature, is_sampled, seed) for seed, kind in enumerate(kinds)])
+def targets_of(kinds: tuple[str, ...], temperature: float, tail: str) -> SparseTarget:
+    """A position of each kind; with `mixed`, samples at every second one and buckets at the others."""
+    is_sampled = {"sampled": [True, True], "residual": [False, False], "mixed": [True, False]}[tail]
+    return joined([target_of(kind, temperature, is_sampled[seed % 2], seed) for seed, kind in enumerate(kinds)])
 
 
 def student(n: int, scale: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,11 +72,11 @@ def assert_near(found: Tensor, expected: Tensor, name: str, relative: float = EX
     assert error <= relative * max(float(expected.norm()), 1e-2), (name, error, float(expected.norm()))
 
 
-def assert_equals_plain(text: Text, kd_weight: float, with_kl: bool, scale: float = 3.0) -> None:
+def assert_equals_plain(text: Text, kd_weight: float, scale: float = 3.0) -> None:
     hidden_ND, weight_VD, _ = student(len(text.labels_N), scale)
-    found = text_loss(hidden_ND, OutputHead(weight_VD), text, kd_weight, torch.float32, with_kl)
+    found = text_loss(hidden_ND, OutputHead(weight_VD), text, kd_weight, torch.float32)
     plain = plain_text_loss(hidden_ND, weight_VD, text.labels_N, text.target, kd_weight)
-    assert_values_equal(found, plain, has_kl=text.target is not None and (with_kl or not text.target.is_sampled))
+    assert_values_equal(found, plain, has_kl=text.target is not None)
     pairs = zip(gradients(found.loss, hidden_ND, weight_VD), gradients(plain.loss, hidden_ND, weight_VD), strict=True)
     for name, (found_gradient, plain_gradient) in zip(("hidden states", "output matrix"), pairs, strict=True):
         assert_near(found_gradient, plain_gradient.double(), name)
@@ -90,87 +93,69 @@ def assert_values_equal(found: TextLoss, plain: PlainTextLoss, has_kl: bool) -> 
 
 @pytest.mark.parametrize("kinds", [KINDS * 3, *((kind,) * 4 for kind in KINDS)], ids=["mixed", *KINDS])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0, 4.0])
-@pytest.mark.parametrize("is_sampled", [True, False], ids=["sampled", "residual"])
-@pytest.mark.parametrize("with_kl", [True, False], ids=["with_kl", "without_kl"])
-def test_value_and_gradients_are_the_plain_ones(
-    kinds: tuple[str, ...], temperature: float, is_sampled: bool, with_kl: bool
-) -> None:
-    text = text_of(targets_of(kinds, temperature, is_sampled), student(len(kinds))[2], chunk_tokens=4)
+@pytest.mark.parametrize("tail", TAILS)
+def test_value_and_gradients_are_the_plain_ones(kinds: tuple[str, ...], temperature: float, tail: str) -> None:
+    text = text_of(targets_of(kinds, temperature, tail), student(len(kinds))[2], chunk_tokens=4)
     for kd_weight in (0.7, 1.0):
-        assert_equals_plain(text, kd_weight, with_kl)
+        assert_equals_plain(text, kd_weight)
 
 
 @pytest.mark.parametrize("scale", [0.01, 30.0, 300.0])  # even; certain; a softmax of zeros and ones in fp32
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("is_sampled", [True, False], ids=["sampled", "residual"])
-def test_flat_and_certain_students(scale: float, temperature: float, is_sampled: bool) -> None:
-    text = text_of(targets_of(KINDS * 2, temperature, is_sampled), student(2 * len(KINDS))[2])
-    for with_kl in (True, False):
-        assert_equals_plain(text, 0.7, with_kl, scale)
+@pytest.mark.parametrize("tail", TAILS)
+def test_flat_and_certain_students(scale: float, temperature: float, tail: str) -> None:
+    text = text_of(targets_of(KINDS * 2, temperature, tail), student(2 * len(KINDS))[2])
+    assert_equals_plain(text, 0.7, scale)
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 4, 5, 7, 13, 14, 100])
-@pytest.mark.parametrize("is_sampled", [True, False], ids=["sampled", "residual"])
-def test_stretches_that_cut_windows_change_nothing(chunk_tokens: int, is_sampled: bool) -> None:
+@pytest.mark.parametrize("tail", TAILS)
+def test_stretches_that_cut_windows_change_nothing(chunk_tokens: int, tail: str) -> None:
     """Of 5, 1 and 8 positions."""
     windows = [KINDS[2:], KINDS[:1], (*KINDS, "ordinary")]
-    target = joined([targets_of(kinds, 2.0, is_sampled) for kinds in windows])
-    assert_equals_plain(text_of(target, student(14)[2], chunk_tokens), 0.7, with_kl=True)
+    target = joined([targets_of(kinds, 2.0, tail) for kinds in windows])
+    assert_equals_plain(text_of(target, student(14)[2], chunk_tokens), 0.7)
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 5, 100])
 def test_without_a_target_it_is_the_cross_entropy(chunk_tokens: int) -> None:
     text = Text(student(14)[2], None, stretches(14, chunk_tokens, None))
-    for with_kl in (True, False):
-        assert_equals_plain(text, 0.7, with_kl)
+    assert_equals_plain(text, 0.7)
 
 
 @pytest.mark.parametrize("block_values", [1, 3 * VOCABULARY, 10 * VOCABULARY + 7])
-@pytest.mark.parametrize("is_sampled", [True, False], ids=["sampled", "residual"])
-def test_blocks_of_rows_change_nothing(block_values: int, is_sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tail", TAILS)
+def test_blocks_of_rows_change_nothing(block_values: int, tail: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.BLOCK_VALUES, "cpu", block_values)
-    target = targets_of(KINDS * 2, 2.0, is_sampled)
-    assert_equals_plain(text_of(target, student(14)[2]), 0.7, with_kl=True)
+    target = targets_of(KINDS * 2, 2.0, tail)
+    assert_equals_plain(text_of(target, student(14)[2]), 0.7)
 
 
-@pytest.mark.parametrize("is_sampled", [True, False, None], ids=["sampled", "residual", "no_target"])
+@pytest.mark.parametrize("tail", [*TAILS, None])
 @pytest.mark.parametrize("n", [0, 1])
-def test_one_position_and_no_positions(is_sampled: bool | None, n: int) -> None:
+def test_one_position_and_no_positions(tail: str | None, n: int) -> None:
     hidden_ND, weight_VD, labels_N = student(n)
-    target = None if is_sampled is None else part_of(targets_of(("ordinary",), 2.0, is_sampled), 0, n)
+    target = None if tail is None else part_of(targets_of(("ordinary",), 2.0, tail), 0, n)
     text = Text(labels_N, target, stretches(n, 4, target))
-    assert_equals_plain(text, 0.7, with_kl=True)
-    found = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, torch.float32, with_kl=True)
+    assert_equals_plain(text, 0.7)
+    found = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, torch.float32)
     of_hidden, of_weight = gradients(found.loss, hidden_ND, weight_VD)
     assert (of_hidden.shape, of_weight.shape) == (hidden_ND.shape, weight_VD.shape)
     assert bool(of_weight.any()) is (n == 1)
 
 
-@pytest.mark.parametrize("is_sampled", [True, False, None], ids=["sampled", "residual", "no_target"])
-@pytest.mark.parametrize("with_kl", [True, False], ids=["with_kl", "without_kl"])
-def test_without_gradients_the_values_are_the_same(is_sampled: bool | None, with_kl: bool) -> None:
+@pytest.mark.parametrize("tail", [*TAILS, None])
+def test_without_gradients_the_values_are_the_same(tail: str | None) -> None:
     hidden_ND, weight_VD, labels_N = student(14)
-    target = None if is_sampled is None else targets_of(KINDS * 2, 3.0, is_sampled)
+    target = None if tail is None else targets_of(KINDS * 2, 3.0, tail)
     text = Text(labels_N, target, stretches(14, 4, target))
-    expected = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, torch.float32, with_kl)
+    expected = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, torch.float32)
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
-            found = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, torch.float32, with_kl)
+            found = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, torch.float32)
         for name, value in vars(expected).items():
             assert getattr(found, name) is None if value is None else torch.equal(getattr(found, name), value), name
         assert not found.loss.requires_grad
-
-
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_asking_for_the_kl_changes_no_bit_of_the_gradient(temperature: float, dtype: torch.dtype) -> None:
-    target = targets_of(KINDS, temperature, True)
-    found = []
-    for with_kl in (False, True):
-        hidden_ND, weight_VD, labels_N = student(len(target))
-        loss = text_loss(hidden_ND, OutputHead(weight_VD), text_of(target, labels_N), 0.9, dtype, with_kl).loss
-        found.append([loss, *gradients(loss, hidden_ND, weight_VD)])
-    assert all(torch.equal(without, with_it) for without, with_it in zip(*found, strict=True))
 
 
 def test_only_the_loss_has_a_gradient() -> None:
@@ -178,10 +163,9 @@ def test_only_the_loss_has_a_gradient() -> None:
     found = text_loss(
         hidden_ND,
         OutputHead(weight_VD),
-        text_of(targets_of(KINDS * 2, 2.0, False), labels_N),
+        text_of(targets_of(KINDS * 2, 2.0, "mixed"), labels_N),
         0.7,
         torch.float32,
-        with_kl=True,
     )
     assert found.kl is not None
     assert found.loss.requires_grad
@@ -191,11 +175,11 @@ def test_only_the_loss_has_a_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_scaled_loss_has_the_scaled_gradient_and_is_not_changed_by_it(dtype: torch.dtype) -> None:
     """As a GradScaler does it; a power of two costs no digit, whatever dtype the logits have."""
-    text = text_of(targets_of(KINDS * 2, 2.0, True), student(14)[2], chunk_tokens=4)
+    text = text_of(targets_of(KINDS * 2, 2.0, "mixed"), student(14)[2], chunk_tokens=4)
     found = {}
     for scale in (1.0, 2.0**16):
         hidden_ND, weight_VD, _ = student(14)
-        loss = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, dtype, with_kl=False).loss
+        loss = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, dtype).loss
         (loss / 14 * scale).backward()
         assert hidden_ND.grad is not None
         assert weight_VD.grad is not None
@@ -207,13 +191,13 @@ def test_a_scaled_loss_has_the_scaled_gradient_and_is_not_changed_by_it(dtype: t
 def test_gradients_of_parts_add_up() -> None:
     """Two parts of a step, one after the other, and the output matrix as an embedding besides."""
     hidden_ND, weight_VD, labels_N = student(14)
-    target = targets_of(KINDS * 2, 2.0, True)
+    target = targets_of(KINDS * 2, 2.0, "mixed")
     plain = plain_text_loss(hidden_ND, weight_VD, labels_N, target, 0.7).loss + (weight_VD[labels_N] ** 2).sum()
     expected = gradients(plain, hidden_ND, weight_VD)
     for start, stop in ((0, 5), (5, 14)):
         labels_n = labels_N[start:stop]
         text = text_of(part_of(target, start, stop), labels_n, chunk_tokens=4)
-        found = text_loss(hidden_ND[start:stop], OutputHead(weight_VD), text, 0.7, torch.float32, with_kl=False)
+        found = text_loss(hidden_ND[start:stop], OutputHead(weight_VD), text, 0.7, torch.float32)
         (found.loss + (weight_VD[labels_n] ** 2).sum()).backward()
     assert hidden_ND.grad is not None
     assert weight_VD.grad is not None
@@ -226,24 +210,24 @@ def test_one_word_repeated_does_not_overflow_half_precision() -> None:
     hidden_ND, weight_VD, _ = student(2048)
     hidden_ND = torch.full_like(hidden_ND, 40.0).requires_grad_()
     text = Text(torch.zeros(2048, dtype=torch.int64), None, stretches(2048, 2048, None))
-    text_loss(hidden_ND, OutputHead(weight_VD), text, 0.9, torch.float16, with_kl=False).loss.backward()
+    text_loss(hidden_ND, OutputHead(weight_VD), text, 0.9, torch.float16).loss.backward()
     assert weight_VD.grad is not None
     assert bool(torch.isfinite(weight_VD.grad).all())
     assert float(weight_VD.grad.abs().max()) > 65_504.0
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
-@pytest.mark.parametrize("is_sampled", [True, False, None], ids=["sampled", "residual", "no_target"])
+@pytest.mark.parametrize("tail", [*TAILS, None])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_logits_in_reduced_precision_are_finite_and_near(
-    dtype: torch.dtype, relative: float, is_sampled: bool | None, temperature: float
+    dtype: torch.dtype, relative: float, tail: str | None, temperature: float
 ) -> None:
     n, found = 8 * len(KINDS), {}
-    target = None if is_sampled is None else targets_of(KINDS * 8, temperature, is_sampled)
+    target = None if tail is None else targets_of(KINDS * 8, temperature, tail)
     text = Text(student(n)[2], target, stretches(n, 16, target))
     for each in (torch.float32, dtype):
         hidden_ND, weight_VD, _ = student(n)
-        value = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, each, with_kl=True)
+        value = text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, each)
         sums = [value.loss, value.nll, value.weighted_nll, *([] if value.kl is None else [value.kl])]
         assert {each.dtype for each in sums} == {torch.float32}
         found[each] = torch.stack(sums).detach(), *gradients(value.loss, hidden_ND, weight_VD)
@@ -267,8 +251,7 @@ def test_logits_in_reduced_precision_hardly_change_bits_per_byte(
     text = Text(labels_N, None, stretches(n, 256, None))
     with torch.no_grad():
         exact, near = (
-            float(text_loss(hidden_ND, OutputHead(weight_VD), text, 0.0, each, with_kl=False).nll)
-            for each in (torch.float32, dtype)
+            float(text_loss(hidden_ND, OutputHead(weight_VD), text, 0.0, each).nll) for each in (torch.float32, dtype)
         )
     n_bytes = n * bytes_per_token
     assert bits_per_byte(near, n_bytes) == pytest.approx(bits_per_byte(exact, n_bytes), abs=1e-3)
@@ -295,10 +278,10 @@ def test_memory_that_only_a_kernel_holds_is_counted() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("is_sampled", [True, False, None], ids=["sampled", "residual", "no_target"])
+@pytest.mark.parametrize("tail", [*TAILS, None])
 @pytest.mark.parametrize("chunk_tokens", [250, 1000])
 def test_the_logits_of_a_stretch_are_held_once(
-    dtype: torch.dtype, is_sampled: bool | None, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tail: str | None, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """[stretch, vocabulary] in the dtype of the logits; what there is besides is small."""
     n, vocabulary = 1000, 4000
@@ -306,12 +289,12 @@ def test_the_logits_of_a_stretch_are_held_once(
     hidden_ND = random_logits(n, 4, seed=1).requires_grad_()
     weight_VD = random_logits(vocabulary, 4, seed=2).requires_grad_()
     target = None
-    if is_sampled is not None:
-        target = joined([targets_of(KINDS[:1], 2.0, is_sampled)] * n)
+    if tail is not None:
+        target = joined([targets_of(KINDS[:1], 2.0, tail)] * n)
     text = Text(torch.arange(n), target, stretches(n, chunk_tokens, target))
 
     def step() -> None:
-        text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, dtype, with_kl=False).loss.backward()
+        text_loss(hidden_ND, OutputHead(weight_VD), text, 0.7, dtype).loss.backward()
 
     once = chunk_tokens * vocabulary * dtype.itemsize
     assert once <= peak_bytes(step) <= 1.3 * once

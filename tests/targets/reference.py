@@ -107,6 +107,7 @@ def part_of(target: SparseTarget, start: int, stop: int) -> SparseTarget:
     return replace(
         target,
         has_target_N=target.has_target_N[start:stop],
+        has_bucket_N=target.has_bucket_N[start:stop],
         residual_N=target.residual_N[start:stop],
         listed_mass_N=target.listed_mass_N[start:stop],
         entry_positions_Z=target.entry_positions_Z[is_entry] - start,
@@ -128,9 +129,7 @@ def kd_gradient(logits_NV: Tensor, target: SparseTarget) -> Tensor:
     """Gradient of KD alone, by `text_loss`, to the logits: its hidden states, with the identity as output matrix."""
     hidden_NV = logits_NV.clone().requires_grad_()
     identity_VV = torch.eye(logits_NV.shape[1])
-    found = text_loss(
-        hidden_NV, OutputHead(identity_VV), text_of(target), kd_weight=1.0, dtype=torch.float32, with_kl=False
-    )
+    found = text_loss(hidden_NV, OutputHead(identity_VV), text_of(target), kd_weight=1.0, dtype=torch.float32)
     (found.loss / target.temperature**2).backward()
     assert hidden_NV.grad is not None
     return hidden_NV.grad
@@ -143,7 +142,7 @@ def kd_values(logits_NV: Tensor, target: SparseTarget) -> Tensor:
     for position in range(len(target)):
         text = text_of(part_of(target, position, position + 1))
         logits_1V = logits_NV[position, None]
-        kl = text_loss(logits_1V, OutputHead(identity_VV), text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
+        kl = text_loss(logits_1V, OutputHead(identity_VV), text, kd_weight=1.0, dtype=torch.float32).kl
         assert kl is not None
         values.append(kl)
     return torch.stack(values) if values else torch.zeros(0)
@@ -174,22 +173,17 @@ def plain_text_loss(
     samples_NV = zeros_NV.index_put(sample_places, target.sample_probs_Y.double(), accumulate=True)
     is_entry_NV = zeros_NV.bool().index_put(entry_places, torch.tensor(True))
     logprobs_NV = (logits_NV / target.temperature).log_softmax(-1)
-    kl_N = _bucketed_kl_of_rows(logprobs_NV, entries_NV, is_entry_NV, target.residual_N.double())
-    crossed_N = -((entries_NV + samples_NV) * logprobs_NV).sum(-1)
+    # a row without a rest has no bucket; a row of nothing but -inf has no gradient
+    has_rest_N = (target.residual_N > NO_RESIDUAL) & ~is_entry_NV.all(-1)
+    residual_N = target.residual_N.double() * has_rest_N
+    rest_N = logprobs_NV.masked_fill(is_entry_NV & has_rest_N[:, None], float("-inf")).logsumexp(-1)
+    kl_N = (torch.xlogy(entries_NV, entries_NV) - entries_NV * logprobs_NV).sum(-1)
+    kl_N = kl_N + torch.xlogy(residual_N, residual_N) - residual_N * rest_N
+    crossed_N = -((entries_NV + samples_NV) * logprobs_NV).sum(-1) - residual_N * target.has_bucket_N * rest_N
     weight_N = kd_weight * target.has_target_N.double()
     weighted_nll = ((1.0 - weight_N) * nll_N).sum()
-    kd_N = crossed_N if target.is_sampled else kl_N
-    loss = weighted_nll + (weight_N * target.temperature**2 * kd_N).sum()
+    loss = weighted_nll + (weight_N * target.temperature**2 * crossed_N).sum()
     return PlainTextLoss(loss, nll_N.sum(), weighted_nll, kl_N.sum().detach())
-
-
-def _bucketed_kl_of_rows(logprobs_NV: Tensor, entries_NV: Tensor, is_entry_NV: Tensor, residual_N: Tensor) -> Tensor:
-    entries_N = (torch.xlogy(entries_NV, entries_NV) - entries_NV * logprobs_NV).sum(-1)
-    has_rest_N = (residual_N > NO_RESIDUAL) & ~is_entry_NV.all(-1)
-    # a row of nothing but -inf has no gradient
-    rest_N = logprobs_NV.masked_fill(is_entry_NV & has_rest_N[:, None], float("-inf")).logsumexp(-1)
-    residual_N = residual_N.masked_fill(~has_rest_N, 1.0)
-    return entries_N + (residual_N * (residual_N.log() - rest_N)).masked_fill(~has_rest_N, 0.0)
 
 
 @dataclass(frozen=True)

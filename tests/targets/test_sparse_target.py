@@ -158,12 +158,13 @@ def test_what_cannot_follow_is_judged_by_its_mass_at_temperature_one(
 def test_residual_mode_has_no_samples() -> None:
     rows = teacher_rows(random_logits(2, TEACHER_VOCABULARY, seed=7), 8, 4)
     found = target_of_all(rows, random_map(), 2.0, tail="residual")
-    assert (found.is_sampled, len(found.sample_probs_Y)) == (False, 0)
+    assert found.has_bucket_N.all()
+    assert not len(found.sample_probs_Y)
 
 
 def test_rows_without_samples_have_the_residual_alone() -> None:
     rows = teacher_rows(random_logits(2, TEACHER_VOCABULARY, seed=7), 8, 0)
-    assert not target_of_all(rows, random_map(), 2.0, tail="sampled").is_sampled
+    assert target_of_all(rows, random_map(), 2.0, tail="sampled").has_bucket_N.all()
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -206,7 +207,7 @@ def test_joined_targets_are_the_target_of_all_their_positions(order: KdOrder, co
     whole = target_of_all(teacher_rows(logits, 8, 4), random_map(), 2.0, order, "sampled")
     parts = [teacher_rows(part, 8, 4) for part in logits.split(list(counts))]
     found = joined([target_of_all(part, random_map(), 2.0, order, "sampled") for part in parts])
-    assert (found.temperature, found.is_sampled, len(found)) == (2.0, True, 6)
+    assert (found.temperature, found.has_bucket_N.any().item(), len(found)) == (2.0, False, 6)
     for name, expected in vars(whole).items():
         if isinstance(expected, torch.Tensor):
             torch.testing.assert_close(getattr(found, name), expected, msg=name)

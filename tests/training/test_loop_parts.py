@@ -119,9 +119,7 @@ def test_r22_nonfinite_step_is_skipped_and_counted_and_a_run_of_them_stops(
     target_of(batch).entry_probs_Z[0] = math.nan
     objective = objective_at(0, experiment, train, {})
     for number in range(1, 4):
-        update = optimizer_step(
-            student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0, with_kl=False
-        )
+        update = optimizer_step(student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0)
         assert not update.applied
         assert math.isnan(update.loss)
         if number < 3:
@@ -167,7 +165,7 @@ def test_r21_checkpoint_restores_a_trainer_exactly(
     objective, batch = objective_at(99, experiment, train, {}), make_batch(0, [12])
 
     def step() -> float:
-        update = optimizer_step(student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0, with_kl=True)
+        update = optimizer_step(student, [batch], objective, trainer.optimizer, trainer.scaler, FP32, 1.0)
         return update.metrics.total
 
     step()

@@ -102,8 +102,8 @@ def test_logits_are_held_a_stretch_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
         weight_VD = torch.empty(STUDENT_ROWS, STUDENT_SIZE, requires_grad=True)
         target = SparseTarget(
             temperature=1.0,
-            is_sampled=True,
             has_target_N=torch.empty(n, dtype=torch.bool),
+            has_bucket_N=torch.empty(n, dtype=torch.bool),
             residual_N=torch.empty(n),
             listed_mass_N=torch.empty(n),
             entry_positions_Z=torch.empty(n * entries, dtype=torch.int32),
@@ -124,7 +124,7 @@ def test_logits_are_held_a_stretch_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
         )
         text = Text(torch.empty(n, dtype=torch.int64), target, cut)
         resident = memory.live
-        text_loss(hidden_ND, OutputHead(weight_VD), text, 0.9, torch.float32, with_kl=True).loss.backward()
+        text_loss(hidden_ND, OutputHead(weight_VD), text, 0.9, torch.float32).loss.backward()
     matrix, stretch = STUDENT_ROWS * STUDENT_SIZE * 4, CHUNK_TOKENS * STUDENT_ROWS * 4
     assert memory.largest == max(matrix, stretch)
     assert memory.peak - resident < 1.2 * (matrix + stretch) + LOGIT_BLOCKS, "one gradient, one stretch of logits"

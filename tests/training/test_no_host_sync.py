@@ -177,10 +177,9 @@ def test_the_counter_does_not_see(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("with_kl", [True, False])
 @pytest.mark.parametrize("stage", ["train_kd", "train_router", "control"])
 def test_a_step_reads_from_the_device_once(
-    student: Student, experiment: ExperimentParams, train: Train, stage: str, with_kl: bool, dtype: torch.dtype
+    student: Student, experiment: ExperimentParams, train: Train, stage: str, dtype: torch.dtype
 ) -> None:
     runtime = Runtime(torch.device("cpu"), dtype)
     trainer = make_trainer(student, train, runtime, 0)
@@ -188,7 +187,7 @@ def test_a_step_reads_from_the_device_once(
 
     def step(parts: list[Batch], objective: Objective) -> set[str]:
         update = optimizer_step(
-            student, parts, objective, trainer.optimizer, trainer.scaler, runtime, train.gradient_clip, with_kl
+            student, parts, objective, trainer.optimizer, trainer.scaler, runtime, train.gradient_clip
         )
         assert update.applied
         return set(update.metrics.terms)
@@ -202,4 +201,4 @@ def test_a_step_reads_from_the_device_once(
             terms = step(batches, objective)
         assert waits.seen.pop(EXEMPT) == len(batches)
         assert waits.seen == {"tolist": 1}
-        assert terms == TERMS[stage] - (set() if with_kl else {"kd"})
+        assert terms == TERMS[stage]

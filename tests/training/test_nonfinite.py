@@ -70,9 +70,7 @@ def test_the_loss_scale_never_falls_below_its_floor(student: Student, train: Tra
     batch = make_batch(0, [12], with_runs=False)
     scales = []
     for _ in range(24):
-        update = optimizer_step(
-            student, [batch], LM_ONLY, trainer.optimizer, trainer.scaler, FP16, train.gradient_clip, with_kl=False
-        )
+        update = optimizer_step(student, [batch], LM_ONLY, trainer.optimizer, trainer.scaler, FP16, train.gradient_clip)
         assert not update.applied
         scales.append(trainer.scaler.get_scale())
     assert scales[:2] == [2.0**15, 2.0**14]
@@ -90,7 +88,6 @@ def test_without_a_scaler_there_is_no_floor(student: Student, train: Train) -> N
         trainer.scaler,
         fp32,
         1.0,
-        with_kl=False,
     )
     assert update.applied
 

@@ -57,7 +57,7 @@ def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, fu
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def step(parts: list[Batch]) -> tuple[torch.Tensor, StepMetrics]:
-        update = optimizer_step(student, parts, noisy, optimizer, scaler, FP32, gradient_clip=1e9, with_kl=True)
+        update = optimizer_step(student, parts, noisy, optimizer, scaler, FP32, gradient_clip=1e9)
         gradients = [weight.grad.flatten() for group in optimizer.param_groups for weight in group["params"]]
         return torch.cat(gradients), update.metrics
 
@@ -91,12 +91,12 @@ def test_the_gates_means_take_part_in_a_step(student: Student, full: Objective) 
 
     def gradient(objective: Objective) -> torch.Tensor:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        optimizer_step(student, [batch], objective, optimizer, scaler, FP32, gradient_clip=1e9, with_kl=False)
+        optimizer_step(student, [batch], objective, optimizer, scaler, FP32, gradient_clip=1e9)
         found = heads_of(student).gate_weight.grad
         assert found is not None
         return found.clone()
 
-    gate = evaluate_objective(student, batch, full, batch.counts, None, with_kl=False).gate
+    gate = evaluate_objective(student, batch, full, batch.counts, None).gate
     assert gate is not None
     assert student.teacher_head is not None
     terms, _ = gate_terms(heads_of(student), student.teacher_head, gate, full.router, full.weights)
@@ -118,7 +118,7 @@ def test_stretches_of_positions_change_nothing(student: Student, full: Objective
 
 
 def terms_and_gradients(student: Student, batch: Batch, objective: Objective) -> tuple[Terms, list[Tensor]]:
-    output = evaluate_objective(student, batch, objective, batch.counts, None, with_kl=True)
+    output = evaluate_objective(student, batch, objective, batch.counts, None)
     return output.terms, list(torch.autograd.grad(output.loss, list(student.model.parameters())))
 
 
@@ -133,7 +133,7 @@ def test_no_logits_wait_for_the_backward_pass(student: Student, full: Objective,
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        evaluate_objective(student, batch, full, batch.counts, None, with_kl=True)
+        evaluate_objective(student, batch, full, batch.counts, None)
     assert torch.Size((vocabulary, size)) in kept, "the gradient of the output matrix"
     assert not [shape for shape in kept if shape[-1:] == (vocabulary,)]
 
@@ -142,7 +142,7 @@ def test_r05_training_and_validation_compute_the_same(student: Student, full: Ob
     batch = make_batch(2, [12, 10])
     validated = validate(student, whole_set([batch]), full)
     trainer = make_trainer(student, train, FP32, 0)
-    update = optimizer_step(student, [batch], full, trainer.optimizer, trainer.scaler, FP32, 1.0, with_kl=True)
+    update = optimizer_step(student, [batch], full, trainer.optimizer, trainer.scaler, FP32, 1.0)
     trained = update.metrics
     assert trained.terms.keys() == validated.terms.keys()
     for name, term in trained.terms.items():
@@ -151,23 +151,10 @@ def test_r05_training_and_validation_compute_the_same(student: Student, full: Ob
     assert trained.bits_per_byte == pytest.approx(validated.bits_per_byte, abs=1e-6)
 
 
-def test_the_value_of_kd_is_computed_where_it_is_wanted_and_its_gradient_always(
-    student: Student, full: Objective
-) -> None:
-    batch, gradients = make_batch(2, [12, 10]), []
-    optimizer = torch.optim.SGD(student.model.parameters(), lr=0.0)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    for with_kl in (True, False):
-        metrics = optimizer_step(student, [batch], full, optimizer, scaler, FP32, 1e9, with_kl).metrics
-        assert ("kd" in metrics.terms) == with_kl
-        gradients.append([weight.grad for weight in student.model.parameters()])
-    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
-
-
 def test_r06_lm_keeps_full_weight_where_there_is_no_target(student: Student, full: Objective) -> None:
     batch = make_batch(3, [12], with_runs=False)
     with torch.no_grad():
-        terms = evaluate_objective(student, batch, full, batch.counts, None, with_kl=True).terms
+        terms = evaluate_objective(student, batch, full, batch.counts, None).terms
         logits = student.model(batch.input_ids_BL).logits.flatten(0, 1)[batch.places_N].double()
     nll = torch.nn.functional.cross_entropy(logits, batch.text.labels_N, reduction="none")
     weight = 1.0 - 0.7 * target_of(batch).has_target_N.double()
@@ -218,7 +205,7 @@ def test_r03_a_term_of_weight_zero_is_not_computed(
 
 def test_without_runs_a_batch_still_trains(student: Student, full: Objective) -> None:
     batch = make_batch(5, [12], with_runs=False)
-    assert sorted(evaluate_objective(student, batch, full, batch.counts, None, with_kl=True).terms) == ["kd", "lm"]
+    assert sorted(evaluate_objective(student, batch, full, batch.counts, None).terms) == ["kd", "lm"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -232,7 +219,7 @@ def test_r26_reduced_precision_trains_on_cpu_with_a_scaler(
     reference = validate(student, whole_set([batch]), full)
     totals = []
     for _ in range(12):
-        update = optimizer_step(student, [batch], full, trainer.optimizer, trainer.scaler, runtime, 1.0, with_kl=True)
+        update = optimizer_step(student, [batch], full, trainer.optimizer, trainer.scaler, runtime, 1.0)
         totals.append(update.metrics.total)
     assert totals[0] == pytest.approx(reference.total, rel=2e-2)
     assert totals[-1] < totals[0]

@@ -250,9 +250,7 @@ def test_r21_losses_after_a_resume_in_fp16_with_a_scaler_that_backed_off(
 
     def step(trainer: Trainer) -> float:
         parts = [make_batch(trainer.step, [12]), make_batch(trainer.step + 1000, [9])]
-        update = optimizer_step(
-            trainer.student, parts, objective, trainer.optimizer, trainer.scaler, FP16, 1.0, with_kl=True
-        )
+        update = optimizer_step(trainer.student, parts, objective, trainer.optimizer, trainer.scaler, FP16, 1.0)
         trainer.step += 1
         trainer.counters.skipped_steps += not update.applied
         return update.metrics.total

@@ -42,8 +42,7 @@ def two_steps(processes: Processes, parts: list[Batch], precision: str) -> tuple
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=runtime.scales_loss)
     student.model.train()
     seen = [
-        optimizer_step(student, parts, FULL, optimizer, scaler, runtime, 1.0, with_kl=True, processes=processes)
-        for _ in range(2)
+        optimizer_step(student, parts, FULL, optimizer, scaler, runtime, 1.0, processes=processes) for _ in range(2)
     ]
     assert all(update.applied for update in seen)
     whole = [make_batch(4, [12]), make_batch(5, [7])]

@@ -107,7 +107,7 @@ def compare(model: PreTrainedModel, windows: WindowStore, targets: WindowTargets
             has_target = target.has_target_N[chunk].to(device)
             agreed += ranking_agreement(logits_NV[has_target], teacher_ids[chunk][has_target])
         text = Text(batch.labels_N, to_device(target, device), stretches(len(target), CHUNK_POSITIONS, target))
-        kl = text_loss(batch.hidden_ND, decoder.head, text, kd_weight=1.0, dtype=torch.float32, with_kl=True).kl
+        kl = text_loss(batch.hidden_ND, decoder.head, text, kd_weight=1.0, dtype=torch.float32).kl
         agreed += Agreement(0, 0.0, 0.0, kl=float(kl or 0.0))
     return Comparison(agreed, confidence_N, correct_N)
 

@@ -41,11 +41,6 @@ class LogSums:
     rest: Tensor  # tempered, without what was removed; -inf where nothing is left
 
 
-def log_sums(logits_nV: Tensor, temperature: float) -> Tensor:
-    """Log of the sum of exp of each row's logits at a temperature, fp32 [n]; -inf for a row that has nothing."""
-    return torch.cat([(block.float() / temperature).logsumexp(-1) for block in _blocks(logits_nV)])
-
-
 def softmax_(logits_nV: Tensor, temperature: float, removed: Removed | None, pulls: Pulls | None) -> LogSums:
     """The log-sums of each row; the logits become their gradient, or lose their meaning without `pulls`."""
     sums, start = [], 0

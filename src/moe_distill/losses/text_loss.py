@@ -11,8 +11,8 @@ the entries; a proper KL, a lower bound of the full one, and never renormalised.
 is multiplied by T^2, which keeps the size of its gradient (Hinton, Vinyals and Dean 2015).
 
 The bucket's gradient says nothing about where inside it mass belongs, and at T = 3 most mass is there. Tail samples say
-it: with them the gradient is that of the cross-entropy against entries and samples. The bucketed KL is then what is
-displayed, and is computed only when asked for.
+it: where a position has them, the gradient is that of the cross-entropy against entries and samples. The bucketed KL is
+what is displayed in any case.
 
 Shapes: N positions, V student vocabulary, D student hidden size, n positions of a stretch, Z entries, Y samples.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe_distill.losses.output_head import OutputHead
-from moe_distill.losses.softmax import LOWEST, Pulls, Removed, log_sums, softmax_
+from moe_distill.losses.softmax import LOWEST, Pulls, Removed, softmax_
 from moe_distill.targets.sparse_rows import grouped_logsumexp
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.stretches import Stretch
@@ -50,13 +50,11 @@ class TextLoss:
     loss: Tensor  # weighted cross-entropy + kd_weight * T^2 * KD
     nll: Tensor
     weighted_nll: Tensor
-    kl: Tensor | None  # the bucketed KL, where it was asked for
+    kl: Tensor | None  # the bucketed KL; None without a target
     nll_N: Tensor
 
 
-def text_loss(
-    hidden_ND: Tensor, head: OutputHead, text: Text, kd_weight: float, dtype: torch.dtype, with_kl: bool
-) -> TextLoss:
+def text_loss(hidden_ND: Tensor, head: OutputHead, text: Text, kd_weight: float, dtype: torch.dtype) -> TextLoss:
     """The loss of a text, and its gradient where gradients are enabled.
 
     Where a position has a target, its cross-entropy has weight 1 - kd_weight and KD kd_weight; elsewhere cross-entropy
@@ -66,14 +64,12 @@ def text_loss(
         hidden_ND: what the head reads.
         head: whose weights get a gradient too.
         dtype: of the product with the output matrix and of the logits; sums and softmaxes are fp32 in any case.
-        with_kl: whether `TextLoss.kl` is wanted; the gradient is the same to the bit.
     """
-    has_kl = text.target is not None and (with_kl or not text.target.is_sampled)
     with_gradient = torch.is_grad_enabled()
     loss, nll, weighted_nll, kl, nll_N = _TextLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head.weight_VD, head.bias_V, head, text, kd_weight, dtype, has_kl, with_gradient
+        hidden_ND, head.weight_VD, head.bias_V, head, text, kd_weight, dtype, with_gradient
     )
-    return TextLoss(loss, nll, weighted_nll, kl if has_kl else None, nll_N)
+    return TextLoss(loss, nll, weighted_nll, None if text.target is None else kl, nll_N)
 
 
 class _TextLoss(torch.autograd.Function):
@@ -87,7 +83,6 @@ class _TextLoss(torch.autograd.Function):
         text: Text,
         kd_weight: float,
         dtype: torch.dtype,
-        has_kl: bool,
         with_gradient: bool,
     ) -> tuple[Tensor, ...]:
         read_ND, output_VD = head.scaled(hidden_ND).to(dtype), weight_VD.to(dtype)
@@ -105,7 +100,7 @@ class _TextLoss(torch.autograd.Function):
             if bias_V is not None:
                 logits_nV += bias_V.to(dtype)
             slope_nV = head.cap_(logits_nV)
-            of_stretch, nll_n = _losses(logits_nV, text, stretch, kd_weight, has_kl, with_gradient)
+            of_stretch, nll_n = _losses(logits_nV, text, stretch, kd_weight, with_gradient)
             sums += of_stretch
             nll_N[stretch.start : stretch.stop] = nll_n
             if hidden_gradient_ND is None or weight_gradient_VD is None:
@@ -132,11 +127,11 @@ class _TextLoss(torch.autograd.Function):
         hidden_gradient_ND, weight_gradient_VD, bias_gradient_V = ctx.saved_tensors
         of_bias_V = None if bias_gradient_V is None else bias_gradient_V.mul_(gradient)
         of_weights = weight_gradient_VD.mul_(gradient), of_bias_V
-        return hidden_gradient_ND * gradient, *of_weights, None, None, None, None, None, None
+        return hidden_gradient_ND * gradient, *of_weights, None, None, None, None, None
 
 
 def _losses(
-    logits_nV: Tensor, text: Text, stretch: Stretch, kd_weight: float, has_kl: bool, with_gradient: bool
+    logits_nV: Tensor, text: Text, stretch: Stretch, kd_weight: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Loss, NLL, weighted NLL and KL of a stretch, [4], and each position's NLL, [n].
 
@@ -147,11 +142,8 @@ def _losses(
     if text.target is None:
         return _lm(logits_nV, labels, with_gradient)
     part = _part(text.target, stretch, first_n)
-    entries = _Listed(part.entry_places_Z, logits_nV.view(-1))
-    if not text.target.is_sampled:
-        return _bucketed(logits_nV, labels, entries, part, kd_weight, with_gradient)
-    samples = _Listed(part.sample_places_Y, logits_nV.view(-1))
-    return _sampled(logits_nV, labels, entries, samples, part, kd_weight, has_kl, with_gradient)
+    entries, samples = (_Listed(places, logits_nV.view(-1)) for places in (part.entry_places_Z, part.sample_places_Y))
+    return _distilled(logits_nV, labels, entries, samples, part, kd_weight, with_gradient)
 
 
 @dataclass(frozen=True)
@@ -161,10 +153,12 @@ class _Part:
     temperature: float
     has_target_n: Tensor
     residual_n: Tensor
+    has_bucket_n: Tensor
     listed_mass_n: Tensor
     entry_rows_Z: Tensor
     entry_places_Z: Tensor
     entry_probs_Z: Tensor
+    sample_rows_Y: Tensor
     sample_places_Y: Tensor
     sample_probs_Y: Tensor
 
@@ -178,10 +172,12 @@ def _part(target: SparseTarget, stretch: Stretch, first_n: Tensor) -> _Part:
         temperature=target.temperature,
         has_target_n=target.has_target_N[positions].float(),
         residual_n=target.residual_N[positions],
+        has_bucket_n=target.has_bucket_N[positions].float(),
         listed_mass_n=target.listed_mass_N[positions],
         entry_rows_Z=entry_rows_Z,
         entry_places_Z=first_n.index_select(0, entry_rows_Z) + target.entry_ids_Z[entries],
         entry_probs_Z=target.entry_probs_Z[entries],
+        sample_rows_Y=sample_rows_Y,
         sample_places_Y=first_n.index_select(0, sample_rows_Y) + target.sample_ids_Y[samples],
         sample_probs_Y=target.sample_probs_Y[samples],
     )
@@ -216,77 +212,47 @@ def _lm(logits_nV: Tensor, labels: _Listed, with_gradient: bool) -> tuple[Tensor
     return torch.stack([nll, nll, nll, torch.zeros_like(nll)]), nll_n
 
 
-def _sampled(
+def _distilled(
     logits_nV: Tensor,
     labels: _Listed,
     entries: _Listed,
     samples: _Listed,
     part: _Part,
     kd_weight: float,
-    has_kl: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the text, and against entries and samples; whether the KL is wanted changes no gradient."""
-    temperature, kd_scale = part.temperature, kd_weight * part.temperature  # T^2, and 1 / T from inside the softmax
-    lm_weight_n = 1.0 - kd_weight * part.has_target_n
-    if has_kl:
-        entries.remove()
-        rest_n = log_sums(logits_nV, temperature)
-        entries.put_back()
-    pulls = Pulls(lm_weight_n, kd_scale * part.listed_mass_n) if with_gradient else None
-    sums = softmax_(logits_nV, temperature, None, pulls)
-    if with_gradient:
-        labels.add_gradient(-lm_weight_n)
-        entries.add_gradient(-kd_scale * part.entry_probs_Z)
-        samples.add_gradient(-kd_scale * part.sample_probs_Y)
-    nll_n = sums.at_one - labels.logits
-    listed = part.entry_probs_Z @ entries.logits + part.sample_probs_Y @ samples.logits
-    cross_entropy = part.listed_mass_n @ sums.tempered - listed / temperature
-    weighted_nll = lm_weight_n @ nll_n
-    loss = weighted_nll + kd_weight * temperature**2 * cross_entropy
-    kl = torch.zeros_like(loss)
-    if has_kl:
-        entry_logprobs_Z = entries.logits / temperature - sums.tempered.index_select(0, part.entry_rows_Z)
-        kl = _kl(part, entry_logprobs_Z, rest_n - sums.tempered)
-    return torch.stack([loss, nll_n.sum(), weighted_nll, kl]), nll_n
-
-
-def _bucketed(
-    logits_nV: Tensor, labels: _Listed, entries: _Listed, part: _Part, kd_weight: float, with_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the text, and the bucketed KL.
+    """Cross-entropy of the text, and against entries, samples and buckets; beside them the bucketed KL.
 
     The entries' logits are taken out first, so that what is left of a row is the bucket of all the rest.
     """
-    temperature, kd_scale = part.temperature, kd_weight * part.temperature
+    temperature, kd_scale = part.temperature, kd_weight * part.temperature  # T^2, and 1 / T from inside the softmax
     lm_weight_n = 1.0 - kd_weight * part.has_target_n
     rows_Z, n = part.entry_rows_Z, len(logits_nV)
     entries.remove()
     at_one_n = grouped_logsumexp(entries.logits, rows_Z, n)
     tempered_n = at_one_n if temperature == 1.0 else grouped_logsumexp(entries.logits / temperature, rows_Z, n)
     n_entries_n = torch.zeros_like(part.residual_n).index_add(0, rows_Z, torch.ones_like(entries.logits))
-    has_rest_n = (part.residual_n > NO_RESIDUAL) & (n_entries_n < logits_nV.shape[1])
-    drawn_n = part.listed_mass_n + part.residual_n * has_rest_n
-    pulls = Pulls(lm_weight_n, kd_scale * drawn_n, kd_scale * part.residual_n * has_rest_n) if with_gradient else None
+    residual_n = part.residual_n * ((part.residual_n > NO_RESIDUAL) & (n_entries_n < logits_nV.shape[1]))
+    bucket_n = residual_n * part.has_bucket_n
+    drawn_n = part.listed_mass_n + bucket_n
+    pulls = Pulls(lm_weight_n, kd_scale * drawn_n, kd_scale * bucket_n) if with_gradient else None
     sums = softmax_(logits_nV, temperature, Removed(at_one_n, tempered_n), pulls)
 
     nll_n = sums.at_one - labels.logits
-    weighted_nll = lm_weight_n @ nll_n
     entry_logprobs_Z = entries.logits / temperature - sums.tempered.index_select(0, rows_Z)
-    kl = _kl(part, entry_logprobs_Z, sums.rest - sums.tempered)
+    sample_logprobs_Y = samples.logits / temperature - sums.tempered.index_select(0, part.sample_rows_Y)
+    rest_logprobs_n = (sums.rest - sums.tempered).clamp_min(LOWEST)
     if with_gradient:
         at_one_Z = entries.logits - sums.at_one.index_select(0, rows_Z)
         of_entries_Z = lm_weight_n.index_select(0, rows_Z) * at_one_Z.exp()
         of_entries_Z += kd_scale * (drawn_n.index_select(0, rows_Z) * entry_logprobs_Z.exp() - part.entry_probs_Z)
         entries.add_gradient(of_entries_Z)
+        samples.add_gradient(-kd_scale * part.sample_probs_Y)
         labels.add_gradient(-lm_weight_n)
-    return torch.stack([weighted_nll + kd_weight * temperature**2 * kl, nll_n.sum(), weighted_nll, kl]), nll_n
-
-
-def _kl(part: _Part, entry_logprobs_Z: Tensor, rest_logprobs_n: Tensor) -> Tensor:
-    """The bucketed KL, summed; a residual that is rounding, or a student without a rest, has no bucket."""
-    probs_Z = part.entry_probs_Z
-    has_rest_n = (part.residual_n > NO_RESIDUAL) & (rest_logprobs_n > float("-inf"))
-    residual_n = part.residual_n * has_rest_n
-    of_rest_n = torch.xlogy(residual_n, residual_n) - residual_n * rest_logprobs_n.clamp_min(LOWEST)
-    return (torch.xlogy(probs_Z, probs_Z) - probs_Z * entry_logprobs_Z).sum() + of_rest_n.sum()
+    of_entries = part.entry_probs_Z @ entry_logprobs_Z
+    listed = of_entries + part.sample_probs_Y @ sample_logprobs_Y
+    entropy = -torch.xlogy(part.entry_probs_Z, part.entry_probs_Z).sum() - torch.xlogy(residual_n, residual_n).sum()
+    weighted_nll = lm_weight_n @ nll_n
+    loss = weighted_nll - kd_weight * temperature**2 * (listed + bucket_n @ rest_logprobs_n)
+    kl = -(of_entries + residual_n @ rest_logprobs_n) - entropy
+    return torch.stack([loss, nll_n.sum(), weighted_nll, kl]), nll_n

@@ -245,13 +245,11 @@ class _Bench:
 
     def _step(self, trainer: Trainer, part: Batch, objective: Objective, runtime: Runtime) -> None:
         clip = self.params.profile.train.gradient_clip
-        optimizer_step(
-            trainer.student, [part], objective, trainer.optimizer, trainer.scaler, runtime, clip, with_kl=False
-        )
+        optimizer_step(trainer.student, [part], objective, trainer.optimizer, trainer.scaler, runtime, clip)
 
     @torch.no_grad()
     def _validate(self, student: Student, part: Batch, objective: Objective) -> None:
-        evaluate_objective(student, part, objective, part.counts, None, with_kl=True)
+        evaluate_objective(student, part, objective, part.counts, None)
 
     def _timed(self, run: Callable[[], object], stage: str | None = None) -> float:
         """Seconds of a turn; `stage` is the one whose peak memory this is."""

@@ -46,8 +46,8 @@ class SparseTarget:
     """
 
     temperature: float  # of both sides
-    is_sampled: bool  # False: nothing is known of the residual but its mass
     has_target_N: Tensor  # bool
+    has_bucket_N: Tensor  # bool: nothing is known of the residual but its mass; False: samples tell of it
     residual_N: Tensor  # fp32: probability outside the entries; 0 where there is no target
     listed_mass_N: Tensor  # fp32: probability of the entries and samples
     entry_positions_Z: Tensor  # int32, ascending
@@ -78,8 +78,8 @@ def joined(targets: Sequence[SparseTarget]) -> SparseTarget:
 
     return SparseTarget(
         temperature=targets[0].temperature,
-        is_sampled=targets[0].is_sampled,
         has_target_N=column("has_target_N"),
+        has_bucket_N=column("has_bucket_N"),
         residual_N=column("residual_N"),
         listed_mass_N=column("listed_mass_N"),
         entry_positions_Z=positions("entry_positions_Z"),
@@ -141,8 +141,8 @@ def sparse_target(
     none_N = torch.zeros(len(has_target_N))
     return SparseTarget(
         temperature=temperature,
-        is_sampled=is_sampled,
         has_target_N=has_target_N,
+        has_bucket_N=torch.zeros_like(has_target_N) if is_sampled else has_target_N,
         residual_N=none_N.index_copy(0, positions_A, (1.0 - entry_mass_A).clamp_min(0.0)),
         listed_mass_N=none_N.index_copy(0, positions_A, entry_mass_A + sample_mass_A),
         entry_positions_Z=positions_A[entries.rows].int(),

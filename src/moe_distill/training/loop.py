@@ -172,7 +172,6 @@ def _advance(trainer: Trainer, phase: Phase, context: TrainingContext, parts: li
         trainer.scaler,
         context.runtime,
         train.gradient_clip,
-        with_kl=_is_logged(step + 1, phase, train),
         processes=context.processes,
     )
     _account(trainer, update, phase, train, [window for part in parts for window in part.windows])

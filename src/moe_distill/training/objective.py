@@ -53,7 +53,7 @@ class LossOutput:
     """The losses of a batch."""
 
     loss: Tensor  # what the gradient is of
-    terms: Terms  # detached; without `kd` where its value was not wanted
+    terms: Terms  # detached
     nll_sum: Tensor  # nats over the batch's tokens, for bits per byte
     nll_N: Tensor  # of each token
     gate: GateInputs | None  # what the router's gate has read, detached; None where no expert was asked
@@ -65,7 +65,6 @@ def evaluate_objective(
     objective: Objective,
     counts: Counts,
     autocast: torch.dtype | None,
-    with_kl: bool,
 ) -> LossOutput:
     """Compute every term of weight above 0 on one batch, but for those of the gate's means (`gate_terms`).
 
@@ -73,13 +72,12 @@ def evaluate_objective(
         counts: of the whole optimizer step or validation set that the batch is part of.
         autocast: reduced precision of the student's layers and of the product with its output matrix, None for fp32;
             losses are fp32 in any case.
-        with_kl: whether the value of `kd` is wanted; its gradient is computed in any case.
     """
     runs = batch.runs if any(objective.weights.values()) else None
     wanted = student.heads.pairs if runs is not None and student.heads is not None else ()
     with torch.autocast(batch.input_ids_BL.device.type, dtype=autocast, enabled=autocast is not None):
         states = run_student(student.decoder, batch.input_ids_BL, wanted)
-    loss, terms, text = _text_terms(student.decoder.head, states, batch, objective, counts, autocast, with_kl)
+    loss, terms, text = _text_terms(student.decoder.head, states, batch, objective, counts, autocast)
     gate = None
     if runs is not None and student.heads is not None:
         state_terms = _hidden_terms(student.heads, states, runs, objective, counts)
@@ -103,11 +101,10 @@ def _text_terms(
     objective: Objective,
     counts: Counts,
     autocast: torch.dtype | None,
-    with_kl: bool,
 ) -> tuple[Tensor, Terms, TextLoss]:
     """The loss of the text per token, its terms `lm` and `kd`, and the sums they are made of."""
     hidden_ND = states.final_BLD.flatten(0, 1).index_select(0, batch.places_N)
-    found = text_loss(hidden_ND, head, batch.text, objective.kd_weight, autocast or torch.float32, with_kl)
+    found = text_loss(hidden_ND, head, batch.text, objective.kd_weight, autocast or torch.float32)
     terms = {"lm": LossTerm(found.nll / counts.tokens, found.weighted_nll / counts.tokens)}
     if batch.text.target is not None and found.kl is not None:
         factor = objective.kd_weight * batch.text.target.temperature**2 / counts.tokens

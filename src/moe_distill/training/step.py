@@ -79,14 +79,12 @@ def optimizer_step(
     scaler: torch.amp.GradScaler,
     runtime: Runtime,
     gradient_clip: float,
-    with_kl: bool,
     processes: Processes = ALONE,
 ) -> Update:
     """Accumulate the gradient over the parts, clip it, and step unless something is not finite (R22).
 
     Args:
         parts: of the step, on the student's device; this process's, where several share the step.
-        with_kl: whether the value of `kd` is wanted.
     """
     counts = _whole(parts, processes)
     autocast = runtime.dtype if runtime.autocast else None
@@ -94,7 +92,7 @@ def optimizer_step(
     outputs = []
     for part in parts:
         torch.manual_seed(part.dropout_seed)
-        output = evaluate_objective(student, part, objective, counts, autocast, with_kl)
+        output = evaluate_objective(student, part, objective, counts, autocast)
         scaler.scale(output.loss).backward()
         outputs.append(replace(output, loss=output.loss.detach()))
     of_gate, experts = _gate_terms(student, outputs, objective, processes)
@@ -134,9 +132,7 @@ def validate(
     objective = replace(objective, router=replace(objective.router, noise=0.0))
     counts = _whole(windows.parts, processes)
     student.model.eval()
-    outputs = [
-        evaluate_objective(student, part, objective, counts, autocast=None, with_kl=True) for part in windows.parts
-    ]
+    outputs = [evaluate_objective(student, part, objective, counts, autocast=None) for part in windows.parts]
     student.model.train()
     of_gate, experts = _gate_terms(student, outputs, objective, processes)
     metrics, _, _ = _on_host(outputs, of_gate, experts, counts, [], [], processes, student.model.device)
