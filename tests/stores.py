@@ -26,12 +26,26 @@ DOCUMENTS = [0, 0, 1, 3, 3]
 TEACHER_TOKENS = [8, 1, 12, 5, 15]
 TEACHER_DOCUMENTS = [0, 0, 1, 2, 3]  # the student has no window of document 2
 
-# What a vocabulary map says of a student whose tokenizer is not known
+# What a vocabulary map says where the tokenizers are not known
 NO_TOKENIZER = {
+    "teacher_bytes": torch.zeros(0, dtype=torch.int32),
+    "token_rests": torch.zeros(0, dtype=torch.int32),
+    "beginnings": torch.zeros(0, dtype=torch.int32),
+    "rests": torch.zeros(0, dtype=torch.int32),
+    "rest_student_ids": torch.zeros(0, dtype=torch.int32),
     "student_bytes": torch.zeros(0, dtype=torch.int32),
     "student_spelling": torch.zeros(0, dtype=torch.int8),
     "student_tokenizer": torch.zeros(0, dtype=torch.int8),
 }
+
+
+def no_last_tokens(n_tokens: int) -> dict[str, Tensor]:
+    """The columns of student tokens before which no token of the teacher begins."""
+    return {
+        "last_teacher_rows": torch.full((n_tokens,), -1),
+        "last_teacher_ids": torch.full((n_tokens,), -1, dtype=torch.int32),
+        "last_teacher_bytes": torch.zeros(n_tokens, dtype=torch.int32),
+    }
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
         }
         student.append(
             window
+            | no_last_tokens(TOKENS[number])
             | {
                 "token_ids": token_ids[number].int(),
                 "token_counts": torch.tensor([TOKENS[number]], dtype=torch.int32),

@@ -4,7 +4,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_distill.alignment.boundaries import aligned_rows, code_point_boundaries, next_token_relation, token_starts
+from moe_distill.alignment.boundaries import (
+    aligned_rows,
+    code_point_boundaries,
+    last_rows,
+    next_token_relation,
+    token_starts,
+)
 from moe_distill.shards.window_store import NextToken
 
 LENGTHS = st.lists(st.integers(1, 5), min_size=1, max_size=20)
@@ -43,6 +49,18 @@ def test_r14_positions_are_aligned_only_where_the_same_bytes_are_consumed(
     expected_rows, expected_relations = brute_force(student, teacher)
     assert rows.tolist() == expected_rows
     assert next_token_relation(student_ends, teacher_ends, rows).tolist() == expected_relations
+
+
+@settings(max_examples=300, deadline=None)
+@given(student=LENGTHS, teacher=LENGTHS, first=st.integers(0, 20))
+def test_the_last_row_is_of_the_teacher_token_that_began_before(
+    student: list[int], teacher: list[int], first: int
+) -> None:
+    student_starts, teacher_starts = spans(student)[0], spans(teacher)[0]
+    found = last_rows(student_starts, teacher_starts, np.full(len(student), first)).tolist()
+    for start, row in zip(student_starts.tolist(), found, strict=True):
+        begun = [number for number, each in enumerate(teacher_starts.tolist()) if first <= each < start]
+        assert row == (begun[-1] if begun else -1)
 
 
 def test_r14_equal_index_is_not_aligned() -> None:

@@ -1,16 +1,18 @@
 """The vocabulary map is computed once for two tokenizers, and a broken copy is never used."""
 
 import json
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from moe_distill.alignment import map_cache as map_store
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.map_cache import write_vocabulary_map
-from moe_distill.alignment.vocabulary_map import vocabulary_map
+from moe_distill.alignment.vocabulary_map import first_student_ids, vocabulary_map
 from moe_distill.errors import DataError
 from moe_distill.shards.vocabulary_store import read_merges, read_tokenizer, read_vocabulary_map
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
@@ -87,6 +89,33 @@ def test_training_asks_the_tokenizer_that_encoded_the_windows(root: Path) -> Non
     read, expected = (tokenizer.encode(special, add_special_tokens=False).ids for tokenizer in tokenizers)
     assert read == expected
     assert len(read) > 1, "a special token is read as text"
+
+
+def test_what_the_student_reads_inside_a_token_is_counted(root: Path) -> None:
+    """Beside the rule, once: what follows in the text where the same bytes are left of a token, or are one."""
+    write(root)
+    make_split([TEXT], *ENCODERS, root / "windows")
+    store = WindowStore(root / "windows/student", STUDENT_WINDOWS)
+    found = load_vocabulary_map(root / "map", store).beginnings
+    assert found is not None
+    assert len(found.n_bytes) == 600, "rows of the output matrix beyond the tokenizer's ids have no bytes"
+    table = ENCODERS[0].token_bytes.table
+    names = ("last_teacher_ids", "last_teacher_bytes", "next_teacher_ids", "token_ids")
+    counts: dict[int, Counter[int]] = defaultdict(Counter)
+    number_of: dict[bytes, int] = {}
+    columns = [torch.cat(list(store.reader.columns(name))).tolist() for name in names]
+    for last_id, n_read, _, student_id in zip(*columns, strict=True):
+        if rest := (table[last_id] or b"")[n_read:] if last_id >= 0 else b"":
+            place = found.places(torch.tensor(last_id), torch.tensor(n_read))
+            counts[number_of.setdefault(rest, int(found.rests[place]))][student_id] += 1
+    for _, _, next_teacher_id, student_id in zip(*columns, strict=True):
+        if next_teacher_id >= 0 and table[next_teacher_id] in number_of:
+            counts[number_of[table[next_teacher_id] or b""]][student_id] += 1
+    for rest, number in number_of.items():
+        counts[number][int(first_student_ids(ENCODERS[1], [rest])[0])] += 1
+        ids, shares = (each[number].tolist() for each in (found.rest_map.student_ids, found.rest_map.log_shares.exp()))
+        expected = {student_id: n / counts[number].total() for student_id, n in counts[number].items()}
+        assert {s: share for s, share in zip(ids, shares, strict=True) if share} == pytest.approx(expected)
 
 
 def test_a_student_without_bpe_has_no_merges(root: Path) -> None:

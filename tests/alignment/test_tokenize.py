@@ -19,7 +19,7 @@ from moe_distill.errors import DataError
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
 
-from .toy import TEXT, Split, byte_level, document, encoder, make_split, sentencepiece, token_ends
+from .toy import TEXT, Split, Window, byte_level, document, encoder, make_split, sentencepiece, token_ends
 
 TEACHER = encoder(byte_level(600), "teacher")
 STUDENT = encoder(byte_level(320, digits=True), "student")
@@ -77,8 +77,9 @@ def check(split: Split, texts: list[str], teacher: Encoder, student: Encoder, li
 
 
 def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
-    """Teacher rows and relations against a search over every teacher position."""
+    """Teacher rows, last tokens and relations against a search over every teacher position."""
     position = {}  # (document, byte consumed) -> (row, end and id of the next teacher token)
+    last_of = {}  # (document, byte consumed) -> (row and id of the teacher token before it, bytes of it)
     teacher_windows = []
     for window in split.teacher:
         ends = token_ends(window, teacher)
@@ -86,6 +87,8 @@ def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
         teacher_windows.append((window.document, window.start, window.stop))
         for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
             position[window.document, start] = (window.first_row + number, end, window.ids[number])
+            for read in range(start + 1, end + (end < window.stop)):  # where the window ends, another begins
+                last_of[window.document, read] = (window.first_row + number, window.ids[number], read - start)
     aligned = one_to_one = longer = shorter_context = 0
     teacher_starts = {(document, start) for document, start, _ in teacher_windows}
     for window in split.student:
@@ -99,6 +102,7 @@ def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
             row, teacher_end, teacher_id = position.get((window.document, start), (-1, -1, -1))
             assert window.fields["teacher_rows"][number] == row
             assert window.fields["next_teacher_ids"][number] == teacher_id
+            assert last_token(window, number) == last_of.get((window.document, start), (-1, -1, 0))
             expected = NextToken.UNALIGNED
             if row >= 0:
                 aligned += 1
@@ -114,6 +118,11 @@ def check_alignment(split: Split, teacher: Encoder, student: Encoder) -> None:
     assert (split_counts.windows, split_counts.student_windows) == (len(split.teacher), len(split.student))
     assert split_counts.teacher_tokens == sum(len(window.ids) for window in split.teacher)
     assert split_counts.student_tokens == sum(len(window.ids) for window in split.student)
+
+
+def last_token(window: Window, number: int) -> tuple[int, int, int]:
+    rows, ids, n_read = (window.fields[f"last_teacher_{name}"] for name in ("rows", "ids", "bytes"))
+    return rows[number], ids[number], n_read[number]
 
 
 def _is_lost(owner: Encoder, text: str) -> bool:

@@ -65,6 +65,11 @@ def vocabulary_map(tmp_path: Path) -> Path:
         "student_bytes": torch.tensor([1, 1, 0, 1, 1, 1]).int(),
         "student_spelling": torch.tensor([97, 98, 99, 100, -61], dtype=torch.int8),
         "student_tokenizer": torch.tensor([123, 125], dtype=torch.int8),
+        "teacher_bytes": torch.tensor([2, 0, 3, 2]).int(),  # ab, nothing, abc, ac
+        "token_rests": torch.tensor([-1, -1, -1, 2]).int(),
+        "beginnings": torch.tensor([0, 1, 0, 1, 2, 0, 3]).int(),
+        "rests": torch.tensor([0, -1, 1, 2, -1, 2, -1]).int(),
+        "rest_student_ids": torch.tensor([1, 1, 3]).int(),
     }
     writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 4)
     for student_ids in ([5, -1, 0, 2], [-1]):

@@ -14,6 +14,7 @@ from moe_distill.shards.value_checks import check_finite, check_range
 from moe_distill.shards.vocabulary_store import (
     MAP_FIELDS,
     VOCABULARY_MAP,
+    read_beginnings,
     read_merges,
     read_tokenizer,
     read_vocabulary_map,
@@ -208,3 +209,32 @@ def test_a_position_that_points_at_other_bytes_names_both_places(tmp_path: Path)
     refusal(check, f"row {row} of tokens stands at byte ", f"the teacher's row {int(rows[row]) - 1} at byte ")
     forge_column(student, file_number, "teacher_rows", lambda column: column[local].fill_(10_000))
     refusal(check, f"teacher_rows, row {row} is 10000")
+
+
+@pytest.mark.parametrize("field", ["last_teacher_rows", "last_teacher_bytes"])
+def test_a_last_token_that_begins_at_another_byte_names_both_places(tmp_path: Path, field: str) -> None:
+    student, teacher = aligned_stores(tmp_path)
+    store = WindowStore(student, "moe-distill/student-windows")
+    row = int((torch.cat(list(store.reader.columns("last_teacher_rows"))) > 0).nonzero()[1])
+    file_number, local = store.reader.locate("tokens", row)
+    forge_column(student, file_number, field, lambda column: column[local].sub_(1))
+    refusal(
+        lambda: check_aligned(
+            WindowStore(student, "moe-distill/student-windows"), WindowStore(teacher, TEACHER_WINDOWS)
+        ),
+        f"row {row} of tokens stands at byte ",
+        "by last_teacher_rows the teacher's row ",
+    )
+
+
+def test_beginnings_are_as_many_as_the_tokens_have_bytes(vocabulary_map: Path) -> None:
+    found = read_beginnings(vocabulary_map)
+    assert found.numbers.tolist() == [0, 1, 0, 1, 2, 0, 3]
+    forge_column(vocabulary_map, 0, "teacher_bytes", lambda column: column[0].fill_(3))
+    refusal(lambda: read_beginnings(vocabulary_map), f"{vocabulary_map} has 7 beginnings of tokens of 8 bytes")
+
+
+@pytest.mark.parametrize(("field", "value"), [("rests", 3), ("rest_student_ids", 6), ("beginnings", -1)])
+def test_a_beginning_that_points_nowhere_is_refused(vocabulary_map: Path, field: str, value: int) -> None:
+    forge_column(vocabulary_map, 0, field, lambda column: column[1].fill_(value))
+    refusal(lambda: read_beginnings(vocabulary_map), f"field {field}, row 1 is {value}")

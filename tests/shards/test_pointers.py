@@ -14,6 +14,7 @@ from moe_distill.shards.writer import ShardWriter
 from .conftest import OUTPUT_ROWS
 from .forge import forge_column
 
+LAST = [[-1, 0, 0, 2], [-1, -1], [-1, 4, 5, 5]]
 ROWS = [[0, -1, 1, 3], [-1, -1], [4, 5, -1, 6]]  # of each window; the shards have rows 0 to 3 and 4 to 6 in two files
 
 
@@ -22,8 +23,8 @@ def student(tmp_path: Path) -> Path:
     """Three windows in two files."""
     folder = tmp_path / "student"
     writer = ShardWriter(folder, STUDENT_FIELDS, "tokens", 5)
-    for number, rows in enumerate(ROWS):
-        row = torch.tensor(rows)
+    for number, (rows, last_rows) in enumerate(zip(ROWS, LAST, strict=True)):
+        row, last = torch.tensor(rows), torch.tensor(last_rows)
         columns = {
             "token_ids": torch.zeros(len(rows)).int(),
             "token_counts": torch.tensor([len(rows)]).int(),
@@ -33,6 +34,9 @@ def student(tmp_path: Path) -> Path:
             "teacher_rows": row,
             "next_teacher_ids": torch.where(row < 0, -1, 7).int(),
             "next_tokens": (row >= 0).to(torch.int8),
+            "last_teacher_rows": last,
+            "last_teacher_ids": torch.where(last < 0, -1, 5).int(),
+            "last_teacher_bytes": torch.where(last < 0, 0, 1).int(),
             "token_bytes": torch.full((0 if number else 12,), 2).int(),
         }
         writer.append(columns)
@@ -53,11 +57,22 @@ def test_windows_that_point_where_they_may_are_taken(student: Path, targets: Sha
     ("field", "place", "value", "says"),
     [
         ("teacher_rows", 3, 7, "field teacher_rows, row 3 is 7; it must be from -1 to 6"),
-        ("teacher_rows", 3, 1, "row 3 of tokens has the teacher row 1 after 1 in one window"),
-        ("teacher_rows", 3, 0, "row 3 of tokens has the teacher row 0 after 1 in one window"),
-        ("teacher_rows", 3, 4, "row 3 of tokens has the teacher row 4 after 1 in one window"),
-        ("teacher_rows", 1, 2, "row 1 of tokens has the teacher row 2 with the next teacher id -1"),
-        ("teacher_rows", 3, -1, "row 3 of tokens has the teacher row -1 with the next teacher id 7"),
+        ("teacher_rows", 3, 1, "row 3 of tokens has teacher_rows 1 after 1 in one window: it must be higher"),
+        ("teacher_rows", 3, 0, "row 3 of tokens has teacher_rows 0 after 1 in one window"),
+        ("teacher_rows", 3, 4, "row 3 of tokens has teacher_rows 4 after 1 in one window"),
+        ("teacher_rows", 1, 2, "row 1 of tokens has teacher_rows 2 with next_teacher_ids -1"),
+        ("teacher_rows", 3, -1, "row 3 of tokens has teacher_rows -1 with next_teacher_ids 7"),
+        ("last_teacher_rows", 3, 7, "field last_teacher_rows, row 3 is 7; it must be from -1 to 6"),
+        (
+            "last_teacher_rows",
+            2,
+            3,
+            "row 3 of tokens has last_teacher_rows 2 after 3 in one window: it must be no lower",
+        ),
+        ("last_teacher_rows", 3, 4, "row 3 of tokens has last_teacher_rows 4 after 0 in one window"),
+        ("last_teacher_rows", 0, 0, "row 0 of tokens has last_teacher_rows 0 with last_teacher_ids -1"),
+        ("last_teacher_ids", 3, -1, "row 3 of tokens has last_teacher_rows 2 with last_teacher_ids -1"),
+        ("last_teacher_ids", 3, OUTPUT_ROWS, f"field last_teacher_ids, row 3 is {OUTPUT_ROWS}"),
         ("next_teacher_ids", 0, OUTPUT_ROWS, f"field next_teacher_ids, row 0 is {OUTPUT_ROWS}; it must be from -1 to"),
         ("next_teacher_ids", 0, -2, "field next_teacher_ids, row 0 is -2"),
         ("next_tokens", 0, 4, "field next_tokens, row 0 is 4; it must be from 0 to 3"),
@@ -76,6 +91,6 @@ def test_a_forged_pointer_is_named_with_its_file(
 
 def test_rows_of_the_second_file_are_counted_over_all(student: Path, targets: ShardReader) -> None:
     path = forge_column(student, 1, "teacher_rows", lambda column: column[1].fill_(4))
-    with pytest.raises(DataError, match=r"row 7 of tokens has the teacher row 4 after 4 in one window") as caught:
+    with pytest.raises(DataError, match=r"row 7 of tokens has teacher_rows 4 after 4 in one window") as caught:
         check(student, targets)
     assert str(path) in str(caught.value)

@@ -195,7 +195,7 @@ def test_lists_are_small_and_ascending() -> None:
     assert {each.dtype for each in lists} == {torch.bool, torch.int32, torch.float32}
     assert sum(each.untyped_storage().nbytes() for each in lists) == found.nbytes
     entries, samples = len(found.entry_ids_Z), len(found.sample_ids_Y)
-    assert found.nbytes == 4 * (1 + 4 + 4) + 12 * (entries + samples)
+    assert found.nbytes == 4 * (1 + 1 + 4 + 4) + 12 * (entries + samples)
     for positions in (found.entry_positions_Z, found.sample_positions_Y):
         assert (positions.diff() >= 0).all()
 

@@ -26,7 +26,7 @@ from moe_distill.teacher.run import export_head
 from moe_distill.training.stage_folders import TrainingInputs, TrainingOutputs
 from tests.params import fixed_params
 from tests.replay.teachers import VOCABULARY
-from tests.stores import NO_TOKENIZER
+from tests.stores import NO_TOKENIZER, no_last_tokens
 
 TOKENIZER = b"{}"  # what the folders are told apart by; nothing here is text
 TOKENIZER_SHA256 = hashlib.sha256(TOKENIZER).hexdigest()
@@ -142,7 +142,7 @@ def _write_windows(root: Path, split: str, count: int) -> WindowStore:
         rows = torch.arange(start, start + length)
         aligned = {"teacher_rows": rows, "next_tokens": torch.ones(length, dtype=torch.int8)}
         aligned["next_teacher_ids"] = columns["token_ids"]
-        student.append(columns | aligned)
+        student.append(columns | aligned | no_last_tokens(length))
         start += length
     metadata: Metadata = {"prefix_id": 0, "max_length": 100, "tokenizer": TOKENIZER_SHA256}
     index = teacher.finish(TEACHER_WINDOWS, split, metadata)

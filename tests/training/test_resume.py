@@ -36,6 +36,7 @@ from moe_distill.training.step import StepMetrics, Update, optimizer_step, valid
 from moe_distill.training.trainer import Trainer, make_trainer, restore, to_checkpoint
 from moe_distill.utils.device import Runtime
 from moe_distill.utils.signals import Terminated
+from tests.stores import no_last_tokens
 from tests.teacher.conftest import make_teacher
 from tests.training.conftest import STUDENT_VOCABULARY, make_batch
 from tests.training.folders import Folders, make_folders, make_params
@@ -84,7 +85,7 @@ def make_split(folder: Path, seed: int) -> Split:
             "token_bytes": torch.full((0 if number else STUDENT_VOCABULARY,), 3, dtype=torch.int32),
             "next_tokens": torch.zeros(n_tokens, dtype=torch.int8),
         }
-        writer.append(columns)
+        writer.append(columns | no_last_tokens(n_tokens))
     writer.finish(STUDENT_WINDOWS, "f", {"prefix_id": 0})
     return Split(WindowStore(folder, STUDENT_WINDOWS), None)
 

@@ -43,6 +43,17 @@ def aligned_rows(student_starts: Offsets, teacher_starts: Offsets) -> Offsets:
     return rows
 
 
+def last_rows(student_starts: Offsets, teacher_starts: Offsets, first_starts: Offsets) -> Offsets:
+    """For each student token the number of the last teacher token that begins before it, or -1: [student tokens].
+
+    Args:
+        first_starts: where the first teacher token that counts begins, of each student token.
+    """
+    rows = np.searchsorted(teacher_starts, student_starts) - 1
+    found: Offsets = np.where((rows >= 0) & (teacher_starts[rows] >= first_starts), rows, -1)
+    return found
+
+
 def next_token_relation(student_ends: Offsets, teacher_ends: Offsets, rows: Offsets) -> NDArray[np.int8]:
     """The `NextToken` of each student position: int8 [student tokens].
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from moe_distill.alignment.bpe_merges import merges_of
 from moe_distill.alignment.encode import Encoder
+from moe_distill.alignment.token_beginnings import token_beginnings
 from moe_distill.alignment.vocabulary_map import vocabulary_map
 from moe_distill.errors import DataError
 from moe_distill.log import log
@@ -42,7 +43,8 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
     with FileLock(kept.with_suffix(".lock")):  # experiments in several workspaces may start together
         if not _is_valid(kept):
             student_ids = vocabulary_map(*encoders, output_rows=output_rows)
-            columns = {"student_ids": torch.from_numpy(student_ids)} | _segmentation_columns(encoders[1])
+            columns = {"student_ids": student_ids} | token_beginnings(*encoders)
+            tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
             metadata: Metadata = {
                 "student_ids": len(encoders[1].token_bytes.table),
                 "teacher_tokenizer": tokenizers[0],
@@ -50,7 +52,7 @@ def write_vocabulary_map(encoders: tuple[Encoder, Encoder], teacher: Path, stude
             }
             with fresh_folder(kept) as folder:
                 writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", len(student_ids))
-                writer.append(columns)
+                writer.append(tensors | _segmentation_columns(encoders[1]))
                 writer.finish(VOCABULARY_MAP, fingerprint(tokenizers), metadata)
         publish(kept, output)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from moe_distill.alignment.boundaries import aligned_rows, next_token_relation
+from moe_distill.alignment.boundaries import aligned_rows, last_rows, next_token_relation
 from moe_distill.alignment.encode import Encoded, Encoder, encode, without
 from moe_distill.alignment.teacher_windows import TeacherBatch
 from moe_distill.alignment.window_cuts import lay_out, split_evenly
@@ -46,6 +46,7 @@ def student_columns(
     owners = np.searchsorted(np.cumsum(encoded.counts), stops)
     counts = np.diff(stops, prepend=0)
     first = stops - counts
+    last = last_rows(starts, windows.starts, np.repeat(windows.window_starts[owners], counts))
 
     split_counts.student_windows += len(stops)
     split_counts.student_tokens += len(encoded.ids)
@@ -64,6 +65,9 @@ def student_columns(
         "teacher_rows": torch.from_numpy(np.where(rows < 0, -1, rows + rows_before)),
         "next_teacher_ids": torch.from_numpy(np.where(rows < 0, -1, windows.ids[rows])).int(),
         "next_tokens": torch.from_numpy(relation),
+        "last_teacher_rows": torch.from_numpy(np.where(last < 0, -1, last + rows_before)),
+        "last_teacher_ids": torch.from_numpy(np.where(last < 0, -1, windows.ids[last])).int(),
+        "last_teacher_bytes": torch.from_numpy(np.where(last < 0, 0, starts - windows.starts[last])).int(),
     }
 
 

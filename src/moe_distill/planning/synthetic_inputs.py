@@ -59,6 +59,7 @@ def write_vocabulary_map(folder: Path, rows: tuple[int, int]) -> None:
     columns = {"student_ids": (torch.arange(rows[0]) % rows[1]).int(), "student_bytes": nothing}
     columns |= dict.fromkeys(MERGE_IDS, nothing)
     columns |= dict.fromkeys(("student_spelling", "student_tokenizer"), nothing.to(torch.int8))
+    columns |= _beginnings(rows[0])
     writer.append(columns)
     metadata: Metadata = {"student_ids": rows[1], "teacher_tokenizer": TOKENIZER, "student_tokenizer": TOKENIZER}
     writer.finish(VOCABULARY_MAP, "synthetic", metadata)
@@ -84,12 +85,28 @@ def _window(number: int, ids: Tensor, rows: int) -> dict[str, Tensor]:
     }
 
 
+def _beginnings(n_teacher_ids: int) -> dict[str, Tensor]:
+    """Of tokens that begin with different bytes, each."""
+    places = torch.arange(TOKEN_BYTES * n_teacher_ids)
+    return {
+        "teacher_bytes": torch.full((n_teacher_ids,), TOKEN_BYTES, dtype=torch.int32),
+        "token_rests": torch.full((n_teacher_ids,), -1, dtype=torch.int32),
+        "beginnings": places.int(),
+        "rests": torch.where(places % TOKEN_BYTES == TOKEN_BYTES - 1, -1, 0).int(),
+        "rest_student_ids": torch.zeros(1, dtype=torch.int32),
+    }
+
+
 def _alignment(number: int, teacher_ids: Tensor, lengths: tuple[int, int]) -> dict[str, Tensor]:
     places = torch.arange(lengths[1])
     is_aligned = places < lengths[0]
     next_ids = teacher_ids[places.clamp(max=lengths[0] - 1)]
+    has_last = is_aligned & (places > 0)
     return {
         "teacher_rows": torch.where(is_aligned, places + number * lengths[0], -1),
         "next_teacher_ids": torch.where(is_aligned, next_ids, -1).int(),
         "next_tokens": torch.where(is_aligned, NextToken.SAME, NextToken.UNALIGNED).to(torch.int8),
+        "last_teacher_rows": torch.where(has_last, places - 1 + number * lengths[0], -1),
+        "last_teacher_ids": torch.where(has_last, teacher_ids[(places - 1).clamp(0, lengths[0] - 1)], -1).int(),
+        "last_teacher_bytes": torch.where(has_last, TOKEN_BYTES, 0).int(),
     }

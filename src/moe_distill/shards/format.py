@@ -17,6 +17,7 @@ from moe_distill.utils.checksummed_json import read_json_object, verified_conten
 from moe_distill.utils.files import Json
 
 FORMAT_VERSION = 6
+LATER_VERSIONS = {"moe-distill/student-windows": 7, "moe-distill/vocabulary-map": 7}  # of formats that changed since
 WRITTEN_BY = {"moe-distill/teacher-targets": "teacher"}  # format -> stage; all other formats: tokenize
 INDEX_NAME = "index.json"
 DTYPES = {
@@ -99,6 +100,11 @@ def command_to_write(store_format: str) -> str:
     return f"run: dvc repro -f {WRITTEN_BY.get(store_format, 'tokenize')}"
 
 
+def version_of(store_format: str) -> int:
+    """The version in which a store of this format is written and read."""
+    return LATER_VERSIONS.get(store_format, FORMAT_VERSION)
+
+
 def shard_name(number: int) -> str:
     """File name of a shard, by its number from 0."""
     return f"shard_{number:05d}.safetensors"
@@ -116,7 +122,7 @@ def read_index(folder: Path, expected_format: str) -> Index:
     content = read_json_object(path)
     try:
         header = _Header.model_validate(content)
-        found, expected = (header.format, header.format_version), (expected_format, FORMAT_VERSION)
+        found, expected = (header.format, header.format_version), (expected_format, version_of(expected_format))
         if found != expected:
             what = f"{path} is {found[0]} version {found[1]}, expected {expected[0]} version {expected[1]}"
             raise DataError(what, "another release of moe-distill wrote it", command_to_write(expected_format))

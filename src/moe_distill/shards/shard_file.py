@@ -10,13 +10,13 @@ from torch import Tensor
 
 from moe_distill.shards.format import (
     DTYPES,
-    FORMAT_VERSION,
     INDEX_NAME,
     FieldSpec,
     FileEntry,
     Index,
     Metadata,
     shard_name,
+    version_of,
 )
 from moe_distill.shards.value_checks import is_finite
 from moe_distill.utils.checksummed_json import write_checksummed_json
@@ -78,7 +78,7 @@ def make_index(
     """The index of a store in this version."""
     return Index(
         format=store_format,
-        format_version=FORMAT_VERSION,
+        format_version=version_of(store_format),
         fingerprint=fingerprint,
         fields=dict(fields),
         files=files,

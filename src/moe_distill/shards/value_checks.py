@@ -41,7 +41,8 @@ def check_range(place: str, column: Tensor, first_row: int, allowed: range, fix:
     low, high = (int(bound) for bound in torch.aminmax(column))
     if low >= allowed.start and high < allowed.stop:
         return
-    row, value = _first(column, (column < allowed.start) | (column >= allowed.stop))
+    wide = column.long()  # a bound may be more than the column's dtype holds
+    row, value = _first(column, (wide < allowed.start) | (wide >= allowed.stop))
     bounds = f"it must be from {allowed.start} to {allowed.stop - 1}"
     raise DataError(f"{place}, row {first_row + row} is {value:.0f}", bounds, fix)
 

@@ -1,7 +1,8 @@
 """The map from the teacher's ids to the student's on disk, and beside it what is known of both vocabularies.
 
-Tables: a row for each row of the teacher's output matrix, for each merge of the student's tokenizer, and for each byte
-of that tokenizer and of its tokens.
+Tables: a row for each row of the teacher's output matrix, for each merge of the student's tokenizer, for each byte of
+that tokenizer and of its tokens, for each id of the teacher's tokenizer, for each beginning of one of its tokens (the
+first byte, the first two, ..., all), and for each string that may be left of one.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ MAP_FIELDS = {
     "student_bytes": FieldSpec(table="student_ids", dtype="int32"),  # of each id; 0: it stands for no text
     "student_spelling": FieldSpec(table="spelling", dtype="int8"),  # the bytes of all ids, one after the other
     "student_tokenizer": FieldSpec(table="tokenizer", dtype="int8"),  # bytes of its tokenizer.json
+    "teacher_bytes": FieldSpec(table="teacher_tokens", dtype="int32"),  # of each id; as many rows of `beginnings`
+    "token_rests": FieldSpec(
+        table="teacher_tokens", dtype="int32"
+    ),  # row of `rests` of the same bytes; -1: there is none
+    "beginnings": FieldSpec(table="beginnings", dtype="int32"),  # equal where the bytes are
+    "rests": FieldSpec(table="beginnings", dtype="int32"),  # row of `rests`; -1: nothing is left
+    "rest_student_ids": FieldSpec(table="rests", dtype="int32"),  # -1: no student token
 }
 MERGE_IDS = ("merge_lefts", "merge_rights", "merge_results")
 
@@ -40,12 +48,27 @@ class Merges:
     results: Tensor  # int64: what left and right become
 
 
+@dataclass(frozen=True)
+class Beginnings:
+    """The beginnings of the teacher's tokens, one token's after the other's, the shortest first, int64."""
+
+    teacher_bytes: Tensor  # [ids]: of each id, and so many beginnings
+    token_rests: Tensor  # [ids]: number of the string of the same bytes that may be left of another token; -1: none
+    numbers: Tensor  # [beginnings]: equal where the bytes are
+    rests: Tensor  # [beginnings]: number of what is left of the token; -1: nothing
+    rest_student_ids: Tensor  # [rests]: the student's first token of what is left; -1: none
+
+
 def open_vocabulary_map(folder: Path) -> ShardReader:
     """Open a vocabulary map; an id that the student's tokenizer does not have is refused."""
     reader = ShardReader(folder, VOCABULARY_MAP)
     n_ids = _n_student_ids(reader)
     reader.expect("student_ids", range(-1, n_ids))
-    reader.expect("student_bytes", range(1 << 31))
+    reader.expect("rest_student_ids", range(-1, n_ids))
+    for name in ("rests", "token_rests"):
+        reader.expect(name, range(-1, reader.rows("rests")))
+    for name in ("student_bytes", "teacher_bytes", "beginnings"):
+        reader.expect(name, range(1 << 31))
     for name in MERGE_IDS:
         reader.expect(name, range(n_ids))
     return reader
@@ -54,6 +77,23 @@ def open_vocabulary_map(folder: Path) -> ShardReader:
 def read_vocabulary_map(folder: Path) -> Tensor:
     """int64 [rows of the teacher's output matrix]: student id of each teacher id, -1 where there is none."""
     return _column(open_vocabulary_map(folder), "student_ids")
+
+
+def read_beginnings(folder: Path) -> Beginnings:
+    """The beginnings of the teacher's tokens.
+
+    Raises:
+        DataError: there are not as many as the tokens have bytes.
+    """
+    reader = open_vocabulary_map(folder)
+    names = ("teacher_bytes", "token_rests", "beginnings", "rests", "rest_student_ids")
+    found = Beginnings(*(_column(reader, name) for name in names))
+    if int(found.teacher_bytes.sum()) != len(found.numbers):
+        what = (
+            f"{reader.folder} has {len(found.numbers)} beginnings of tokens of {int(found.teacher_bytes.sum())} bytes"
+        )
+        raise DataError(what, fix=reader.fix)
+    return found
 
 
 def read_merges(folder: Path) -> tuple[Merges, int]:

@@ -38,6 +38,10 @@ STUDENT_FIELDS = TEACHER_FIELDS | {
         table="tokens", dtype="int32"
     ),  # teacher token that begins where this one does, or -1
     "next_tokens": FieldSpec(table="tokens", dtype="int8"),  # NextToken
+    # The last token of the teacher that begins before this one, in the same teacher window; -1, -1 and 0: there is none
+    "last_teacher_rows": FieldSpec(table="tokens", dtype="int64"),
+    "last_teacher_ids": FieldSpec(table="tokens", dtype="int32"),
+    "last_teacher_bytes": FieldSpec(table="tokens", dtype="int32"),  # of its bytes, those before this token
 }
 
 
@@ -158,24 +162,29 @@ def model_inputs(windows: WindowStore, numbers: Sequence[int]) -> tuple[Tensor, 
 
 
 def check_aligned(student: WindowStore, teacher: WindowStore) -> None:
-    """Refuse student positions whose teacher position has read other bytes.
+    """Refuse student positions whose teacher position, or last teacher token, stands at other bytes.
 
     Raises:
         DataError: there is one; names the row and both places in the corpus.
     """
-    student.reader.expect("teacher_rows", range(-1, teacher.reader.rows("tokens")))
-    rows = torch.cat(list(student.reader.columns("teacher_rows")))
-    aligned = (rows >= 0).nonzero().squeeze(1)
-    found, expected = _places(student)[:, aligned], _places(teacher)[:, rows[aligned]]
-    wrong = (found != expected).any(0).nonzero()
-    if len(wrong):
-        number = int(wrong[0])
-        row, (document, byte), (other, other_byte) = aligned[number], found[:, number], expected[:, number]
-        raise DataError(
-            f"{student.reader.folder}: row {int(row)} of tokens stands at byte {int(byte)} of document {int(document)}",
-            f"the teacher's row {int(rows[row])} at byte {int(other_byte)} of document {int(other)}",
-            student.reader.fix,
-        )
+    of_student, of_teacher = _places(student), _places(teacher)
+    last_bytes = torch.cat(list(student.reader.columns("last_teacher_bytes")))
+    for field, n_read in (("teacher_rows", torch.zeros_like(last_bytes)), ("last_teacher_rows", last_bytes)):
+        student.reader.expect(field, range(-1, teacher.reader.rows("tokens")))
+        rows = torch.cat(list(student.reader.columns(field)))
+        pointing = (rows >= 0).nonzero().squeeze(1)
+        found, expected = of_student[:, pointing], of_teacher[:, rows[pointing]]
+        expected[1] += n_read[pointing]
+        wrong = (found != expected).any(0).nonzero()
+        if len(wrong):
+            number = int(wrong[0])
+            row, (document, byte), (other, other_byte) = pointing[number], found[:, number], expected[:, number]
+            place = f"row {int(row)} of tokens stands at byte {int(byte)} of document {int(document)}"
+            raise DataError(
+                f"{student.reader.folder}: {place}",
+                f"by {field} the teacher's row {int(rows[row])} at byte {int(other_byte)} of document {int(other)}",
+                student.reader.fix,
+            )
 
 
 def _places(windows: WindowStore) -> Tensor:

@@ -1,4 +1,6 @@
-"""Counts over the training windows: pairs of next tokens of both models, and neighbouring student tokens."""
+"""Counts over the training windows: pairs of next tokens of both models, what the student reads where it stands inside
+a teacher token, and neighbouring student tokens.
+"""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,18 +9,27 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
-from moe_distill.shards.vocabulary_store import read_merges, read_tokenizer, read_vocabulary_map
+from moe_distill.shards.vocabulary_store import (
+    Beginnings,
+    read_beginnings,
+    read_merges,
+    read_tokenizer,
+    read_vocabulary_map,
+)
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.targets.canonical import merge_rules, with_text
 from moe_distill.targets.neighbour_trials import NeighbourTrials
 from moe_distill.targets.sparse_rows import pair_keys, pairs_of
-from moe_distill.targets.token_shares import NextTokenCounts, VocabularyMap, counted_shares
+from moe_distill.targets.token_shares import NextTokenCounts, TokenBeginnings, VocabularyMap, counted_shares, rule_map
 
 
 def load_vocabulary_map(folder: Path, windows: WindowStore) -> VocabularyMap:
     """A vocabulary map with the shares, frequencies and neighbours that a split's windows show."""
-    found = counted_shares(read_vocabulary_map(folder), count_next_tokens(windows))
+    rule_ids = read_vocabulary_map(folder)
+    beginnings = _beginnings(read_beginnings(folder), len(rule_ids), windows)
+    found = replace(counted_shares(rule_ids, count_next_tokens(windows)), beginnings=beginnings)
     merges, n_ids = read_merges(folder)
     if not len(merges.results):
         return found
@@ -42,6 +53,34 @@ def count_next_tokens(windows: WindowStore) -> NextTokenCounts:
         pair_keys(teacher[teacher >= 0].long(), ids[teacher >= 0].long()) for teacher, ids in columns
     )
     return NextTokenCounts(*pairs_of(keys), counts)
+
+
+def _beginnings(stored: Beginnings, n_rows: int, windows: WindowStore) -> TokenBeginnings | None:
+    """The beginnings of the teacher's tokens, with the shares that a split's windows show; None: none are known.
+
+    What is left of a token is counted where the text has it after that beginning, and as a token of its own.
+
+    Args:
+        n_rows: R, rows of the teacher's output matrix.
+    """
+    if not len(stored.numbers):
+        return None
+    n_bytes = F.pad(stored.teacher_bytes, (0, n_rows - len(stored.teacher_bytes)))
+    by_rule = TokenBeginnings(n_bytes, stored.numbers, stored.rests, rule_map(stored.rest_student_ids))
+    token_rests = F.pad(stored.token_rests, (0, n_rows - len(stored.token_rests)), value=-1)
+    names = ("last_teacher_ids", "last_teacher_bytes", "next_teacher_ids", "token_ids")
+    columns = zip(*(windows.reader.columns(name) for name in names), strict=True)
+
+    def of_files() -> Iterable[Tensor]:
+        for last_ids, n_read, next_teacher_ids, student_ids in columns:
+            has_last, is_aligned = last_ids >= 0, next_teacher_ids >= 0
+            inside = by_rule.rests[by_rule.places(last_ids[has_last].long(), n_read[has_last].long())]
+            rests = torch.cat([inside, token_rests[next_teacher_ids[is_aligned].long()]])
+            next_ids = torch.cat([student_ids[has_last], student_ids[is_aligned]]).long()
+            yield pair_keys(rests[rests >= 0], next_ids[rests >= 0])
+
+    keys, counts = _counted(of_files())
+    return replace(by_rule, rest_map=counted_shares(stored.rest_student_ids, NextTokenCounts(*pairs_of(keys), counts)))
 
 
 def _neighbours(windows: WindowStore) -> Tensor:

@@ -12,6 +12,7 @@ were counted, X pairs of one of them and a student token of it.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class VocabularyMap:
     frequencies: Tensor  # fp32 [R]: of the mapped teacher ids as next tokens of the text, each met once more; sum 1
     student_frequencies: Tensor  # fp32 [V]: the same, handed out by the shares
     merges: MergeRules | None = None  # of the student's tokenizer; None: nothing is known of them
+    beginnings: "TokenBeginnings | None" = None  # of the teacher's tokens; None: nothing is known of them
 
     def mapped_to_student(self, teacher_ids: Tensor) -> "StudentPairs":
         """Spread a flat list of teacher ids over their student tokens, with the share of each.
@@ -69,6 +71,27 @@ class VocabularyMap:
     def likeliest(self) -> Tensor:
         """The student id with the largest share of each teacher id, int64 [R]; -1: no student token."""
         return self.student_ids[:, 0].masked_fill(self.log_shares[:, 0] == float("-inf"), -1)
+
+
+@dataclass(frozen=True)
+class TokenBeginnings:
+    """How each teacher token may begin, and where the probability of what may be left of it goes.
+
+    The beginnings of a token lie one after the other, the shortest first.
+    """
+
+    n_bytes: Tensor  # int64 [R]: bytes of each teacher id, and beginnings; 0 where it stands for no text
+    numbers: Tensor  # int64 [beginnings]: equal where the bytes are
+    rests: Tensor  # int64 [beginnings]: number of the string that is left; -1: nothing is
+    rest_map: VocabularyMap  # of those strings, by their number
+
+    @cached_property
+    def _first_places(self) -> Tensor:
+        return self.n_bytes.cumsum(0) - self.n_bytes
+
+    def places(self, teacher_ids: Tensor, n_read: Tensor) -> Tensor:
+        """Where the first `n_read` bytes of some tokens stand in the lists; -1: the token is shorter."""
+        return (self._first_places[teacher_ids] + n_read - 1).masked_fill(self.n_bytes[teacher_ids] < n_read, -1)
 
 
 def rule_map(rule_ids_R: Tensor) -> VocabularyMap:

@@ -1,15 +1,25 @@
 """What the teacher says over one student window, made from the cache alone and kept for later epochs."""
 
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
+from torch import Tensor
 
 from moe_distill.config.params import KdOrder, KdTail
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import WindowStore
+from moe_distill.targets.last_tokens import (
+    LAST_FIELDS,
+    LastTokens,
+    check_last_tokens,
+    continuations,
+    with_continuations,
+)
 from moe_distill.targets.sparse_target import NextTokens, SparseTarget, sparse_target
 from moe_distill.targets.teacher_rows import read_rows
-from moe_distill.targets.token_shares import VocabularyMap
+from moe_distill.targets.token_shares import TokenBeginnings, VocabularyMap
+from moe_distill.utils.tensors import map_tensors
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,10 @@ class WindowTargets:
         self._windows, self._shards, self._vocabulary_map = windows, shards, vocabulary_map
         self._settings, self._free_bytes = settings, memory_bytes
         self._kept: dict[int, SparseTarget] = {}
+        reads_last = settings.follows_text and settings.temperature == 1.0
+        self._beginnings = vocabulary_map.beginnings if reads_last else None
+        if self._beginnings is not None:
+            check_last_tokens(windows, self._beginnings)
 
     def of(self, window: int) -> SparseTarget:
         """The target of each position of a window, in order."""
@@ -58,11 +72,10 @@ class WindowTargets:
             self._windows.tokens(name, window) for name in ("teacher_rows", "next_teacher_ids", "token_ids")
         )
         has_target_N = rows_N >= 0
-        previous_ids_N = torch.cat([torch.tensor([self._windows.prefix_id]), ids_N[:-1].long()])
         settings, text = self._settings, None
         if settings.follows_text:
             text = NextTokens(next_teacher_ids_N[has_target_N].long(), ids_N[has_target_N].long())
-        return sparse_target(
+        target = sparse_target(
             read_rows(self._shards, rows_N[has_target_N]),
             has_target_N,
             self._vocabulary_map,
@@ -70,5 +83,27 @@ class WindowTargets:
             settings.order,
             settings.tail,
             text,
-            previous_ids_N[has_target_N],
+            self._previous_ids(ids_N.long())[has_target_N],
         )
+        return target if self._beginnings is None else self._continued(target, window, self._beginnings)
+
+    def _continued(self, target: SparseTarget, window: int, beginnings: TokenBeginnings) -> SparseTarget:
+        """The target of a window in which the teacher's last tokens may go on."""
+        rows_N, teacher_ids_N, n_read_N, ids_N = (
+            self._windows.tokens(name, window).long() for name in (*LAST_FIELDS, "token_ids")
+        )
+        positions_P = (rows_N >= 0).nonzero().squeeze(1)
+        numbers, place_P = rows_N[positions_P].unique(return_inverse=True)
+        last = LastTokens(
+            rows=map_tensors(read_rows(self._shards, numbers), itemgetter(place_P)),
+            ids=teacher_ids_N[positions_P],
+            n_read=n_read_N[positions_P],
+            previous_ids=self._previous_ids(ids_N)[positions_P],
+            next_ids=ids_N[positions_P],
+        )
+        found = continuations(last, beginnings, self._vocabulary_map.merges)
+        return with_continuations(target, positions_P, found)
+
+    def _previous_ids(self, ids_N: Tensor) -> Tensor:
+        """The student's last token at each position of a window."""
+        return torch.cat([torch.tensor([self._windows.prefix_id]), ids_N[:-1]])

@@ -1,0 +1,222 @@
+"""Targets that do not know whether the teacher's last token has ended, against the definition, one string at a time."""
+
+import itertools
+from dataclasses import replace
+from operator import itemgetter
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_distill.batches.split import Split, open_split
+from moe_distill.errors import DataError
+from moe_distill.shards.vocabulary_store import Merges
+from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
+from moe_distill.targets.canonical import merge_rules
+from moe_distill.targets.last_tokens import LEAST_SHARE, LastTokens, continuations, with_continuations
+from moe_distill.targets.next_token_counts import load_vocabulary_map
+from moe_distill.targets.sparse_target import SparseTarget
+from moe_distill.targets.teacher_rows import read_rows
+from moe_distill.targets.token_shares import NextTokenCounts, TokenBeginnings, counted_shares, rule_map
+from moe_distill.targets.window_targets import TargetSettings, WindowTargets
+from moe_distill.utils.tensors import map_tensors
+from tests.chain import Chain
+from tests.shards.forge import forge_column
+from tests.targets.reference import entries_of, random_logits, rows_without_a_tail
+from tests.targets.test_window_targets import are_equal
+
+TOKENS = [*("".join(each) for n in (1, 2, 3, 4) for each in itertools.product("ab", repeat=n)), ""]  # the last: no text
+RESTS = [each for each in TOKENS if 0 < len(each) < 4]
+N_STUDENT = 6
+SETTINGS = TargetSettings(temperature=1.0, order="map_then_temper", tail="sampled")
+
+
+def beginnings() -> TokenBeginnings:
+    """Each rest has some student tokens, "bb" has none."""
+    numbers = [TOKENS.index(token[:n]) for token in TOKENS for n in range(1, len(token) + 1)]
+    rests = [RESTS.index(token[n:]) if token[n:] else -1 for token in TOKENS for n in range(1, len(token) + 1)]
+    rule_ids = torch.tensor([-1 if rest == "bb" else len(rest) % N_STUDENT for rest in RESTS])
+    pairs = torch.tensor([[n, (3 * n + k) % N_STUDENT] for n in range(len(RESTS)) for k in range(2)])
+    counts = NextTokenCounts(pairs[:, 0], pairs[:, 1], torch.arange(1, len(pairs) + 1))
+    rest_map = counted_shares(rule_ids, counts)
+    return TokenBeginnings(
+        torch.tensor([len(each) for each in TOKENS]), torch.tensor(numbers), torch.tensor(rests), rest_map
+    )
+
+
+def last_tokens(seed: int, scale: float = 2.0) -> LastTokens:
+    """Every token, read to each of its bytes; all of the teacher's distribution is known."""
+    ids, n_read = torch.tensor([[n, k] for n, token in enumerate(TOKENS) for k in range(1, len(token) + 1)]).T
+    logits = random_logits(len(ids), len(TOKENS), seed, scale)
+    rows = replace(rows_without_a_tail(logits), target_logprob=logits.log_softmax(-1).gather(1, ids[:, None])[:, 0])
+    previous_ids, next_ids = torch.randint(N_STUDENT, (2, len(ids)), generator=torch.Generator().manual_seed(seed))
+    return LastTokens(rows, ids, n_read, previous_ids, next_ids)
+
+
+def slowly(last: LastTokens, at: int, denied: set[tuple[int, int]]) -> tuple[bool, dict[int, float], float]:
+    """Whether the position is inside its last token, the probability of each student token, and that of all else."""
+    text, map_of_rests = TOKENS[int(last.ids[at])], beginnings().rest_map
+    read = text[: int(last.n_read[at])]
+    order = last.rows.topk_ids[at].tolist()
+    probs = dict(zip(order, last.rows.topk_logprobs[at].double().exp().tolist(), strict=True))
+    alike = {token: probs[n] for n, token in enumerate(TOKENS) if token and token.startswith(read)}
+    is_inside, found, ended, unlisted = text != read, dict.fromkeys(range(N_STUDENT), 0.0), 0.0, 0.0
+    for token, prob in alike.items():
+        share, rest = prob / sum(alike.values()), token.removeprefix(read)
+        if not rest:
+            ended += share
+        elif token == text:
+            found[int(last.next_ids[at])] += share
+        elif share <= LEAST_SHARE or rest == "bb":
+            unlisted += share
+        else:
+            of_rest = map_of_rests.student_ids[RESTS.index(rest)], map_of_rests.log_shares[RESTS.index(rest)].exp()
+            for student_id, part in zip(*(each.tolist() for each in of_rest), strict=True):
+                found[student_id] += share * part
+    for previous, student_id in denied:
+        is_text = is_inside and student_id == int(last.next_ids[at])
+        if previous == int(last.previous_ids[at]) and not is_text and found[student_id] > 1e-3:
+            found[student_id] = 0.0
+    rest_prob = ended + unlisted if is_inside else ended
+    total = rest_prob + sum(found.values())
+    return is_inside, {n: prob / total for n, prob in found.items() if prob}, rest_prob / total
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@pytest.mark.parametrize("denied", [set(), {(0, 1), (2, 0), (3, 3), (5, 2), (1, 4)}], ids=["all_may_follow", "some"])
+def test_both_cases_have_what_the_teacher_gives_them(denied: set[tuple[int, int]], scale: float) -> None:
+    last, rules = last_tokens(1, scale), None
+    if denied:
+        firsts, seconds = torch.tensor(sorted(denied)).T
+        made = torch.arange(len(denied)) + N_STUDENT
+        rules = merge_rules(Merges(firsts, seconds, made), N_STUDENT + len(denied))
+    found = continuations(last, beginnings(), rules)
+    small = 0
+    for at in range(len(last.ids)):
+        is_inside, expected, rest = slowly(last, at, denied)
+        of_it = found.entries.rows == at
+        entries = dict(
+            zip(found.entries.ids[of_it].tolist(), found.entries.logprobs[of_it].exp().tolist(), strict=True)
+        )
+        assert bool(found.is_inside_P[at]) == is_inside
+        assert entries == pytest.approx(expected, abs=1e-6)
+        assert float(found.rest_P[at]) == pytest.approx(rest, abs=1e-6)
+        small += 0.0 < rest < 0.9
+    assert small > 10
+
+
+def test_a_token_of_the_tail_is_as_likely_as_its_samples_say() -> None:
+    """Kept: "a"; next in the text: "ab", one byte of it read; drawn: "aa" twice, "ab" and "b"."""
+    rows = replace(
+        rows_without_a_tail(torch.zeros(1, 1)),
+        topk_ids=torch.tensor([[TOKENS.index("a")]]),
+        topk_logprobs=torch.tensor([[0.2]]).log(),
+        tail_ids=torch.tensor([[TOKENS.index(each) for each in ("aa", "ab", "aa", "b")]]),
+        tail_logprobs=torch.tensor([[0.1, 0.3, 0.1, 0.05]]).log(),
+        tail_log_density=torch.tensor([[0.25, 0.5, 0.25, 0.1]]).log(),
+        target_logprob=torch.tensor([0.3]).log(),
+    )
+    one = torch.ones(1, dtype=torch.int64)
+    last = LastTokens(rows, one * TOKENS.index("ab"), one, one * 0, one * 5)
+    whole = 0.2 + 0.3 + 2 * (0.1 / 0.25) / 4
+    by_rule = replace(beginnings(), rest_map=rule_map(torch.arange(len(RESTS))))
+    found = continuations(last, by_rule, None)
+    entries = dict(zip(found.entries.ids.tolist(), found.entries.logprobs.exp().tolist(), strict=True))
+    assert entries == pytest.approx({RESTS.index("a"): 0.2 / whole, 5: 0.3 / whole})
+    assert float(found.rest_P[0]) == pytest.approx(0.2 / whole)
+
+
+def at_common_boundary() -> SparseTarget:
+    """Position 0 is inside a token, 1 at a common boundary, 2 at one with no last token, 3 inside without one."""
+    return SparseTarget(
+        temperature=1.0,
+        has_target_N=torch.tensor([False, True, True, False]),
+        has_bucket_N=torch.zeros(4, dtype=torch.bool),
+        residual_N=torch.tensor([0.0, 0.4, 0.1, 0.0]),
+        listed_mass_N=torch.tensor([0.0, 0.9, 0.95, 0.0]),
+        entry_positions_Z=torch.tensor([1, 1, 2]).int(),
+        entry_ids_Z=torch.tensor([2, 4, 0]).int(),
+        entry_probs_Z=torch.tensor([0.5, 0.1, 0.9]),
+        sample_positions_Y=torch.tensor([1, 2]).int(),
+        sample_ids_Y=torch.tensor([0, 1]).int(),
+        sample_probs_Y=torch.tensor([0.3, 0.05]),
+    )
+
+
+def test_at_a_common_boundary_the_next_row_has_the_share_of_the_ended_token() -> None:
+    last = map_tensors(last_tokens(3), itemgetter(slice(2, 6)))  # "aa" read to its first and its second byte, ...
+    found = continuations(map_tensors(last, itemgetter(slice(0, 2))), beginnings(), None)
+    assert found.is_inside_P.tolist() == [True, False]
+    target = with_continuations(at_common_boundary(), torch.tensor([0, 1]), found)
+    (_, inside, bucket), (_, goes_on, ended) = (slowly(last, at, set()) for at in (0, 1))
+    assert entries_of(target, 0) == pytest.approx(inside, abs=1e-6)
+    expected = {2: 0.5 * ended, 4: 0.1 * ended}
+    for student_id, prob in goes_on.items():
+        expected[student_id] = expected.get(student_id, 0.0) + prob
+    assert entries_of(target, 1) == pytest.approx(expected, abs=1e-6)
+    assert entries_of(target, 2) == pytest.approx({0: 0.9})
+    assert target.residual_N.tolist() == pytest.approx([bucket, 0.4 * ended, 0.1, 0.0], abs=1e-6)
+    assert target.listed_mass_N.tolist() == pytest.approx([1 - bucket, 1 - 0.1 * ended, 0.95, 0.0], abs=1e-6)
+    assert target.has_target_N.tolist() == [True, True, True, False]
+    assert target.has_bucket_N.tolist() == [True, False, False, False]
+    assert target.sample_probs_Y.tolist() == pytest.approx([0.3 * ended, 0.05], abs=1e-6)
+    assert target.entry_positions_Z.dtype is target.entry_ids_Z.dtype is torch.int32
+
+
+@pytest.fixture(scope="module")
+def split(chain: Chain) -> Split:
+    return open_split(chain.windows / "train", chain.targets / "train")
+
+
+def test_a_windows_target_has_them_where_the_windows_say(chain: Chain, split: Split) -> None:
+    windows, shards = split.windows, split.shards
+    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", windows)
+    assert shards is not None
+    assert vocabulary_map.beginnings is not None
+    unknowing = replace(vocabulary_map, beginnings=None)
+    n_inside = 0
+    for window in range(3):
+        found = WindowTargets(windows, shards, vocabulary_map, SETTINGS).of(window)
+        without = WindowTargets(windows, shards, unknowing, SETTINGS).of(window)
+        rows_N, ids_N, n_read_N, next_ids_N = (
+            windows.tokens(name, window).long()
+            for name in ("last_teacher_rows", "last_teacher_ids", "last_teacher_bytes", "token_ids")
+        )
+        previous_ids_N = torch.cat([torch.tensor([windows.prefix_id]), next_ids_N[:-1]])
+        positions = (rows_N >= 0).nonzero().squeeze(1)
+        one_by_one = [read_rows(shards, rows_N[each, None]) for each in positions]
+        rows = map_tensors(one_by_one[0], lambda _: torch.zeros(0))
+        rows = type(rows)(*(torch.cat([getattr(each, name) for each in one_by_one]) for name in vars(rows)))
+        columns = (ids_N, n_read_N, previous_ids_N, next_ids_N)
+        last = LastTokens(rows, *(each[positions] for each in columns))
+        continued = continuations(last, vocabulary_map.beginnings, vocabulary_map.merges)
+        assert are_equal(found, with_continuations(without, positions, continued))
+        assert bool(found.has_target_N[1:].all()), "a position inside a teacher token has a target too"
+        n_inside += int((found.has_target_N & ~without.has_target_N).sum())
+    assert n_inside > 10
+
+
+@pytest.mark.parametrize("settings", [replace(SETTINGS, temperature=2.0), replace(SETTINGS, follows_text=False)])
+def test_there_are_none_at_another_temperature_or_without_the_text(
+    chain: Chain, split: Split, settings: TargetSettings
+) -> None:
+    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", split.windows)
+    assert split.shards is not None
+    found, without = (
+        WindowTargets(split.windows, split.shards, each, settings).of(0)
+        for each in (vocabulary_map, replace(vocabulary_map, beginnings=None))
+    )
+    assert are_equal(found, without)
+
+
+@pytest.mark.parametrize(("value", "says"), [(99, "has last_teacher_bytes 99"), (0, "has last_teacher_bytes 0")])
+def test_more_bytes_than_the_last_token_has_are_refused(chain: Chain, tmp_path: Path, value: int, says: str) -> None:
+    copy = chain.copy(tmp_path / "copy")
+    rows = WindowStore(copy.windows / "train", STUDENT_WINDOWS).tokens("last_teacher_rows", 0)
+    row = int((rows >= 0).nonzero()[0])
+    forge_column(copy.windows / "train", 0, "last_teacher_bytes", lambda column: column[row].fill_(value))
+    split = open_split(copy.windows / "train", copy.targets / "train")
+    assert split.shards is not None
+    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", split.windows)
+    with pytest.raises(DataError, match=f"row {row} of tokens {says}"):
+        WindowTargets(split.windows, split.shards, vocabulary_map, SETTINGS)
