@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from inside import InsideTargets, from_cache, from_teacher, with_aligned
 from map_rules import longest_prefix_map
 from native import NATIVE, RoundTrip, native_loss, round_trip
 from rivals import all_spans, shared_strings, sorted_l1, span_kl
@@ -30,7 +29,6 @@ from moe_distill.losses.text_loss import text_loss
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.vocabulary_store import read_vocabulary_map
-from moe_distill.shards.window_store import TEACHER_WINDOWS, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.sparse_target import NextTokens
 from moe_distill.targets.teacher_rows import TeacherRows, read_rows
@@ -55,20 +53,19 @@ class Ours:
     temperature: float = 1.0
     order: KdOrder = "map_then_temper"
     conditioned: bool = True  # without entries that the student's tokenizer would have joined to its last token
-    inside: Literal["nowhere", "loop", "cache"] = "nowhere"  # what says how teacher tokens go on (inside.py)
+    continued: bool = True  # with what the teacher's last token may go on to; T = 1 alone (targets/last_tokens.py)
 
 
 OURS = {
     "ours": Ours("counts"),
-    "ours_unconditioned": Ours("counts", conditioned=False),
+    "ours_boundaries": Ours("counts", continued=False),
+    "ours_unconditioned": Ours("counts", conditioned=False, continued=False),  # to be held against `ours_boundaries`
     "ours_segmentation": Ours("segmentation", conditioned=False),  # to be held against `ours_unconditioned`
     "ours_prefix": Ours("prefix", conditioned=False),
     "ours_t2": Ours("counts", temperature=2.0),
     "ours_t2_tempered_first": Ours("counts", temperature=2.0, order="temper_then_map"),
     "ours_t3": Ours("counts", temperature=3.0),
     "ours_t3_tempered_first": Ours("counts", temperature=3.0, order="temper_then_map"),
-    "ours_inside": Ours("counts", inside="loop"),
-    "ours_inside_cached": Ours("counts", inside="cache"),
     "same_cached": Ours("counts"),  # into the student with the teacher's tokenizer: what the cache alone costs
 }
 
@@ -92,7 +89,6 @@ class World:
     student: PreTrainedModel
     teacher: PreTrainedModel | None  # of a ceiling, which is given the same ids as the student
     trip: RoundTrip | None  # for `native_mapped` alone
-    inside: InsideTargets | None  # for `ours_inside` and `ours_inside_cached` alone
     reader: BatchReader  # of the training windows; with targets for a variant of ours
     rule_ids: Tensor  # int64 by teacher id: the map by the student's segmentation
     is_exact: Tensor  # bool by teacher id
@@ -130,20 +126,11 @@ def load_world(run: Run) -> World:
     is_exact = torch.zeros(len(rule_ids), dtype=torch.bool)  # a row without a token has no string to share
     is_exact[: len(table)] = torch.tensor([token is not None and token in by_bytes for token in table])
     train = open_split(windows / "train", folder / "shards/train" if reads_shards else None)
-    targets = inside = None
+    targets = None
     if run.objective in OURS and train.shards is not None:
         ours = OURS[run.objective]
         settings, our_map = TargetSettings(ours.temperature, ours.order, "sampled"), map_of(ours, train, windows)
         targets = WindowTargets(train.windows, train.shards, our_map, settings, memory_bytes=2**30)
-        if ours.inside != "nowhere":
-            assert our_map.merges is not None
-            assert ours.temperature == 1.0
-            around = WindowStore(folder / "windows/teacher/train", TEACHER_WINDOWS)
-            if ours.inside == "loop":
-                probs_of = from_teacher(load_causal_lm(TEACHER, torch.float32, CPU), around.prefix_id)
-            else:
-                probs_of = from_cache(train.shards, around)
-            inside = InsideTargets((train.windows, around), encoders(), probs_of, our_map.merges)
     trip = None
     if run.objective == "native_mapped":
         back = load_vocabulary_map(windows / "vocabulary_map", train.windows)
@@ -154,7 +141,6 @@ def load_world(run: Run) -> World:
         student=load_causal_lm(student_folder, torch.float32, CPU),
         teacher=load_causal_lm(TEACHER_OF[run.objective], torch.float32, CPU) if run.objective in TEACHER_OF else None,
         trip=trip,
-        inside=inside,
         reader=BatchReader(train, targets, with_states=False, chunk_tokens=512),
         rule_ids=rule_ids,
         is_exact=is_exact,
@@ -164,7 +150,12 @@ def load_world(run: Run) -> World:
 def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
     if ours.teacher_mass == "counts":
         counted = load_vocabulary_map(windows / "vocabulary_map", train.windows)
-        return counted if ours.conditioned else replace(counted, merges=None)
+        merges, beginnings = counted.merges, counted.beginnings
+        return replace(
+            counted,
+            merges=merges if ours.conditioned else None,
+            beginnings=beginnings if ours.continued else None,
+        )
     rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     if ours.teacher_mass == "segmentation":
         return rule_map(rule_ids)
@@ -183,7 +174,7 @@ def encoders() -> tuple[Encoder, Encoder]:
 
 def take_step(run: Run, world: World, numbers: list[int], optimizer: torch.optim.Optimizer, train: Train) -> None:
     batch = world.reader.read(BatchRequest(tuple(numbers)))
-    if run.objective in OURS and world.inside is None:
+    if run.objective in OURS:
         hidden_ND, weight_VD = student_states(world.student, batch), world.student.get_output_embeddings().weight
         loss = text_loss(hidden_ND, OutputHead(weight_VD), batch.text, run.weight, torch.float32).loss
     else:
@@ -201,10 +192,6 @@ def objective_of(run: Run, world: World, batch: Batch, logits_NV: Tensor, nll_N:
     """Which positions a rival covers (0 or 1, [N]), and its loss summed over them."""
     if run.objective.endswith("lm"):
         return torch.zeros_like(nll_N), torch.zeros(())
-    if world.inside is not None:
-        assert batch.text.target is not None
-        of_windows = [world.inside.of(number) for number in batch.windows]
-        return with_aligned(of_windows, batch.text.target, logits_NV.log_softmax(-1))
     rows = [world.train.windows.tokens("teacher_rows", number) for number in batch.windows]
     aligned_A = torch.cat(rows).ge(0).nonzero().squeeze(1)
     covered_N = torch.zeros_like(nll_N).index_fill(0, aligned_A, 1.0)

@@ -15,6 +15,7 @@ from random_pair import BYTES_OF_A_TOKEN, Pair, make_student, params_of, random_
 from transformers import PreTrainedModel
 
 from moe_distill.config.params import Params
+from moe_distill.planning.synthetic_inputs import beginnings_apart
 from moe_distill.shards.format import Metadata
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.vocabulary_store import MAP_FIELDS, VOCABULARY_MAP
@@ -76,7 +77,7 @@ def make_run(root: Path, pair: Pair, teacher: PreTrainedModel, n_windows: dict[s
     ids = torch.arange(pair.teacher.vocabulary, dtype=torch.int32) % pair.student.vocabulary
     nothing = {name: torch.zeros(0, dtype=torch.int32) for name in MAP_FIELDS if name != "student_ids"}
     nothing |= {name: torch.zeros(0, dtype=torch.int8) for name, spec in MAP_FIELDS.items() if spec.dtype == "int8"}
-    writer.append({"student_ids": ids, **nothing})
+    writer.append({"student_ids": ids, **nothing, **beginnings_apart(pair.teacher.vocabulary, BYTES_OF_A_TOKEN)})
     digest = hashlib.sha256(TOKENIZER).hexdigest()
     tokenizers: Metadata = {"teacher_tokenizer": digest, "student_tokenizer": digest}
     writer.finish(VOCABULARY_MAP, "map", {"student_ids": pair.student.vocabulary, **tokenizers})
@@ -159,10 +160,14 @@ def write_windows(run: RandomRun, split: str, count: int, generator: torch.Gener
             "byte_starts": torch.tensor([0]),
             "byte_ends": torch.tensor([BYTES_OF_A_TOKEN * length]),
         }
+        rows, is_first = torch.arange(length) + number * length, torch.arange(length) == 0
         aligned = {
-            "teacher_rows": torch.arange(length) + number * length,
+            "teacher_rows": rows,
             "next_tokens": torch.ones(length, dtype=torch.int8),
             "next_teacher_ids": token_ids,
+            "last_teacher_rows": (rows - 1).masked_fill(is_first, -1),
+            "last_teacher_ids": token_ids.roll(1).masked_fill(is_first, -1),
+            "last_teacher_bytes": torch.where(is_first, 0, BYTES_OF_A_TOKEN).int(),
         }
         teacher.append(columns | _bytes_of_ids(number, pair.teacher.vocabulary))
         student.append(columns | aligned | _bytes_of_ids(number, pair.student.vocabulary))

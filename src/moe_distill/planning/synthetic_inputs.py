@@ -59,7 +59,7 @@ def write_vocabulary_map(folder: Path, rows: tuple[int, int]) -> None:
     columns = {"student_ids": (torch.arange(rows[0]) % rows[1]).int(), "student_bytes": nothing}
     columns |= dict.fromkeys(MERGE_IDS, nothing)
     columns |= dict.fromkeys(("student_spelling", "student_tokenizer"), nothing.to(torch.int8))
-    columns |= _beginnings(rows[0])
+    columns |= beginnings_apart(rows[0], TOKEN_BYTES)
     writer.append(columns)
     metadata: Metadata = {"student_ids": rows[1], "teacher_tokenizer": TOKENIZER, "student_tokenizer": TOKENIZER}
     writer.finish(VOCABULARY_MAP, "synthetic", metadata)
@@ -85,14 +85,14 @@ def _window(number: int, ids: Tensor, rows: int) -> dict[str, Tensor]:
     }
 
 
-def _beginnings(n_teacher_ids: int) -> dict[str, Tensor]:
-    """Of tokens that begin with different bytes, each."""
-    places = torch.arange(TOKEN_BYTES * n_teacher_ids)
+def beginnings_apart(n_teacher_ids: int, n_bytes: int) -> dict[str, Tensor]:
+    """What a vocabulary map says of teacher tokens of `n_bytes` that begin with different bytes, each."""
+    places = torch.arange(n_bytes * n_teacher_ids)
     return {
-        "teacher_bytes": torch.full((n_teacher_ids,), TOKEN_BYTES, dtype=torch.int32),
+        "teacher_bytes": torch.full((n_teacher_ids,), n_bytes, dtype=torch.int32),
         "token_rests": torch.full((n_teacher_ids,), -1, dtype=torch.int32),
         "beginnings": places.int(),
-        "rests": torch.where(places % TOKEN_BYTES == TOKEN_BYTES - 1, -1, 0).int(),
+        "rests": torch.where(places % n_bytes == n_bytes - 1, -1, 0).int(),
         "rest_student_ids": torch.zeros(1, dtype=torch.int32),
     }
 
