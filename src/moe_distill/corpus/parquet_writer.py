@@ -12,7 +12,7 @@ from moe_distill.corpus.documents import SCHEMA, Document
 from moe_distill.utils.files import sync
 
 GROUP_DOCUMENTS = 512
-GROUP_CHARACTERS = 8 * 2**20  # a row group ends at either limit: 512 books would not fit in memory
+GROUP_CHARACTERS = 2**19  # a row group ends at either limit; who writes or reads it holds it many times as large
 
 
 def parquet_writer(where: Path | BinaryIO) -> pq.ParquetWriter:

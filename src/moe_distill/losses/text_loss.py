@@ -194,9 +194,6 @@ class _Listed:
         """Take them out of the matrix."""
         self._flat_logits.index_fill_(0, self._places, float("-inf"))
 
-    def put_back(self) -> None:
-        self._flat_logits.index_copy_(0, self._places, self.logits.to(self._flat_logits.dtype))
-
     def add_gradient(self, gradient: Tensor) -> None:
         self._flat_logits.index_add_(0, self._places, gradient.to(self._flat_logits.dtype))
 
@@ -249,10 +246,9 @@ def _distilled(
         entries.add_gradient(of_entries_Z)
         samples.add_gradient(-kd_scale * part.sample_probs_Y)
         labels.add_gradient(-lm_weight_n)
-    of_entries = part.entry_probs_Z @ entry_logprobs_Z
-    listed = of_entries + part.sample_probs_Y @ sample_logprobs_Y
-    entropy = -torch.xlogy(part.entry_probs_Z, part.entry_probs_Z).sum() - torch.xlogy(residual_n, residual_n).sum()
-    weighted_nll = lm_weight_n @ nll_n
-    loss = weighted_nll - kd_weight * temperature**2 * (listed + bucket_n @ rest_logprobs_n)
-    kl = -(of_entries + residual_n @ rest_logprobs_n) - entropy
+    probs_Z, weighted_nll = part.entry_probs_Z, lm_weight_n @ nll_n
+    cross_entropy = -(probs_Z @ entry_logprobs_Z + part.sample_probs_Y @ sample_logprobs_Y + bucket_n @ rest_logprobs_n)
+    loss = weighted_nll + kd_weight * temperature**2 * cross_entropy
+    kl = (torch.xlogy(probs_Z, probs_Z) - probs_Z * entry_logprobs_Z).sum()
+    kl += (torch.xlogy(residual_n, residual_n) - residual_n * rest_logprobs_n).sum()
     return torch.stack([loss, nll_n.sum(), weighted_nll, kl]), nll_n
