@@ -17,6 +17,8 @@ from moe_distill.errors import DataError
 from moe_distill.shards.vocabulary_store import read_merges, read_tokenizer, read_vocabulary_map
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
+from moe_distill.targets.token_shares import MAX_STUDENT_TOKENS
+from tests.shards.forge import forge_column
 
 from .toy import TEXT, byte_level, encoder, make_split, unigram
 
@@ -95,6 +97,15 @@ def test_what_the_student_reads_inside_a_token_is_counted(root: Path) -> None:
     """Beside the rule, once: what follows in the text where the same bytes are left of a token, or are one."""
     write(root)
     make_split([TEXT], *ENCODERS, root / "windows")
+    lengths = torch.from_numpy(ENCODERS[1].token_bytes.lengths)
+
+    def with_others(token_ids: torch.Tensor) -> None:
+        """Every third token is another of as many bytes: the rule alone would not do."""
+        for place in range(0, len(token_ids), 3):
+            as_long = (lengths == lengths[token_ids[place]]).nonzero().squeeze(1)
+            token_ids[place] = as_long[place % len(as_long)]
+
+    forge_column(root / "windows/student", 0, "token_ids", with_others)
     store = WindowStore(root / "windows/student", STUDENT_WINDOWS)
     found = load_vocabulary_map(root / "map", store).beginnings
     assert found is not None
@@ -103,6 +114,7 @@ def test_what_the_student_reads_inside_a_token_is_counted(root: Path) -> None:
     names = ("last_teacher_ids", "last_teacher_bytes", "next_teacher_ids", "token_ids")
     counts: dict[int, Counter[int]] = defaultdict(Counter)
     number_of: dict[bytes, int] = {}
+    several = 0
     columns = [torch.cat(list(store.reader.columns(name))).tolist() for name in names]
     for last_id, n_read, _, student_id in zip(*columns, strict=True):
         if rest := (table[last_id] or b"")[n_read:] if last_id >= 0 else b"":
@@ -115,7 +127,11 @@ def test_what_the_student_reads_inside_a_token_is_counted(root: Path) -> None:
         counts[number][int(first_student_ids(ENCODERS[1], [rest])[0])] += 1
         ids, shares = (each[number].tolist() for each in (found.rest_map.student_ids, found.rest_map.log_shares.exp()))
         expected = {student_id: n / counts[number].total() for student_id, n in counts[number].items()}
-        assert {s: share for s, share in zip(ids, shares, strict=True) if share} == pytest.approx(expected)
+        told = {student_id: share for student_id, share in zip(ids, shares, strict=True) if share}
+        if len(expected) <= MAX_STUDENT_TOKENS:
+            assert told == pytest.approx(expected)
+            several += len(expected) > 1
+    assert several > 10
 
 
 def test_a_student_without_bpe_has_no_merges(root: Path) -> None:
