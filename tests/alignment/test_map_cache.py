@@ -113,13 +113,17 @@ def test_what_the_student_reads_inside_a_token_is_counted(root: Path) -> None:
     table = ENCODERS[0].token_bytes.table
     names = ("last_teacher_ids", "last_teacher_bytes", "next_teacher_ids", "token_ids")
     counts: dict[int, Counter[int]] = defaultdict(Counter)
-    number_of: dict[bytes, int] = {}
+    number_of = {
+        token[n_read:]: int(found.rests[found.places(torch.tensor(number), torch.tensor(n_read))])
+        for number, token in enumerate(table)
+        if token
+        for n_read in range(1, len(token))
+    }
     several = 0
     columns = [torch.cat(list(store.reader.columns(name))).tolist() for name in names]
     for last_id, n_read, _, student_id in zip(*columns, strict=True):
         if rest := (table[last_id] or b"")[n_read:] if last_id >= 0 else b"":
-            place = found.places(torch.tensor(last_id), torch.tensor(n_read))
-            counts[number_of.setdefault(rest, int(found.rests[place]))][student_id] += 1
+            counts[number_of[rest]][student_id] += 1
     for _, _, next_teacher_id, student_id in zip(*columns, strict=True):
         if next_teacher_id >= 0 and table[next_teacher_id] in number_of:
             counts[number_of[table[next_teacher_id] or b""]][student_id] += 1
