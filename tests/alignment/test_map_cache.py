@@ -96,7 +96,7 @@ def test_training_asks_the_tokenizer_that_encoded_the_windows(root: Path) -> Non
 def test_what_the_student_reads_inside_a_token_is_counted(root: Path) -> None:
     """Beside the rule, once: what follows in the text where the same bytes are left of a token, or are one."""
     write(root)
-    make_split([TEXT], *ENCODERS, root / "windows")
+    make_split([TEXT + "the;fox;brown;ox;" * 5], *ENCODERS, root / "windows")
     lengths = torch.from_numpy(ENCODERS[1].token_bytes.lengths)
 
     def with_others(token_ids: torch.Tensor) -> None:
