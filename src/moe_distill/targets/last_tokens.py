@@ -61,16 +61,19 @@ def check_last_tokens(windows: WindowStore, beginnings: TokenBeginnings) -> None
     Raises:
         DataError: there is one; names the row.
     """
-    ids, n_read = (torch.cat(list(windows.reader.columns(name))).long() for name in LAST_FIELDS[1:])
-    n_bytes = beginnings.n_bytes[ids].masked_fill(ids < 0, 0)
-    wrong = ((n_read > n_bytes) | (n_read < n_bytes.clamp_max(1))).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"{windows.reader.folder}: row {row} of tokens has last_teacher_bytes {int(n_read[row])}",
-            f"its last_teacher_ids {int(ids[row])} is of {int(n_bytes[row])} bytes",
-            windows.reader.fix,
-        )
+    reader = windows.reader
+    for number in range(len(reader.index.files)):
+        ids, n_read = (reader.column(name, number).long() for name in LAST_FIELDS[1:])
+        n_bytes = beginnings.n_bytes[ids].masked_fill(ids < 0, 0)
+        wrong = ((n_read > n_bytes) | (n_read < n_bytes.clamp_max(1))).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            place = f"{reader.path(number)}: row {reader.first_row('tokens', number) + row} of tokens"
+            raise DataError(
+                f"{place} has last_teacher_bytes {int(n_read[row])}",
+                f"its last_teacher_ids {int(ids[row])} is of {int(n_bytes[row])} bytes",
+                reader.fix,
+            )
 
 
 def continuations(last: LastTokens, beginnings: TokenBeginnings, merges: MergeRules | None) -> Continuations:
