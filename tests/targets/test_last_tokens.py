@@ -1,6 +1,7 @@
 """Targets that do not know whether the teacher's last token has ended, against the definition, one string at a time."""
 
 import itertools
+import math
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -12,8 +13,14 @@ from moe_distill.batches.split import Split, open_split
 from moe_distill.errors import DataError
 from moe_distill.shards.vocabulary_store import Merges
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
-from moe_distill.targets.canonical import merge_rules
-from moe_distill.targets.last_tokens import LEAST_SHARE, LastTokens, continuations, with_continuations
+from moe_distill.targets.canonical import MergeRules, merge_rules
+from moe_distill.targets.last_tokens import (
+    LEAST_SHARE,
+    SURE_SHARE,
+    LastTokens,
+    continuations,
+    with_continuations,
+)
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.teacher_rows import read_rows
@@ -32,12 +39,12 @@ SETTINGS = TargetSettings(temperature=1.0, order="map_then_temper", tail="sample
 
 
 def beginnings() -> TokenBeginnings:
-    """Each rest has some student tokens, "bb" has none."""
+    """Each rest has two student tokens, of every second one nearly all is the first's; "bb" has none."""
     numbers = [TOKENS.index(token[:n]) for token in TOKENS for n in range(1, len(token) + 1)]
     rests = [RESTS.index(token[n:]) if token[n:] else -1 for token in TOKENS for n in range(1, len(token) + 1)]
     rule_ids = torch.tensor([-1 if rest == "bb" else len(rest) % N_STUDENT for rest in RESTS])
     pairs = torch.tensor([[n, (3 * n + k) % N_STUDENT] for n in range(len(RESTS)) for k in range(2)])
-    counts = NextTokenCounts(pairs[:, 0], pairs[:, 1], torch.arange(1, len(pairs) + 1))
+    counts = NextTokenCounts(pairs[:, 0], pairs[:, 1], torch.tensor([50, 8, 20, 30] * len(RESTS))[: len(pairs)])
     rest_map = counted_shares(rule_ids, counts)
     return TokenBeginnings(
         torch.tensor([len(each) for each in TOKENS]), torch.tensor(numbers), torch.tensor(rests), rest_map
@@ -65,16 +72,18 @@ def slowly(last: LastTokens, at: int, denied: set[tuple[int, int]]) -> tuple[boo
         share, rest = prob / sum(alike.values()), token.removeprefix(read)
         if not rest:
             ended += share
-        elif token == text:
+            continue
+        if token == text:
             found[int(last.next_ids[at])] += share
-        elif share <= LEAST_SHARE or rest == "bb":
+            continue
+        shares = map_of_rests.log_shares[RESTS.index(rest)].exp().tolist()
+        if share <= LEAST_SHARE or rest == "bb" or max(shares) < SURE_SHARE:
             unlisted += share
         else:
-            of_rest = map_of_rests.student_ids[RESTS.index(rest)], map_of_rests.log_shares[RESTS.index(rest)].exp()
-            for student_id, part in zip(*(each.tolist() for each in of_rest), strict=True):
+            for student_id, part in zip(map_of_rests.student_ids[RESTS.index(rest)].tolist(), shares, strict=True):
                 found[student_id] += share * part
     for previous, student_id in denied:
-        is_text = is_inside and student_id == int(last.next_ids[at])
+        is_text = student_id == int(last.next_ids[at])
         if previous == int(last.previous_ids[at]) and not is_text and found[student_id] > 1e-3:
             found[student_id] = 0.0
     rest_prob = ended + unlisted if is_inside else ended
@@ -82,15 +91,18 @@ def slowly(last: LastTokens, at: int, denied: set[tuple[int, int]]) -> tuple[boo
     return is_inside, {n: prob / total for n, prob in found.items() if prob}, rest_prob / total
 
 
+def rules_against(denied: set[tuple[int, int]]) -> MergeRules:
+    """A merge of each pair, and of another id with itself: there is at least one."""
+    firsts, seconds = torch.tensor(sorted(denied | {(N_STUDENT, N_STUDENT)})).T
+    made = torch.arange(len(firsts)) + N_STUDENT + 1
+    return merge_rules(Merges(firsts, seconds, made), N_STUDENT + 1 + len(firsts))
+
+
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize("denied", [set(), {(0, 1), (2, 0), (3, 3), (5, 2), (1, 4)}], ids=["all_may_follow", "some"])
 def test_both_cases_have_what_the_teacher_gives_them(denied: set[tuple[int, int]], scale: float) -> None:
-    last, rules = last_tokens(1, scale), None
-    if denied:
-        firsts, seconds = torch.tensor(sorted(denied)).T
-        made = torch.arange(len(denied)) + N_STUDENT
-        rules = merge_rules(Merges(firsts, seconds, made), N_STUDENT + len(denied))
-    found = continuations(last, beginnings(), rules)
+    last = last_tokens(1, scale)
+    found = continuations(last, beginnings(), rules_against(denied))
     small = 0
     for at in range(len(last.ids)):
         is_inside, expected, rest = slowly(last, at, denied)
@@ -105,25 +117,43 @@ def test_both_cases_have_what_the_teacher_gives_them(denied: set[tuple[int, int]
     assert small > 10
 
 
-def test_a_token_of_the_tail_is_as_likely_as_its_samples_say() -> None:
-    """Kept: "a"; next in the text: "ab", one byte of it read; drawn: "aa" twice, "ab" and "b"."""
+def of_one(kept: dict[str, float], own: tuple[str, float], n_read: int, drawn: list[str]) -> LastTokens:
+    """One position after some bytes of the text's own token, whose student token is 5.
+
+    Args:
+        kept: tokens of the top-k and their probabilities.
+        own: the token and its log-probability.
+        drawn: tokens of the tail's samples.
+    """
     rows = replace(
         rows_without_a_tail(torch.zeros(1, 1)),
-        topk_ids=torch.tensor([[TOKENS.index("a")]]),
-        topk_logprobs=torch.tensor([[0.2]]).log(),
-        tail_ids=torch.tensor([[TOKENS.index(each) for each in ("aa", "ab", "aa", "b")]]),
-        tail_logprobs=torch.tensor([[0.1, 0.3, 0.1, 0.05]]).log(),
-        tail_log_density=torch.tensor([[0.25, 0.5, 0.25, 0.1]]).log(),
-        target_logprob=torch.tensor([0.3]).log(),
+        topk_ids=torch.tensor([[TOKENS.index(each) for each in kept]]),
+        topk_logprobs=torch.tensor([list(kept.values())]).log(),
+        tail_ids=torch.tensor([[TOKENS.index(each) for each in drawn]]),
+        tail_logprobs=torch.full((1, len(drawn)), 0.3).log(),
+        tail_log_density=torch.full((1, len(drawn)), 0.3).log(),
+        target_logprob=torch.tensor([own[1]]),
     )
     one = torch.ones(1, dtype=torch.int64)
-    last = LastTokens(rows, one * TOKENS.index("ab"), one, one * 0, one * 5)
-    whole = 0.2 + 0.3 + 2 * (0.1 / 0.25) / 4
+    return LastTokens(rows, one * TOKENS.index(own[0]), one * n_read, one * 0, one * 5)
+
+
+def test_shares_are_of_the_kept_tokens_and_the_texts_own() -> None:
     by_rule = replace(beginnings(), rest_map=rule_map(torch.arange(len(RESTS))))
-    found = continuations(last, by_rule, None)
+    last = of_one({"a": 0.2, "aa": 0.1, "b": 0.4}, ("ab", math.log(0.3)), 1, drawn=["aaa", "abb", "ab"])
+    found = continuations(last, by_rule, rules_against(set()))
     entries = dict(zip(found.entries.ids.tolist(), found.entries.logprobs.exp().tolist(), strict=True))
-    assert entries == pytest.approx({RESTS.index("a"): 0.2 / whole, 5: 0.3 / whole})
-    assert float(found.rest_P[0]) == pytest.approx(0.2 / whole)
+    assert entries == pytest.approx({RESTS.index("a"): 0.1 / 0.6, 5: 0.3 / 0.6})
+    assert float(found.rest_P[0]) == pytest.approx(0.2 / 0.6)
+
+
+def test_a_token_that_nothing_is_left_of_has_ended() -> None:
+    """Its probability underflows beside a longer one, which is denied."""
+    by_rule = replace(beginnings(), rest_map=rule_map(torch.arange(len(RESTS))))
+    last = of_one({"aa": 0.9}, ("a", -200.0), 1, drawn=["b"])
+    found = continuations(last, by_rule, rules_against({(0, RESTS.index("a"))}))
+    assert found.rest_P.tolist() == [1.0]
+    assert len(found.entries.ids) == 0
 
 
 def at_common_boundary() -> SparseTarget:
@@ -143,11 +173,13 @@ def at_common_boundary() -> SparseTarget:
     )
 
 
-def test_at_a_common_boundary_the_next_row_has_the_share_of_the_ended_token() -> None:
+@pytest.mark.parametrize("has_bucket", [False, True], ids=["sampled", "residual"])
+def test_at_a_common_boundary_the_next_row_has_the_share_of_the_ended_token(has_bucket: bool) -> None:
     last = map_tensors(last_tokens(3), itemgetter(slice(2, 6)))  # "aa" read to its first and its second byte, ...
-    found = continuations(map_tensors(last, itemgetter(slice(0, 2))), beginnings(), None)
+    found = continuations(map_tensors(last, itemgetter(slice(0, 2))), beginnings(), rules_against(set()))
     assert found.is_inside_P.tolist() == [True, False]
-    target = with_continuations(at_common_boundary(), torch.tensor([0, 1]), found)
+    buckets_N = at_common_boundary().has_target_N & has_bucket
+    target = with_continuations(replace(at_common_boundary(), has_bucket_N=buckets_N), torch.tensor([0, 1]), found)
     (_, inside, bucket), (_, goes_on, ended) = (slowly(last, at, set()) for at in (0, 1))
     assert entries_of(target, 0) == pytest.approx(inside, abs=1e-6)
     expected = {2: 0.5 * ended, 4: 0.1 * ended}
@@ -158,7 +190,7 @@ def test_at_a_common_boundary_the_next_row_has_the_share_of_the_ended_token() ->
     assert target.residual_N.tolist() == pytest.approx([bucket, 0.4 * ended, 0.1, 0.0], abs=1e-6)
     assert target.listed_mass_N.tolist() == pytest.approx([1 - bucket, 1 - 0.1 * ended, 0.95, 0.0], abs=1e-6)
     assert target.has_target_N.tolist() == [True, True, True, False]
-    assert target.has_bucket_N.tolist() == [True, False, False, False]
+    assert target.has_bucket_N.tolist() == [True, has_bucket, has_bucket, False]
     assert target.sample_probs_Y.tolist() == pytest.approx([0.3 * ended, 0.05], abs=1e-6)
     assert target.entry_positions_Z.dtype is target.entry_ids_Z.dtype is torch.int32
 
@@ -173,6 +205,7 @@ def test_a_windows_target_has_them_where_the_windows_say(chain: Chain, split: Sp
     vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", windows)
     assert shards is not None
     assert vocabulary_map.beginnings is not None
+    assert vocabulary_map.merges is not None
     unknowing = replace(vocabulary_map, beginnings=None)
     n_inside = 0
     for window in range(3):
@@ -196,11 +229,15 @@ def test_a_windows_target_has_them_where_the_windows_say(chain: Chain, split: Sp
     assert n_inside > 10
 
 
-@pytest.mark.parametrize("settings", [replace(SETTINGS, temperature=2.0), replace(SETTINGS, follows_text=False)])
-def test_there_are_none_at_another_temperature_or_without_the_text(
-    chain: Chain, split: Split, settings: TargetSettings
+@pytest.mark.parametrize(
+    ("settings", "has_merges"),
+    [(replace(SETTINGS, temperature=2.0), True), (replace(SETTINGS, follows_text=False), True), (SETTINGS, False)],
+)
+def test_there_are_none_at_another_temperature_without_the_text_or_without_merges(
+    chain: Chain, split: Split, settings: TargetSettings, has_merges: bool
 ) -> None:
     vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", split.windows)
+    vocabulary_map = vocabulary_map if has_merges else replace(vocabulary_map, merges=None)
     assert split.shards is not None
     found, without = (
         WindowTargets(split.windows, split.shards, each, settings).of(0)

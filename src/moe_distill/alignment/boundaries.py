@@ -47,7 +47,7 @@ def last_rows(student_starts: Offsets, teacher_starts: Offsets, first_starts: Of
     """For each student token the number of the last teacher token that begins before it, or -1: [student tokens].
 
     Args:
-        first_starts: where the first teacher token that counts begins, of each student token.
+        first_starts: where the student's window begins, of each student token.
     """
     rows = np.searchsorted(teacher_starts, student_starts) - 1
     found: Offsets = np.where((rows >= 0) & (teacher_starts[rows] >= first_starts), rows, -1)

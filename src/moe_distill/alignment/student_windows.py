@@ -46,7 +46,7 @@ def student_columns(
     owners = np.searchsorted(np.cumsum(encoded.counts), stops)
     counts = np.diff(stops, prepend=0)
     first = stops - counts
-    last = last_rows(starts, windows.starts, np.repeat(windows.window_starts[owners], counts))
+    last = last_rows(starts, windows.starts, np.repeat(starts[first], counts))
 
     split_counts.student_windows += len(stops)
     split_counts.student_tokens += len(encoded.ids)

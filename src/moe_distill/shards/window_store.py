@@ -38,7 +38,7 @@ STUDENT_FIELDS = TEACHER_FIELDS | {
         table="tokens", dtype="int32"
     ),  # teacher token that begins where this one does, or -1
     "next_tokens": FieldSpec(table="tokens", dtype="int8"),  # NextToken
-    # The last token of the teacher that begins before this one, in the same teacher window; -1, -1 and 0: there is none
+    # The last token of the teacher that begins before this one, in the student's window; -1, -1 and 0: there is none
     "last_teacher_rows": FieldSpec(table="tokens", dtype="int64"),
     "last_teacher_ids": FieldSpec(table="tokens", dtype="int32"),
     "last_teacher_bytes": FieldSpec(table="tokens", dtype="int32"),  # of its bytes, those before this token

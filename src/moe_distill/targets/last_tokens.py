@@ -4,17 +4,20 @@ After some bytes of text the teacher's last token may have ended, or go on: long
 were as possible, and the row before that token says how likely each was. The text shows which it is, but the student
 cannot know: a target that says the one case alone teaches where teacher tokens end, by heart. So both cases are in it:
 
-* it goes on: each longer token's share goes to the student's tokens of the bytes that are left, by counts over the
-  training text as at common boundaries; that of the token that follows in the text to the text's own next token;
+* it goes on: each longer token's share goes to the student's token of the bytes that are left, by counts over the
+  training text as at common boundaries, where the counts nearly agree on one; that of the token that follows in the
+  text to the text's own next token;
 * it ends here. At a common boundary the next row says what follows, and has this share. Inside the token nothing is
   known of it: it is in one bucket with all that is not listed.
 
-What the student's tokenizer would have joined to its last token is left out, in both.
+What the student's tokenizer would have joined to its last token is left out, in both. So is, at a common boundary, what
+cannot be told: where a line ends, the student's token has the next line's indentation in it, which the row does not
+know. Shares are of the kept tokens and the text's own: the tail's samples are too few to tell of single tokens.
 
 All of this is at T = 1: what a tempered bucket would hold is not known.
 
-Shapes: N positions, P of them with a last token, K kept logits, M tail samples, C = K + M + 1, X candidates of all
-positions in one list, Z entries.
+Shapes: N positions, P of them with a last token, K kept logits, C = K + 1, X candidates of all positions in one list,
+Z entries.
 """
 
 import math
@@ -33,6 +36,7 @@ from moe_distill.targets.token_shares import TokenBeginnings
 
 LAST_FIELDS = ("last_teacher_rows", "last_teacher_ids", "last_teacher_bytes")  # of the student's windows
 LEAST_SHARE = 1e-3  # of a teacher token that is handed out, of those that begin as the text does
+SURE_SHARE = 0.8  # of the student's likeliest token of what is left; where it has less, nothing is told of it
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,20 @@ def check_last_tokens(windows: WindowStore, beginnings: TokenBeginnings) -> None
             )
 
 
-def continuations(last: LastTokens, beginnings: TokenBeginnings, merges: MergeRules | None) -> Continuations:
-    """How the teacher's last token may go on."""
+def continuations(last: LastTokens, beginnings: TokenBeginnings, merges: MergeRules) -> Continuations:
+    """How the teacher's last token may go on.
+
+    Args:
+        merges: whose rules decide alone: a tokenizer that writes two blanks side by side before some letters says
+            nothing of an indentation that is longer by one.
+    """
     candidates = _that_begin_alike(last, beginnings)
     places_X = beginnings.places(candidates.ids, last.n_read[candidates.rows])
     rests_X, ended_P = beginnings.rests[places_X], torch.zeros(len(last.ids))
     ended_P.index_add_(0, candidates.rows, candidates.logprobs.exp() * (rests_X < 0))
     is_text_X = (candidates.ids == last.ids[candidates.rows]) & (rests_X >= 0)
-    is_told_X = ~is_text_X & (rests_X >= 0) & (candidates.logprobs > math.log(LEAST_SHARE))
+    is_sure_X = beginnings.rest_map.log_shares[rests_X.clamp_min(0), 0] >= math.log(SURE_SHARE)
+    is_told_X = ~is_text_X & (rests_X >= 0) & is_sure_X & (candidates.logprobs > math.log(LEAST_SHARE))
     pairs = beginnings.rest_map.mapped_to_student(rests_X[is_told_X])
     rows_X, logprobs_X = (each[is_told_X][pairs.sources] for each in (candidates.rows, candidates.logprobs))
     text_rows = candidates.rows[is_text_X]
@@ -94,12 +104,12 @@ def continuations(last: LastTokens, beginnings: TokenBeginnings, merges: MergeRu
     )
     is_inside_P = beginnings.rests[beginnings.places(last.ids, last.n_read)] >= 0
     rest_P = torch.where(is_inside_P, (1.0 - _masses(entries, len(ended_P))).clamp_min(0.0), ended_P)
-    if merges is not None:
-        known_next_P = last.next_ids.masked_fill(~is_inside_P, -1)
-        entries = entries.without(noncanonical(merges, entries, last.previous_ids, known_next_P))
+    rules = replace(merges, trials=None)
+    entries = entries.without(noncanonical(rules, entries, last.previous_ids, last.next_ids))
     total_P = rest_P + _masses(entries, len(rest_P))
     entries = replace(entries, logprobs=entries.logprobs - total_P.log()[entries.rows])
-    return Continuations(is_inside_P, entries, rest_P / total_P)
+    # A token that has underflowed, and of which nothing else is left: as if it had ended
+    return Continuations(is_inside_P, entries, torch.where(total_P > 0.0, rest_P / total_P, 1.0))
 
 
 def with_continuations(target: SparseTarget, positions_P: Tensor, found: Continuations) -> SparseTarget:
@@ -133,17 +143,11 @@ def with_continuations(target: SparseTarget, positions_P: Tensor, found: Continu
 
 
 def _that_begin_alike(last: LastTokens, beginnings: TokenBeginnings) -> Entries:
-    """Teacher tokens that begin with the bytes that were read of the last one, with their shares; itself among them.
-
-    Of a token in the tail its samples say how likely it is.
-    """
-    rows, own_P1 = last.rows, last.ids[:, None]
-    n_samples = rows.tail_ids.shape[1]
-    ids_PC = torch.cat([rows.topk_ids, rows.tail_ids, own_P1], dim=1)
-    sampled_PM = rows.tail_logprobs - rows.tail_log_density - math.log(max(n_samples, 1))
-    others = torch.cat([rows.topk_logprobs, sampled_PM], dim=1)
-    others = others.masked_fill(ids_PC[:, :-1] == own_P1, NEGATIVE_INFINITY)
-    logprobs_PC = torch.cat([others, rows.target_logprob[:, None]], dim=1)
+    """Teacher tokens that begin with the bytes that were read of the last one, with their shares; itself among them."""
+    own_P1 = last.ids[:, None]
+    ids_PC = torch.cat([last.rows.topk_ids, own_P1], dim=1)
+    others_PK = last.rows.topk_logprobs.masked_fill(last.rows.topk_ids == own_P1, NEGATIVE_INFINITY)
+    logprobs_PC = torch.cat([others_PK, last.rows.target_logprob[:, None]], dim=1)
     numbers_PC = _numbers(beginnings, ids_PC, last.n_read[:, None])
     begins_PC = numbers_PC == _numbers(beginnings, own_P1, last.n_read[:, None])
     found = merged(begins_PC.nonzero()[:, 0], ids_PC[begins_PC], logprobs_PC[begins_PC])

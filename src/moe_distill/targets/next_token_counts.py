@@ -58,12 +58,12 @@ def count_next_tokens(windows: WindowStore) -> NextTokenCounts:
 def _beginnings(stored: Beginnings, n_rows: int, windows: WindowStore) -> TokenBeginnings | None:
     """The beginnings of the teacher's tokens, with the shares that a split's windows show; None: none are known.
 
-    What is left of a token is counted where the text has it after that beginning, and as a token of its own.
+    What is left of a token is counted where the text has the same bytes left of any token, and as a token of its own.
 
     Args:
         n_rows: R, rows of the teacher's output matrix.
     """
-    if not len(stored.numbers):
+    if not len(stored.rest_student_ids):
         return None
     n_bytes = F.pad(stored.teacher_bytes, (0, n_rows - len(stored.teacher_bytes)))
     by_rule = TokenBeginnings(n_bytes, stored.numbers, stored.rests, rule_map(stored.rest_student_ids))

@@ -9,6 +9,7 @@ from torch import Tensor
 from moe_distill.config.params import KdOrder, KdTail
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import WindowStore
+from moe_distill.targets.canonical import MergeRules
 from moe_distill.targets.last_tokens import (
     LAST_FIELDS,
     LastTokens,
@@ -52,7 +53,8 @@ class WindowTargets:
         self._windows, self._shards, self._vocabulary_map = windows, shards, vocabulary_map
         self._settings, self._free_bytes = settings, memory_bytes
         self._kept: dict[int, SparseTarget] = {}
-        reads_last = settings.follows_text and settings.temperature == 1.0
+        # Without merges nothing tells that the student's last token has ended where the teacher's has
+        reads_last = settings.follows_text and settings.temperature == 1.0 and vocabulary_map.merges is not None
         self._beginnings = vocabulary_map.beginnings if reads_last else None
         if self._beginnings is not None:
             check_last_tokens(windows, self._beginnings)
@@ -85,9 +87,14 @@ class WindowTargets:
             text,
             self._previous_ids(ids_N.long())[has_target_N],
         )
-        return target if self._beginnings is None else self._continued(target, window, self._beginnings)
+        merges = self._vocabulary_map.merges
+        if self._beginnings is None or merges is None:
+            return target
+        return self._continued(target, window, self._beginnings, merges)
 
-    def _continued(self, target: SparseTarget, window: int, beginnings: TokenBeginnings) -> SparseTarget:
+    def _continued(
+        self, target: SparseTarget, window: int, beginnings: TokenBeginnings, merges: MergeRules
+    ) -> SparseTarget:
         """The target of a window in which the teacher's last tokens may go on."""
         rows_N, teacher_ids_N, n_read_N, ids_N = (
             self._windows.tokens(name, window).long() for name in (*LAST_FIELDS, "token_ids")
@@ -101,7 +108,7 @@ class WindowTargets:
             previous_ids=self._previous_ids(ids_N)[positions_P],
             next_ids=ids_N[positions_P],
         )
-        found = continuations(last, beginnings, self._vocabulary_map.merges)
+        found = continuations(last, beginnings, merges)
         return with_continuations(target, positions_P, found)
 
     def _previous_ids(self, ids_N: Tensor) -> Tensor:
