@@ -2,9 +2,9 @@
 
 * `native_full`: its whole distribution, everywhere; `same_full`: the same for one tokenizer of both profiles' models;
 * `native_cached`: the top-k, the tail and its samples, as the shards keep them (but for fp16);
-* `native_masked`: as many positions of each window as our targets cover, drawn at random, the same in every epoch;
+* `native_masked`: as many positions of each window as are aligned, drawn at random, the same in every epoch;
 * `native_dropped`: the same, and LM has no more of the others than of these;
-* `native_aligned`: the very positions that our targets cover: none inside a token of the other tokenizer;
+* `native_aligned`: the aligned positions themselves: none inside a token of the other tokenizer;
 * `native_mapped`: there, and through the vocabulary map there and back: each token's probability goes to the first
   token that the other tokenizer makes of its bytes, and from there to the student by the shares that our targets are
   made with; what follows in the text is known both ways, as it is to our targets.

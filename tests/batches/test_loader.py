@@ -106,7 +106,7 @@ def test_a_batch_holds_the_windows_of_its_request(stores: Stores) -> None:
         first += len(ids)
     counts = batch.counts
     assert (counts.tokens, counts.places, counts.hidden) == (first, 5 * longest, 0)
-    assert counts.aligned == sum(row >= 0 for rows in stores.teacher_rows for row in rows)
+    assert counts.with_target == sum(row >= 0 for rows in stores.teacher_rows for row in rows)
     assert counts.n_bytes == 3 * first
     assert [(each.start, each.stop) for each in batch.text.stretches] == list(
         itertools.pairwise([*range(0, first, 7), first])
@@ -137,7 +137,7 @@ def test_what_is_not_wanted_is_not_read(folders: Folders) -> None:
 def test_without_shards_there_is_text_alone(stores: Stores) -> None:
     batch = BatchReader(Split(stores.student, None), None, True, 7).read(BatchRequest(ALL_WINDOWS))
     assert (batch.text.target, batch.runs) == (None, None)
-    assert (batch.counts.aligned, batch.counts.hidden) == (0, 0)
+    assert (batch.counts.with_target, batch.counts.hidden) == (0, 0)
     assert [(each.entries, each.samples) for each in batch.text.stretches] == [((0, 0), (0, 0))] * 7
 
 

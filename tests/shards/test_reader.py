@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from moe_distill.errors import DataError
 from moe_distill.shards.format import FORMAT_VERSION
 from moe_distill.shards.reader import ShardReader
+from moe_distill.shards.teacher_store import TEACHER_TARGETS
+from moe_distill.shards.vocabulary_store import VOCABULARY_MAP
+from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS
 from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
 from moe_distill.utils.files import Json, sha256_file
 
@@ -125,6 +128,22 @@ def test_wrong_format_is_named_with_both_values(store: Path) -> None:
     match = f"index.json is moe-distill/test version {FORMAT_VERSION}, expected other/format version {FORMAT_VERSION}"
     with pytest.raises(DataError, match=match):
         ShardReader(store, "other/format")
+
+
+@pytest.mark.parametrize(
+    ("store_format", "version"),
+    [(TEACHER_WINDOWS, 6), (STUDENT_WINDOWS, 7), (VOCABULARY_MAP, 7), (TEACHER_TARGETS, 6)],
+)
+def test_each_format_has_its_own_version(tmp_path: Path, store_format: str, version: int) -> None:
+    """So that what one of them gains does not take the teacher's shards away. docs/formats.md has the same numbers."""
+    writer = new_writer(tmp_path)
+    writer.append(part(0))
+    assert writer.finish(store_format, "key", {}).format_version == version
+    ShardReader(tmp_path, store_format)
+    rewrite_index(tmp_path, format_version=version - 1)
+    stage = "teacher" if store_format == TEACHER_TARGETS else "tokenize"
+    with pytest.raises(DataError, match=rf"version {version - 1}, expected .* version {version}.*dvc repro -f {stage}"):
+        ShardReader(tmp_path, store_format)
 
 
 def test_wrong_version_is_named_with_both_values(store: Path) -> None:

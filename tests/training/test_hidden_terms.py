@@ -108,7 +108,7 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
         places_N=torch.arange(n),
         text=Text(torch.randint(STUDENT_ROWS, (n,), generator=generator), target, stretches(n, 50, target)),
         runs=runs,
-        counts=Counts(tokens=n, aligned=n, hidden=n, n_bytes=4 * n, places=n),
+        counts=Counts(tokens=n, with_target=n, hidden=n, n_bytes=4 * n, places=n),
         dropout_seed=0,
     )
     head = architecture.moe.head

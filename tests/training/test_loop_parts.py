@@ -36,7 +36,7 @@ from moe_distill.utils.processes import ALONE
 from tests.training.conftest import make_batch, target_of
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
-COUNTS = Counts(tokens=5, aligned=3, hidden=1, n_bytes=2, places=20)
+COUNTS = Counts(tokens=5, with_target=3, hidden=1, n_bytes=2, places=20)
 
 
 def metrics_of(**terms: float) -> StepMetrics:

@@ -158,11 +158,11 @@ def test_r06_lm_keeps_full_weight_where_there_is_no_target(student: Student, ful
         logits = student.model(batch.input_ids_BL).logits.flatten(0, 1)[batch.places_N].double()
     nll = torch.nn.functional.cross_entropy(logits, batch.text.labels_N, reduction="none")
     weight = 1.0 - 0.7 * target_of(batch).has_target_N.double()
-    assert 0 < batch.counts.aligned < 12
+    assert 0 < batch.counts.with_target < 12
     assert float(terms["lm"].raw) == pytest.approx(float(nll.mean()), abs=1e-5)
     assert float(terms["lm"].weighted) == pytest.approx(float((weight * nll).mean()), abs=1e-5)
     kd = terms["kd"]
-    assert float(kd.weighted) == pytest.approx(0.7 * 2.0**2 * float(kd.raw) * batch.counts.aligned / 12, rel=1e-5)
+    assert float(kd.weighted) == pytest.approx(0.7 * 2.0**2 * float(kd.raw) * batch.counts.with_target / 12, rel=1e-5)
 
 
 COMPUTED = {  # what is called, and how often, for each term alone; `route` asks every expert

@@ -35,7 +35,7 @@ class Counts:
     """What sums of losses are divided by, over a whole optimizer step or validation set."""
 
     tokens: int = 0
-    aligned: int = 0  # positions with a target
+    with_target: int = 0  # positions that have one
     hidden: int = 0  # positions with teacher states
     n_bytes: int = 0
     places: int = 0  # padding included

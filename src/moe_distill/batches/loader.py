@@ -73,7 +73,7 @@ class BatchReader(Dataset[Batch | MoeDistillError]):
             runs=runs,
             counts=Counts(
                 tokens=len(places_N),
-                aligned=0 if target is None else int(target.has_target_N.sum()),
+                with_target=0 if target is None else int(target.has_target_N.sum()),
                 hidden=0 if runs is None else len(runs.filled_N),
                 n_bytes=int(split.windows.byte_counts[list(numbers)].sum()),
                 places=input_ids_BL.numel(),

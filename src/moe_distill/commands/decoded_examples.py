@@ -58,7 +58,7 @@ def position_example(
     store = WindowStore(windows / "student" / split, STUDENT_WINDOWS)
     window, place = _aligned(store, row)
     if window is None:
-        yield f"  row {row} of positions: the student stands at no such place, so that nothing is asked of it there"
+        yield f"  row {row} of positions: no student position stands before the same byte"
         yield from (f"    {line}" for line in _teacher_says(targets, teacher, row or 0))
         return
     rows, ids = store.tokens("teacher_rows", window), store.tokens("token_ids", window)

@@ -47,7 +47,7 @@ class Text:
 class TextLoss:
     """Sums over positions, fp32 scalars in nats, and beside them each position's; only `loss` has a gradient."""
 
-    loss: Tensor  # weighted cross-entropy + kd_weight * T^2 * KD
+    loss: Tensor  # weighted cross-entropy + kd_weight * T^2 * KD; of KD without the target's own entropy
     nll: Tensor
     weighted_nll: Tensor
     kl: Tensor | None  # the bucketed KL; None without a target

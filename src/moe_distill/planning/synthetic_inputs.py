@@ -86,7 +86,7 @@ def _window(number: int, ids: Tensor, rows: int) -> dict[str, Tensor]:
 
 
 def beginnings_apart(n_teacher_ids: int, n_bytes: int) -> dict[str, Tensor]:
-    """What a vocabulary map says of teacher tokens of `n_bytes` that begin with different bytes, each."""
+    """What a vocabulary map says of teacher tokens of `n_bytes`, of which no two begin alike."""
     places = torch.arange(n_bytes * n_teacher_ids)
     return {
         "teacher_bytes": torch.full((n_teacher_ids,), n_bytes, dtype=torch.int32),

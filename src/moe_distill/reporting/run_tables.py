@@ -81,7 +81,7 @@ def alignment_table(tokenize: Metrics) -> Table:
     ]
     if "skipped_documents" in tokenize:
         rows.append(("documents left out", told_count(tokenize["skipped_documents"])))
-    note = "A position is aligned where both models stand before the same byte; only there the teacher is heard."
+    note = "A position is aligned where both models stand before the same byte: there the teacher says what follows."
     return Table(("figure", "value"), tuple(rows), note)
 
 

@@ -108,7 +108,7 @@ def _text_terms(
     terms = {"lm": LossTerm(found.nll / counts.tokens, found.weighted_nll / counts.tokens)}
     if batch.text.target is not None and found.kl is not None:
         factor = objective.kd_weight * batch.text.target.temperature**2 / counts.tokens
-        terms["kd"] = LossTerm(found.kl / max(counts.aligned, 1), factor * found.kl)
+        terms["kd"] = LossTerm(found.kl / max(counts.with_target, 1), factor * found.kl)
     return found.loss / counts.tokens, terms, found
 
 

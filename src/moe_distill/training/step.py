@@ -64,7 +64,7 @@ class StepMetrics:
 class Update:
     """How an optimizer step went."""
 
-    metrics: StepMetrics  # without the value of `kd` unless it was asked for
+    metrics: StepMetrics
     loss: float  # what the gradient was of
     gradient_norm: float
     applied: bool  # False: loss or gradient was not finite, and the weights are unchanged
