@@ -22,7 +22,7 @@ from moe_distill.batches.batch import Batch
 from moe_distill.batches.batch_order import batches_from
 from moe_distill.batches.loader import BatchReader, BatchRequest
 from moe_distill.batches.split import Split, open_split
-from moe_distill.config.params import KdOrder, load_params
+from moe_distill.config.params import KdOrder, KdPositions, load_params
 from moe_distill.config.profile import Train
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import text_loss
@@ -53,13 +53,13 @@ class Ours:
     temperature: float = 1.0
     order: KdOrder = "map_then_temper"
     conditioned: bool = True  # without entries that the student's tokenizer would have joined to its last token
-    continued: bool = True  # with what the teacher's last token may go on to; T = 1 alone (targets/last_tokens.py)
+    positions: KdPositions = "aligned"
 
 
 OURS = {
     "ours": Ours("counts"),
-    "ours_boundaries": Ours("counts", continued=False),
-    "ours_unconditioned": Ours("counts", conditioned=False, continued=False),  # to be held against `ours_boundaries`
+    "ours_all": Ours("counts", positions="all"),  # inside the teacher's tokens too
+    "ours_unconditioned": Ours("counts", conditioned=False),
     "ours_segmentation": Ours("segmentation", conditioned=False),  # to be held against `ours_unconditioned`
     "ours_prefix": Ours("prefix", conditioned=False),
     "ours_t2": Ours("counts", temperature=2.0),
@@ -129,7 +129,10 @@ def load_world(run: Run) -> World:
     targets = None
     if run.objective in OURS and train.shards is not None:
         ours = OURS[run.objective]
-        settings, our_map = TargetSettings(ours.temperature, ours.order, "sampled"), map_of(ours, train, windows)
+        settings, our_map = (
+            TargetSettings(ours.temperature, ours.order, "sampled", ours.positions),
+            map_of(ours, train, windows),
+        )
         targets = WindowTargets(train.windows, train.shards, our_map, settings, memory_bytes=2**30)
     trip = None
     if run.objective == "native_mapped":
@@ -150,12 +153,7 @@ def load_world(run: Run) -> World:
 def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
     if ours.teacher_mass == "counts":
         counted = load_vocabulary_map(windows / "vocabulary_map", train.windows)
-        merges, beginnings = counted.merges, counted.beginnings
-        return replace(
-            counted,
-            merges=merges if ours.conditioned else None,
-            beginnings=beginnings if ours.continued else None,
-        )
+        return counted if ours.conditioned else replace(counted, merges=None)
     rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     if ours.teacher_mass == "segmentation":
         return rule_map(rule_ids)

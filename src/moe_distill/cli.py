@@ -165,10 +165,10 @@ def inspect(
 ) -> None:
     """Say what a store holds: fields, sizes, and one place decoded, with the teacher's and the student's first five."""
     from moe_distill.commands.inspect_store import inspect as lines_on
-    from moe_distill.targets.window_targets import TargetSettings
+    from moe_distill.targets.window_targets import target_settings
 
     experiment = load_params().experiment
-    for line in lines_on(store, row, TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail)):
+    for line in lines_on(store, row, target_settings(experiment)):
         print(line)
 
 

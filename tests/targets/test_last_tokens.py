@@ -35,7 +35,7 @@ from tests.targets.test_window_targets import are_equal
 TOKENS = [*("".join(each) for n in (1, 2, 3, 4) for each in itertools.product("ab", repeat=n)), ""]  # the last: no text
 RESTS = [each for each in TOKENS if 0 < len(each) < 4]
 N_STUDENT = 6
-SETTINGS = TargetSettings(temperature=1.0, order="map_then_temper", tail="sampled")
+SETTINGS = TargetSettings(temperature=1.0, order="map_then_temper", tail="sampled", positions="all")
 
 
 def beginnings() -> TokenBeginnings:
@@ -230,10 +230,9 @@ def test_a_windows_target_has_them_where_the_windows_say(chain: Chain, split: Sp
 
 
 @pytest.mark.parametrize(
-    ("settings", "has_merges"),
-    [(replace(SETTINGS, temperature=2.0), True), (replace(SETTINGS, follows_text=False), True), (SETTINGS, False)],
+    ("settings", "has_merges"), [(replace(SETTINGS, positions="aligned"), True), (SETTINGS, False)]
 )
-def test_there_are_none_at_another_temperature_without_the_text_or_without_merges(
+def test_there_are_none_unless_asked_for_or_without_merges(
     chain: Chain, split: Split, settings: TargetSettings, has_merges: bool
 ) -> None:
     vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", split.windows)

@@ -215,6 +215,7 @@ def experiment() -> ExperimentParams:
             "kd_weight": 0.7,
             "kd_order": "temper_then_map",
             "kd_tail": "sampled",
+            "kd_positions": "aligned",
             "teacher_must_lead": True,
             "balance": "fixed",
             "losses": dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.1),

@@ -32,7 +32,7 @@ from moe_distill.planning.rates import Rates, estimate_rates
 from moe_distill.planning.synthetic_inputs import write_model, write_vocabulary_map, write_windows
 from moe_distill.replay.block import load_teacher_head
 from moe_distill.targets.next_token_counts import load_vocabulary_map
-from moe_distill.targets.window_targets import TargetSettings, WindowTargets
+from moe_distill.targets.window_targets import TargetSettings, WindowTargets, target_settings
 from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.capture import capture
 from moe_distill.teacher.run import export_head
@@ -154,7 +154,7 @@ class _Bench:
         self._student = self._model(STUDENT, self.params.profile.models.student, config, torch.float32)
         self._split = open_split(self.folder / "windows/student", self.folder / "targets")
         experiment = self.params.experiment
-        settings = TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail)
+        settings = target_settings(experiment)
         targets = self._targets(settings)
         numbers = cycle(range(len(self.student_windows)))
         self.found["target_window"] = self._timed(lambda: targets.of(next(numbers)))
@@ -217,7 +217,7 @@ class _Bench:
     def _parts(self, split: Split, with_states: bool) -> list[Batch]:
         """All micro-batches of the windows, on the device."""
         train, experiment = self.params.profile.train, self.params.experiment
-        settings = TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail)
+        settings = target_settings(experiment)
         targets = None if split.shards is None else self._targets(settings)
         reader = BatchReader(split, targets, with_states, train.chunk_tokens)
         wanted = requests(range(len(split.windows)), train.micro_batch_windows)

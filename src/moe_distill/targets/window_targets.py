@@ -6,7 +6,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from moe_distill.config.params import KdOrder, KdTail
+from moe_distill.config.params import ExperimentParams, KdOrder, KdPositions, KdTail
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import WindowStore
 from moe_distill.targets.canonical import MergeRules
@@ -30,7 +30,13 @@ class TargetSettings:
     temperature: float
     order: KdOrder
     tail: KdTail
+    positions: KdPositions = "aligned"  # or all: at T = 1, and where the text is followed
     follows_text: bool = True  # whether the teacher's next token goes to the text's own; False: the map alone decides
+
+
+def target_settings(experiment: ExperimentParams) -> TargetSettings:
+    """As an experiment asks for them."""
+    return TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail, experiment.kd_positions)
 
 
 class WindowTargets:
@@ -54,7 +60,7 @@ class WindowTargets:
         self._settings, self._free_bytes = settings, memory_bytes
         self._kept: dict[int, SparseTarget] = {}
         # Without merges nothing tells that the student's last token has ended where the teacher's has
-        reads_last = settings.follows_text and settings.temperature == 1.0 and vocabulary_map.merges is not None
+        reads_last = settings.positions == "all" and vocabulary_map.merges is not None
         self._beginnings = vocabulary_map.beginnings if reads_last else None
         if self._beginnings is not None:
             check_last_tokens(windows, self._beginnings)
