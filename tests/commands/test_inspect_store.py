@@ -78,7 +78,7 @@ def test_a_row_is_asked_for_by_its_number(project: Chain) -> None:
     lonely = next(row for row in range(int(rows.max())) if row not in set(rows.tolist()))
     assert any(f"row {aligned} of positions: window " in line for line in lines("data/teacher_shards/train", aligned))
     found = lines("data/teacher_shards/train", lonely)
-    assert any("the student stands at no such place" in line for line in found)
+    assert any("no student position stands before the same byte" in line for line in found)
     assert "more kept" in found[-1], "what the teacher said is shown all the same"
     with pytest.raises(
         ConfigError, match=r"--row is -1; data/teacher_shards/train has [\d,]+ rows of positions; give 0 to"
