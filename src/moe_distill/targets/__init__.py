@@ -2,5 +2,5 @@
 
 In the order of reading: `teacher_rows` (read from the shards), `token_shares` and `next_token_counts` (where a teacher
 token's probability goes), `sparse_target` (beside it `tail`, `tail_merging`, and `canonical` with `neighbour_trials`),
-`window_targets` (made once a window, and kept), `stretches`.
+`last_tokens` (what it says inside its tokens), `window_targets` (made once a window, and kept), `stretches`.
 """
