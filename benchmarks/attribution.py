@@ -1,7 +1,7 @@
 """Where does the signal lie? KL(target || student after LM alone), by how the student's next token meets the teacher's.
 
 Three targets: the exact one (benchmarks/exact_search.py says what that is), ours (what the project makes of the cache,
-at T = 1; its KL is the bucketed one, a lower bound), and a teacher that has the
+at T = 1 and at aligned positions alone; its KL is the bucketed one, a lower bound), and a teacher that has the
 student's own tokenizer. A large KL is only worth having where the target is right: so each target's NLL of the text is
 shown beside that of the student, and KL(exact target || x) of our target and of students.
 
