@@ -129,11 +129,8 @@ def load_world(run: Run) -> World:
     targets = None
     if run.objective in OURS and train.shards is not None:
         ours = OURS[run.objective]
-        settings, our_map = (
-            TargetSettings(ours.temperature, ours.order, "sampled", ours.positions),
-            map_of(ours, train, windows),
-        )
-        targets = WindowTargets(train.windows, train.shards, our_map, settings, memory_bytes=2**30)
+        settings = TargetSettings(ours.temperature, ours.order, "sampled")
+        targets = WindowTargets(train.windows, train.shards, map_of(ours, train, windows), settings, memory_bytes=2**30)
     trip = None
     if run.objective == "native_mapped":
         back = load_vocabulary_map(windows / "vocabulary_map", train.windows)
@@ -152,7 +149,7 @@ def load_world(run: Run) -> World:
 
 def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
     if ours.teacher_mass == "counts":
-        counted = load_vocabulary_map(windows / "vocabulary_map", train.windows)
+        counted = load_vocabulary_map(windows / "vocabulary_map", train.windows, ours.positions)
         return counted if ours.conditioned else replace(counted, merges=None)
     rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     if ours.teacher_mass == "segmentation":

@@ -186,7 +186,7 @@ def training_busy_share(run: RandomRun, runtime: Runtime, steps: int) -> float:
     split = open_split(run.root / "windows/train", run.root / "targets/train")
     assert split.shards is not None
     settings = target_settings(experiment)
-    vocabulary_map = load_vocabulary_map(run.root / "windows/vocabulary_map", split.windows)
+    vocabulary_map = load_vocabulary_map(run.root / "windows/vocabulary_map", split.windows, experiment.kd_positions)
     memory = train.target_memory_mb * 10**6 // max(1, train.loader_workers)
     targets = WindowTargets(split.windows, split.shards, vocabulary_map, settings, memory)
     reader = BatchReader(split, targets, with_states=False, chunk_tokens=train.chunk_tokens)

@@ -165,10 +165,8 @@ def inspect(
 ) -> None:
     """Say what a store holds: fields, sizes, and one place decoded, with the teacher's and the student's first five."""
     from moe_distill.commands.inspect_store import inspect as lines_on
-    from moe_distill.targets.window_targets import target_settings
 
-    experiment = load_params().experiment
-    for line in lines_on(store, row, target_settings(experiment)):
+    for line in lines_on(store, row, load_params().experiment):
         print(line)
 
 

@@ -12,10 +12,11 @@ from moe_distill.errors import ConfigError, DataError
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
-from moe_distill.targets.window_targets import TargetSettings, WindowTargets
+from moe_distill.targets.window_targets import WindowTargets, target_settings
 from tests.chain import Chain
+from tests.params import fixed_params
 
-SETTINGS = TargetSettings(2.0, "map_then_temper", "sampled")
+EXPERIMENT = fixed_params().experiment.model_copy(update={"temperature": 2.0})
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def project(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
 
 
 def lines(folder: str, row: int | None = None) -> list[str]:
-    return list(inspect(Path(folder), row, SETTINGS))
+    return list(inspect(Path(folder), row, EXPERIMENT))
 
 
 @pytest.mark.usefixtures("project")
@@ -60,7 +61,7 @@ def test_one_position_is_decoded_with_both_sides(project: Chain) -> None:
     targets = open_targets(project.targets / "validation")
     train = WindowStore(project.windows / "train", STUDENT_WINDOWS)
     vocabulary_map = load_vocabulary_map(project.windows / "vocabulary_map", train)
-    target = WindowTargets(store, targets, vocabulary_map, SETTINGS).of(window)
+    target = WindowTargets(store, targets, vocabulary_map, target_settings(EXPERIMENT)).of(window)
     at = target.entry_positions_Z == place
     pairs = zip((-target.entry_probs_Z[at]).tolist(), target.entry_ids_Z[at].tolist(), strict=True)
     best = sorted(pairs)[:5]

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from moe_distill.batches.split import Split, open_split
-from moe_distill.errors import DataError
-from moe_distill.shards.vocabulary_store import Merges
+from moe_distill.errors import ConfigError, DataError
+from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP, Merges, open_vocabulary_map
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
+from moe_distill.shards.writer import ShardWriter
 from moe_distill.targets.canonical import MergeRules, merge_rules
 from moe_distill.targets.last_tokens import (
     LEAST_SHARE,
@@ -35,10 +36,17 @@ from tests.targets.test_window_targets import are_equal
 TOKENS = [*("".join(each) for n in (1, 2, 3, 4) for each in itertools.product("ab", repeat=n)), ""]  # the last: no text
 RESTS = [each for each in TOKENS if 0 < len(each) < 4]
 N_STUDENT = 6
-SETTINGS = TargetSettings(temperature=1.0, order="map_then_temper", tail="sampled", positions="all")
+SETTINGS = TargetSettings(temperature=1.0, order="map_then_temper", tail="sampled")
 
 
-def beginnings() -> TokenBeginnings:
+def rules_against(denied: frozenset[tuple[int, int]]) -> MergeRules:
+    """A merge of each pair, and of another id with itself: there is at least one."""
+    firsts, seconds = torch.tensor(sorted(denied | {(N_STUDENT, N_STUDENT)})).T
+    made = torch.arange(len(firsts)) + N_STUDENT + 1
+    return merge_rules(Merges(firsts, seconds, made), N_STUDENT + 1 + len(firsts))
+
+
+def beginnings(denied: frozenset[tuple[int, int]] = frozenset()) -> TokenBeginnings:
     """Each rest has two student tokens, of every second one nearly all is the first's; "bb" has none."""
     numbers = [TOKENS.index(token[:n]) for token in TOKENS for n in range(1, len(token) + 1)]
     rests = [RESTS.index(token[n:]) if token[n:] else -1 for token in TOKENS for n in range(1, len(token) + 1)]
@@ -46,9 +54,8 @@ def beginnings() -> TokenBeginnings:
     pairs = torch.tensor([[n, (3 * n + k) % N_STUDENT] for n in range(len(RESTS)) for k in range(2)])
     counts = NextTokenCounts(pairs[:, 0], pairs[:, 1], torch.tensor([50, 8, 20, 30] * len(RESTS))[: len(pairs)])
     rest_map = counted_shares(rule_ids, counts)
-    return TokenBeginnings(
-        torch.tensor([len(each) for each in TOKENS]), torch.tensor(numbers), torch.tensor(rests), rest_map
-    )
+    n_bytes = torch.tensor([len(each) for each in TOKENS])
+    return TokenBeginnings(n_bytes, torch.tensor(numbers), torch.tensor(rests), rest_map, rules_against(denied))
 
 
 def last_tokens(seed: int, scale: float = 2.0) -> LastTokens:
@@ -60,7 +67,7 @@ def last_tokens(seed: int, scale: float = 2.0) -> LastTokens:
     return LastTokens(rows, ids, n_read, previous_ids, next_ids)
 
 
-def slowly(last: LastTokens, at: int, denied: set[tuple[int, int]]) -> tuple[bool, dict[int, float], float]:
+def slowly(last: LastTokens, at: int, denied: frozenset[tuple[int, int]]) -> tuple[bool, dict[int, float], float]:
     """Whether the position is inside its last token, the probability of each student token, and that of all else."""
     text, map_of_rests = TOKENS[int(last.ids[at])], beginnings().rest_map
     read = text[: int(last.n_read[at])]
@@ -91,18 +98,13 @@ def slowly(last: LastTokens, at: int, denied: set[tuple[int, int]]) -> tuple[boo
     return is_inside, {n: prob / total for n, prob in found.items() if prob}, rest_prob / total
 
 
-def rules_against(denied: set[tuple[int, int]]) -> MergeRules:
-    """A merge of each pair, and of another id with itself: there is at least one."""
-    firsts, seconds = torch.tensor(sorted(denied | {(N_STUDENT, N_STUDENT)})).T
-    made = torch.arange(len(firsts)) + N_STUDENT + 1
-    return merge_rules(Merges(firsts, seconds, made), N_STUDENT + 1 + len(firsts))
-
-
 @pytest.mark.parametrize("scale", [1.0, 5.0])
-@pytest.mark.parametrize("denied", [set(), {(0, 1), (2, 0), (3, 3), (5, 2), (1, 4)}], ids=["all_may_follow", "some"])
-def test_both_cases_have_what_the_teacher_gives_them(denied: set[tuple[int, int]], scale: float) -> None:
+@pytest.mark.parametrize(
+    "denied", [frozenset(), frozenset({(0, 1), (2, 0), (3, 3), (5, 2), (1, 4)})], ids=["all_may_follow", "some"]
+)
+def test_both_cases_have_what_the_teacher_gives_them(denied: frozenset[tuple[int, int]], scale: float) -> None:
     last = last_tokens(1, scale)
-    found = continuations(last, beginnings(), rules_against(denied))
+    found = continuations(last, beginnings(denied))
     small = 0
     for at in range(len(last.ids)):
         is_inside, expected, rest = slowly(last, at, denied)
@@ -141,7 +143,7 @@ def of_one(kept: dict[str, float], own: tuple[str, float], n_read: int, drawn: l
 def test_shares_are_of_the_kept_tokens_and_the_texts_own() -> None:
     by_rule = replace(beginnings(), rest_map=rule_map(torch.arange(len(RESTS))))
     last = of_one({"a": 0.2, "aa": 0.1, "b": 0.4}, ("ab", math.log(0.3)), 1, drawn=["aaa", "abb", "ab"])
-    found = continuations(last, by_rule, rules_against(set()))
+    found = continuations(last, by_rule)
     entries = dict(zip(found.entries.ids.tolist(), found.entries.logprobs.exp().tolist(), strict=True))
     assert entries == pytest.approx({RESTS.index("a"): 0.1 / 0.6, 5: 0.3 / 0.6})
     assert float(found.rest_P[0]) == pytest.approx(0.2 / 0.6)
@@ -149,9 +151,10 @@ def test_shares_are_of_the_kept_tokens_and_the_texts_own() -> None:
 
 def test_a_token_that_nothing_is_left_of_has_ended() -> None:
     """Its probability underflows beside a longer one, which is denied."""
-    by_rule = replace(beginnings(), rest_map=rule_map(torch.arange(len(RESTS))))
+    denied = frozenset({(0, RESTS.index("a"))})
+    by_rule = replace(beginnings(denied), rest_map=rule_map(torch.arange(len(RESTS))))
     last = of_one({"aa": 0.9}, ("a", -200.0), 1, drawn=["b"])
-    found = continuations(last, by_rule, rules_against({(0, RESTS.index("a"))}))
+    found = continuations(last, by_rule)
     assert found.rest_P.tolist() == [1.0]
     assert len(found.entries.ids) == 0
 
@@ -176,11 +179,11 @@ def at_common_boundary() -> SparseTarget:
 @pytest.mark.parametrize("has_bucket", [False, True], ids=["sampled", "residual"])
 def test_at_a_common_boundary_the_next_row_has_the_share_of_the_ended_token(has_bucket: bool) -> None:
     last = map_tensors(last_tokens(3), itemgetter(slice(2, 6)))  # "aa" read to its first and its second byte, ...
-    found = continuations(map_tensors(last, itemgetter(slice(0, 2))), beginnings(), rules_against(set()))
+    found = continuations(map_tensors(last, itemgetter(slice(0, 2))), beginnings())
     assert found.is_inside_P.tolist() == [True, False]
     buckets_N = at_common_boundary().has_target_N & has_bucket
     target = with_continuations(replace(at_common_boundary(), has_bucket_N=buckets_N), torch.tensor([0, 1]), found)
-    (_, inside, bucket), (_, goes_on, ended) = (slowly(last, at, set()) for at in (0, 1))
+    (_, inside, bucket), (_, goes_on, ended) = (slowly(last, at, frozenset()) for at in (0, 1))
     assert entries_of(target, 0) == pytest.approx(inside, abs=1e-6)
     expected = {2: 0.5 * ended, 4: 0.1 * ended}
     for student_id, prob in goes_on.items():
@@ -202,11 +205,12 @@ def split(chain: Chain) -> Split:
 
 def test_a_windows_target_has_them_where_the_windows_say(chain: Chain, split: Split) -> None:
     windows, shards = split.windows, split.shards
-    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", windows)
+    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", windows, "all")
     assert shards is not None
     assert vocabulary_map.beginnings is not None
-    assert vocabulary_map.merges is not None
-    unknowing = replace(vocabulary_map, beginnings=None)
+    assert vocabulary_map.beginnings.merges.trials is None
+    unknowing = load_vocabulary_map(chain.windows / "vocabulary_map", windows)
+    assert unknowing.beginnings is None
     n_inside = 0
     for window in range(3):
         found = WindowTargets(windows, shards, vocabulary_map, SETTINGS).of(window)
@@ -222,27 +226,22 @@ def test_a_windows_target_has_them_where_the_windows_say(chain: Chain, split: Sp
         rows = type(rows)(*(torch.cat([getattr(each, name) for each in one_by_one]) for name in vars(rows)))
         columns = (ids_N, n_read_N, previous_ids_N, next_ids_N)
         last = LastTokens(rows, *(each[positions] for each in columns))
-        continued = continuations(last, vocabulary_map.beginnings, vocabulary_map.merges)
+        continued = continuations(last, vocabulary_map.beginnings)
         assert are_equal(found, with_continuations(without, positions, continued))
         assert bool(found.has_target_N[1:].all()), "a position inside a teacher token has a target too"
         n_inside += int((found.has_target_N & ~without.has_target_N).sum())
     assert n_inside > 10
 
 
-@pytest.mark.parametrize(
-    ("settings", "has_merges"), [(replace(SETTINGS, positions="aligned"), True), (SETTINGS, False)]
-)
-def test_there_are_none_unless_asked_for_or_without_merges(
-    chain: Chain, split: Split, settings: TargetSettings, has_merges: bool
-) -> None:
-    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", split.windows)
-    vocabulary_map = vocabulary_map if has_merges else replace(vocabulary_map, merges=None)
-    assert split.shards is not None
-    found, without = (
-        WindowTargets(split.windows, split.shards, each, settings).of(0)
-        for each in (vocabulary_map, replace(vocabulary_map, beginnings=None))
-    )
-    assert are_equal(found, without)
+def test_a_student_whose_merges_are_not_known_is_refused(chain: Chain, split: Split, tmp_path: Path) -> None:
+    reader = open_vocabulary_map(chain.windows / "vocabulary_map")
+    columns = {name: torch.cat(list(reader.columns(name))) for name in MAP_FIELDS}
+    writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 2**31)
+    writer.append(columns | {name: columns[name][:0] for name in MERGE_IDS})
+    writer.finish(VOCABULARY_MAP, "made here", reader.index.metadata)
+    assert load_vocabulary_map(tmp_path / "map", split.windows).merges is None
+    with pytest.raises(ConfigError, match=r"needs a student whose tokenizer is a BPE.*set `kd_positions: aligned`"):
+        load_vocabulary_map(tmp_path / "map", split.windows, "all")
 
 
 @pytest.mark.parametrize(("value", "says"), [(99, "has last_teacher_bytes 99"), (0, "has last_teacher_bytes 0")])
@@ -253,6 +252,6 @@ def test_more_bytes_than_the_last_token_has_are_refused(chain: Chain, tmp_path: 
     forge_column(copy.windows / "train", 0, "last_teacher_bytes", lambda column: column[row].fill_(value))
     split = open_split(copy.windows / "train", copy.targets / "train")
     assert split.shards is not None
-    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", split.windows)
+    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", split.windows, "all")
     with pytest.raises(DataError, match=f"row {row} of tokens {says}"):
         WindowTargets(split.windows, split.shards, vocabulary_map, SETTINGS)

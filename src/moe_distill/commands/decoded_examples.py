@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from moe_distill.config.params import ExperimentParams
 from moe_distill.models.tokenizer_files import load_tokenizer
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import STUDENT_WINDOWS, NextToken, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.sparse_target import SparseTarget
-from moe_distill.targets.window_targets import TargetSettings, WindowTargets
+from moe_distill.targets.window_targets import WindowTargets, target_settings
 
 TOP = 5
 CONTEXT = 70  # characters before a position
@@ -46,7 +47,7 @@ class Pieces:
 
 
 def position_example(
-    targets: ShardReader, windows: Path, teacher: Pieces, student: Pieces, row: int | None, settings: TargetSettings
+    targets: ShardReader, windows: Path, teacher: Pieces, student: Pieces, row: int | None, experiment: ExperimentParams
 ) -> Iterator[str]:
     """What the teacher said at a row of table `positions`, and what the student of data/windows is to say there."""
     split = targets.folder.name
@@ -69,8 +70,8 @@ def position_example(
     next_tokens = f"teacher's token {teacher.show(next_teacher)}, student's {student.show(int(ids[place]))}"
     yield f"    the text goes on: {next_tokens}"
     train = WindowStore(windows / "student/train", STUDENT_WINDOWS)
-    vocabulary_map = load_vocabulary_map(windows / "student/vocabulary_map", train)
-    target = WindowTargets(store, targets, vocabulary_map, settings).of(window)
+    vocabulary_map = load_vocabulary_map(windows / "student/vocabulary_map", train, experiment.kd_positions)
+    target = WindowTargets(store, targets, vocabulary_map, target_settings(experiment)).of(window)
     yield f"    {'the teacher, T = 1':<{COLUMN}}the student's target, T = {target.temperature:g}"
     for left, right in zip(_teacher_says(targets, teacher, row), _target_says(target, student, place), strict=True):
         yield f"    {left:<{COLUMN}}{right}".rstrip()

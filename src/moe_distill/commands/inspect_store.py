@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from moe_distill.commands.decoded_examples import Pieces, map_example, position_example, window_example
+from moe_distill.config.params import ExperimentParams
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.replay.head import DESCRIPTION_NAME, WEIGHTS_NAME, read_head
 from moe_distill.shards.format import DTYPES, INDEX_NAME, FieldSpec
@@ -14,19 +15,18 @@ from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import TEACHER_TARGETS, open_targets
 from moe_distill.shards.vocabulary_store import VOCABULARY_MAP, open_vocabulary_map
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
-from moe_distill.targets.window_targets import TargetSettings
 from moe_distill.utils.checksummed_json import read_json_object
 
 MADE_BY = {"data/teacher_shards": "teacher", "models/teacher_head": "teacher", "data/windows": "tokenize"}
 SHOWN_LENGTH = 60  # characters of a value of the metadata
 
 
-def inspect(folder: Path, row: int | None, settings: TargetSettings) -> Iterator[str]:
+def inspect(folder: Path, row: int | None, experiment: ExperimentParams) -> Iterator[str]:
     """Yield lines on each store at or below a folder, and one decoded place of the first of each format.
 
     Args:
         row: of a store's positions, tokens or teacher ids; None: one from the middle.
-        settings: how targets are made.
+        experiment: how targets are made.
 
     Raises:
         ConfigError: there is no such row.
@@ -43,7 +43,7 @@ def inspect(folder: Path, row: int | None, settings: TargetSettings) -> Iterator
         reader = _open(index.parent, store_format)
         yield from _summary(reader)
         if store_format not in shown:
-            yield from _example(reader, row, settings)
+            yield from _example(reader, row, experiment)
         shown.add(store_format)
 
 
@@ -75,7 +75,7 @@ def _row_bytes(spec: FieldSpec) -> int:
     return n_bytes
 
 
-def _example(reader: ShardReader, row: int | None, settings: TargetSettings) -> Iterator[str]:
+def _example(reader: ShardReader, row: int | None, experiment: ExperimentParams) -> Iterator[str]:
     """A place in words, where the tokenizers are beside the store as the stages lay them."""
     table = {TEACHER_TARGETS: "positions", VOCABULARY_MAP: "teacher_ids"}.get(reader.index.format, "tokens")
     n_rows = reader.rows(table)
@@ -88,7 +88,7 @@ def _example(reader: ShardReader, row: int | None, settings: TargetSettings) -> 
         return
     teacher, student = (Pieces.of(root / "models" / name) for name in ("teacher", "student_init"))
     if reader.index.format == TEACHER_TARGETS:
-        yield from position_example(reader, root / "data/windows", teacher, student, row, settings)
+        yield from position_example(reader, root / "data/windows", teacher, student, row, experiment)
     elif reader.index.format == VOCABULARY_MAP:
         yield from map_example(reader, teacher, student, row)
     elif reader.index.format in (TEACHER_WINDOWS, STUDENT_WINDOWS):

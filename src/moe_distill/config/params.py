@@ -81,7 +81,7 @@ class ExperimentParams(Section):
     kd_order: KdOrder  # whether the teacher is tempered before or after its move to the student's vocabulary
     kd_tail: KdTail  # what lies outside the kept logits: as importance samples, or as one bucket
     # where KD is: at aligned positions; or inside the teacher's tokens too, and then targets at aligned ones know that
-    # the teacher's token may have gone on (at temperature 1 alone)
+    # the teacher's token may have gone on (at temperature 1, and with a student whose tokenizer's merges are known)
     kd_positions: KdPositions
     teacher_must_lead: bool  # refuse to train where the teacher knows no more of the text than the untrained student
     # adaptive: in phase 2 each term of `losses` is scaled by a clamped average of lm / term

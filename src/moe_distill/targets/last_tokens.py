@@ -28,7 +28,7 @@ from torch import Tensor
 
 from moe_distill.errors import DataError
 from moe_distill.shards.window_store import WindowStore
-from moe_distill.targets.canonical import MergeRules, noncanonical
+from moe_distill.targets.canonical import noncanonical
 from moe_distill.targets.sparse_rows import NEGATIVE_INFINITY, Entries, grouped_logsumexp, merged
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.teacher_rows import TeacherRows
@@ -80,13 +80,8 @@ def check_last_tokens(windows: WindowStore, beginnings: TokenBeginnings) -> None
             )
 
 
-def continuations(last: LastTokens, beginnings: TokenBeginnings, merges: MergeRules) -> Continuations:
-    """How the teacher's last token may go on.
-
-    Args:
-        merges: whose rules decide alone: a tokenizer that writes two blanks side by side before some letters says
-            nothing of an indentation that is longer by one.
-    """
+def continuations(last: LastTokens, beginnings: TokenBeginnings) -> Continuations:
+    """How the teacher's last token may go on."""
     candidates = _that_begin_alike(last, beginnings)
     places_X = beginnings.places(candidates.ids, last.n_read[candidates.rows])
     rests_X, ended_P = beginnings.rests[places_X], torch.zeros(len(last.ids))
@@ -104,8 +99,7 @@ def continuations(last: LastTokens, beginnings: TokenBeginnings, merges: MergeRu
     )
     is_inside_P = beginnings.rests[beginnings.places(last.ids, last.n_read)] >= 0
     rest_P = torch.where(is_inside_P, (1.0 - _masses(entries, len(ended_P))).clamp_min(0.0), ended_P)
-    rules = replace(merges, trials=None)
-    entries = entries.without(noncanonical(rules, entries, last.previous_ids, last.next_ids))
+    entries = entries.without(noncanonical(beginnings.merges, entries, last.previous_ids, last.next_ids))
     total_P = rest_P + _masses(entries, len(rest_P))
     entries = replace(entries, logprobs=entries.logprobs - total_P.log()[entries.rows])
     # A token that has underflowed, and of which nothing else is left: as if it had ended

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from moe_distill.config.params import KdPositions
+from moe_distill.errors import ConfigError
 from moe_distill.shards.vocabulary_store import (
     Beginnings,
     read_beginnings,
@@ -19,22 +21,35 @@ from moe_distill.shards.vocabulary_store import (
     read_vocabulary_map,
 )
 from moe_distill.shards.window_store import WindowStore
-from moe_distill.targets.canonical import merge_rules, with_text
+from moe_distill.targets.canonical import MergeRules, merge_rules, with_text
 from moe_distill.targets.neighbour_trials import NeighbourTrials
 from moe_distill.targets.sparse_rows import pair_keys, pairs_of
 from moe_distill.targets.token_shares import NextTokenCounts, TokenBeginnings, VocabularyMap, counted_shares, rule_map
 
 
-def load_vocabulary_map(folder: Path, windows: WindowStore) -> VocabularyMap:
-    """A vocabulary map with the shares, frequencies and neighbours that a split's windows show."""
+def load_vocabulary_map(folder: Path, windows: WindowStore, positions: KdPositions = "aligned") -> VocabularyMap:
+    """A vocabulary map with the shares, frequencies and neighbours that a split's windows show.
+
+    Args:
+        positions: where the teacher is heard; all: with the beginnings of its tokens.
+
+    Raises:
+        ConfigError: they are asked for, and nothing tells which tokens the student's tokenizer would have joined.
+    """
     rule_ids = read_vocabulary_map(folder)
-    beginnings = _beginnings(read_beginnings(folder), len(rule_ids), windows)
-    found = replace(counted_shares(rule_ids, count_next_tokens(windows)), beginnings=beginnings)
+    found = counted_shares(rule_ids, count_next_tokens(windows))
     merges, n_ids = read_merges(folder)
     if not len(merges.results):
+        if positions == "all":
+            raise ConfigError(
+                "params.yaml: `kd_positions: all` needs a student whose tokenizer is a BPE with merges of its own",
+                "of the one here none are known, so nothing tells where one of its tokens would have gone on",
+                "set `kd_positions: aligned`",
+            )
         return found
-    rules = replace(merge_rules(merges, n_ids), trials=_trials(folder))
-    return replace(found, merges=with_text(rules, _neighbours(windows)))
+    rules = with_text(merge_rules(merges, n_ids), _neighbours(windows))
+    beginnings = _beginnings(read_beginnings(folder), len(rule_ids), windows, rules) if positions == "all" else None
+    return replace(found, merges=replace(rules, trials=_trials(folder)), beginnings=beginnings)
 
 
 def _trials(folder: Path) -> NeighbourTrials | None:
@@ -55,18 +70,20 @@ def count_next_tokens(windows: WindowStore) -> NextTokenCounts:
     return NextTokenCounts(*pairs_of(keys), counts)
 
 
-def _beginnings(stored: Beginnings, n_rows: int, windows: WindowStore) -> TokenBeginnings | None:
+def _beginnings(stored: Beginnings, n_rows: int, windows: WindowStore, merges: MergeRules) -> TokenBeginnings | None:
     """The beginnings of the teacher's tokens, with the shares that a split's windows show; None: none are known.
 
     What is left of a token is counted where the text has the same bytes left of any token, and as a token of its own.
 
     Args:
         n_rows: R, rows of the teacher's output matrix.
+        merges: without trials: a tokenizer that writes two blanks side by side before some letters says nothing of an
+            indentation that is longer by one.
     """
     if not len(stored.rest_student_ids):
         return None
     n_bytes = F.pad(stored.teacher_bytes, (0, n_rows - len(stored.teacher_bytes)))
-    by_rule = TokenBeginnings(n_bytes, stored.numbers, stored.rests, rule_map(stored.rest_student_ids))
+    by_rule = TokenBeginnings(n_bytes, stored.numbers, stored.rests, rule_map(stored.rest_student_ids), merges)
     token_rests = F.pad(stored.token_rests, (0, n_rows - len(stored.token_rests)), value=-1)
     names = ("last_teacher_ids", "last_teacher_bytes", "next_teacher_ids", "token_ids")
     columns = zip(*(windows.reader.columns(name) for name in names), strict=True)

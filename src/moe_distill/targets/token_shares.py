@@ -54,7 +54,7 @@ class VocabularyMap:
     frequencies: Tensor  # fp32 [R]: of the mapped teacher ids as next tokens of the text, each met once more; sum 1
     student_frequencies: Tensor  # fp32 [V]: the same, handed out by the shares
     merges: MergeRules | None = None  # of the student's tokenizer; None: nothing is known of them
-    beginnings: "TokenBeginnings | None" = None  # of the teacher's tokens; None: nothing is known of them
+    beginnings: "TokenBeginnings | None" = None  # of the teacher's tokens; None: not asked for, or there are none
 
     def mapped_to_student(self, teacher_ids: Tensor) -> "StudentPairs":
         """Spread a flat list of teacher ids over their student tokens, with the share of each.
@@ -84,6 +84,7 @@ class TokenBeginnings:
     numbers: Tensor  # int64 [beginnings]: equal where the bytes are
     rests: Tensor  # int64 [beginnings]: number of the string that is left; -1: nothing is
     rest_map: VocabularyMap  # of those strings, by their number
+    merges: MergeRules  # of the student's tokenizer, which decide alone
 
     @cached_property
     def _first_places(self) -> Tensor:

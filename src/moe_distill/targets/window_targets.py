@@ -6,10 +6,9 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from moe_distill.config.params import ExperimentParams, KdOrder, KdPositions, KdTail
+from moe_distill.config.params import ExperimentParams, KdOrder, KdTail
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import WindowStore
-from moe_distill.targets.canonical import MergeRules
 from moe_distill.targets.last_tokens import (
     LAST_FIELDS,
     LastTokens,
@@ -19,7 +18,7 @@ from moe_distill.targets.last_tokens import (
 )
 from moe_distill.targets.sparse_target import NextTokens, SparseTarget, sparse_target
 from moe_distill.targets.teacher_rows import read_rows
-from moe_distill.targets.token_shares import TokenBeginnings, VocabularyMap
+from moe_distill.targets.token_shares import VocabularyMap
 from moe_distill.utils.tensors import map_tensors
 
 
@@ -30,13 +29,12 @@ class TargetSettings:
     temperature: float
     order: KdOrder
     tail: KdTail
-    positions: KdPositions = "aligned"  # or all: at T = 1, and where the text is followed
     follows_text: bool = True  # whether the teacher's next token goes to the text's own; False: the map alone decides
 
 
 def target_settings(experiment: ExperimentParams) -> TargetSettings:
     """As an experiment asks for them."""
-    return TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail, experiment.kd_positions)
+    return TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail)
 
 
 class WindowTargets:
@@ -45,6 +43,7 @@ class WindowTargets:
     A target does not depend on which other windows are asked for, nor on whether it was kept.
 
     Args:
+        vocabulary_map: with beginnings (at T = 1, and where the text is followed), the last teacher tokens may go on.
         memory_bytes: what is kept of finished targets; once it is full, all others are made again each time.
     """
 
@@ -59,11 +58,8 @@ class WindowTargets:
         self._windows, self._shards, self._vocabulary_map = windows, shards, vocabulary_map
         self._settings, self._free_bytes = settings, memory_bytes
         self._kept: dict[int, SparseTarget] = {}
-        # Without merges nothing tells that the student's last token has ended where the teacher's has
-        reads_last = settings.positions == "all" and vocabulary_map.merges is not None
-        self._beginnings = vocabulary_map.beginnings if reads_last else None
-        if self._beginnings is not None:
-            check_last_tokens(windows, self._beginnings)
+        if vocabulary_map.beginnings is not None:
+            check_last_tokens(windows, vocabulary_map.beginnings)
 
     def of(self, window: int) -> SparseTarget:
         """The target of each position of a window, in order."""
@@ -77,12 +73,13 @@ class WindowTargets:
 
     def _made(self, window: int) -> SparseTarget:
         rows_N, next_teacher_ids_N, ids_N = (
-            self._windows.tokens(name, window) for name in ("teacher_rows", "next_teacher_ids", "token_ids")
+            self._windows.tokens(name, window).long() for name in ("teacher_rows", "next_teacher_ids", "token_ids")
         )
+        previous_ids_N = torch.cat([torch.tensor([self._windows.prefix_id]), ids_N[:-1]])
         has_target_N = rows_N >= 0
         settings, text = self._settings, None
         if settings.follows_text:
-            text = NextTokens(next_teacher_ids_N[has_target_N].long(), ids_N[has_target_N].long())
+            text = NextTokens(next_teacher_ids_N[has_target_N], ids_N[has_target_N])
         target = sparse_target(
             read_rows(self._shards, rows_N[has_target_N]),
             has_target_N,
@@ -91,32 +88,19 @@ class WindowTargets:
             settings.order,
             settings.tail,
             text,
-            self._previous_ids(ids_N.long())[has_target_N],
+            previous_ids_N[has_target_N],
         )
-        merges = self._vocabulary_map.merges
-        if self._beginnings is None or merges is None:
+        beginnings = self._vocabulary_map.beginnings
+        if beginnings is None:
             return target
-        return self._continued(target, window, self._beginnings, merges)
+        positions_P, last = self._last_tokens(window, previous_ids_N, ids_N)
+        return with_continuations(target, positions_P, continuations(last, beginnings))
 
-    def _continued(
-        self, target: SparseTarget, window: int, beginnings: TokenBeginnings, merges: MergeRules
-    ) -> SparseTarget:
-        """The target of a window in which the teacher's last tokens may go on."""
-        rows_N, teacher_ids_N, n_read_N, ids_N = (
-            self._windows.tokens(name, window).long() for name in (*LAST_FIELDS, "token_ids")
-        )
+    def _last_tokens(self, window: int, previous_ids_N: Tensor, next_ids_N: Tensor) -> tuple[Tensor, LastTokens]:
+        """The positions of a window that have a last teacher token, int64 [P], and those."""
+        rows_N, ids_N, n_read_N = (self._windows.tokens(name, window).long() for name in LAST_FIELDS)
         positions_P = (rows_N >= 0).nonzero().squeeze(1)
         numbers, place_P = rows_N[positions_P].unique(return_inverse=True)
-        last = LastTokens(
-            rows=map_tensors(read_rows(self._shards, numbers), itemgetter(place_P)),
-            ids=teacher_ids_N[positions_P],
-            n_read=n_read_N[positions_P],
-            previous_ids=self._previous_ids(ids_N)[positions_P],
-            next_ids=ids_N[positions_P],
-        )
-        found = continuations(last, beginnings, merges)
-        return with_continuations(target, positions_P, found)
-
-    def _previous_ids(self, ids_N: Tensor) -> Tensor:
-        """The student's last token at each position of a window."""
-        return torch.cat([torch.tensor([self._windows.prefix_id]), ids_N[:-1]])
+        rows = map_tensors(read_rows(self._shards, numbers), itemgetter(place_P))
+        columns = (ids_N, n_read_N, previous_ids_N, next_ids_N)
+        return positions_P, LastTokens(rows, *(each_N[positions_P] for each_N in columns))

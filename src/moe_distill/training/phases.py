@@ -192,7 +192,9 @@ def _window_targets(
     if train_split.shards is None or validation_split.shards is None:
         return [None, None]
     experiment = params.experiment
-    vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", train_split.windows)
+    vocabulary_map = load_vocabulary_map(
+        inputs.windows / "vocabulary_map", train_split.windows, experiment.kd_positions
+    )
     settings = target_settings(experiment)
     return [
         WindowTargets(train_split.windows, train_split.shards, vocabulary_map, settings, memory_bytes),
