@@ -185,17 +185,20 @@ def test_a_seal_names_both_hashes(tmp_path: Path) -> None:
     assert len(set(re.findall("[0-9a-f]{64}", str(caught.value)))) == 2
 
 
-def aligned_stores(folder: Path) -> tuple[Path, Path]:
-    """The windows of real tokenizers over a text, so that aligned rows mean something."""
+@pytest.fixture
+def aligned_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The windows of real tokenizers over a text, so that aligned rows mean something; a file for each document."""
     from tests.alignment.test_tokenize import STUDENT, TEACHER
     from tests.alignment.toy import make_split
 
-    make_split(["the quick brown fox 12345 jumps", "over the lazy dog"], TEACHER, STUDENT, folder, shard_tokens=8)
-    return folder / "student", folder / "teacher"
+    monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", 1)
+    make_split(["the quick brown fox 12345 jumps", "over the lazy dog"], TEACHER, STUDENT, tmp_path, shard_tokens=8)
+    return tmp_path / "student", tmp_path / "teacher"
 
 
-def test_a_position_that_points_at_other_bytes_names_both_places(tmp_path: Path) -> None:
-    student, teacher = aligned_stores(tmp_path)
+@pytest.mark.parametrize("place", [1, -1], ids=["first_file", "last_file"])
+def test_a_position_that_points_at_other_bytes_names_both_places(aligned_stores: tuple[Path, Path], place: int) -> None:
+    student, teacher = aligned_stores
 
     def check() -> None:
         check_aligned(WindowStore(student, "moe-distill/student-windows"), WindowStore(teacher, TEACHER_WINDOWS))
@@ -203,19 +206,24 @@ def test_a_position_that_points_at_other_bytes_names_both_places(tmp_path: Path)
     check()
     store = WindowStore(student, "moe-distill/student-windows")
     rows = torch.cat(list(store.reader.columns("teacher_rows")))
-    row = int((rows > 0).nonzero()[1])
+    row = int((rows > 0).nonzero()[place])
     file_number, local = store.reader.locate("tokens", row)
+    assert file_number == (0 if place > 0 else len(store.reader.index.files) - 1)
+    assert len(store.reader.index.files) > 1
     forge_column(student, file_number, "teacher_rows", lambda column: column[local].sub_(1))
     refusal(check, f"row {row} of tokens stands at byte ", f"the teacher's row {int(rows[row]) - 1} at byte ")
     forge_column(student, file_number, "teacher_rows", lambda column: column[local].fill_(10_000))
     refusal(check, f"teacher_rows, row {row} is 10000")
 
 
+@pytest.mark.parametrize("place", [1, -1], ids=["first_file", "last_file"])
 @pytest.mark.parametrize("field", ["last_teacher_rows", "last_teacher_bytes"])
-def test_a_last_token_that_begins_at_another_byte_names_both_places(tmp_path: Path, field: str) -> None:
-    student, teacher = aligned_stores(tmp_path)
+def test_a_last_token_that_begins_at_another_byte_names_both_places(
+    aligned_stores: tuple[Path, Path], field: str, place: int
+) -> None:
+    student, teacher = aligned_stores
     store = WindowStore(student, "moe-distill/student-windows")
-    row = int((torch.cat(list(store.reader.columns("last_teacher_rows"))) > 0).nonzero()[1])
+    row = int((torch.cat(list(store.reader.columns("last_teacher_rows"))) > 0).nonzero()[place])
     file_number, local = store.reader.locate("tokens", row)
     forge_column(student, file_number, field, lambda column: column[local].sub_(1))
     refusal(

@@ -6,9 +6,10 @@ a split in order, so position r of a split predicts token r of its store. Shapes
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -167,33 +168,47 @@ def check_aligned(student: WindowStore, teacher: WindowStore) -> None:
     Raises:
         DataError: there is one; names the row and both places in the corpus.
     """
-    of_student, of_teacher = _places(student), _places(teacher)
-    last_bytes = torch.cat(list(student.reader.columns("last_teacher_bytes")))
-    for field, n_read in (("teacher_rows", torch.zeros_like(last_bytes)), ("last_teacher_rows", last_bytes)):
+    for field in ("teacher_rows", "last_teacher_rows"):
         student.reader.expect(field, range(-1, teacher.reader.rows("tokens")))
-        rows = torch.cat(list(student.reader.columns(field)))
-        pointing = (rows >= 0).nonzero().squeeze(1)
-        found, expected = of_student[:, pointing], of_teacher[:, rows[pointing]]
-        expected[1] += n_read[pointing]
-        wrong = (found != expected).any(0).nonzero()
-        if len(wrong):
-            number = int(wrong[0])
-            row, (document, byte), (other, other_byte) = pointing[number], found[:, number], expected[:, number]
-            place = f"row {int(row)} of tokens stands at byte {int(byte)} of document {int(document)}"
-            raise DataError(
-                f"{student.reader.folder}: {place}",
-                f"by {field} the teacher's row {int(rows[row])} at byte {int(other_byte)} of document {int(other)}",
-                student.reader.fix,
-            )
+    of_teacher = lru_cache(maxsize=2)(partial(_places, teacher))  # both stores are in the corpus's order
+    for number in range(len(student.reader.index.files)):
+        of_student, last_bytes = _places(student, number), student.reader.column("last_teacher_bytes", number)
+        for field, n_read in (("teacher_rows", torch.zeros_like(last_bytes)), ("last_teacher_rows", last_bytes)):
+            rows = student.reader.column(field, number)
+            pointing = (rows >= 0).nonzero().squeeze(1)
+            found, expected = of_student[:, pointing], _at_rows(teacher, of_teacher, rows[pointing])
+            expected[1] += n_read[pointing]
+            wrong = (found != expected).any(0).nonzero()
+            if len(wrong):
+                at = int(wrong[0])
+                (document, byte), (other, other_byte) = found[:, at].tolist(), expected[:, at].tolist()
+                row = student.reader.first_row("tokens", number) + int(pointing[at])
+                raise DataError(
+                    f"{student.reader.folder}: row {row} of tokens stands at byte {byte} of document {document}",
+                    f"by {field} the teacher's row {int(rows[pointing[at]])} at byte {other_byte} of document {other}",
+                    student.reader.fix,
+                )
 
 
-def _places(windows: WindowStore) -> Tensor:
-    """Document and byte at which each token begins, int64 [2, tokens]."""
-    documents, starts, ids = (
-        torch.cat(list(windows.reader.columns(name))).long() for name in ("documents", "byte_starts", "token_ids")
+def _at_rows(windows: WindowStore, places_of_file: Callable[[int], Tensor], rows: Tensor) -> Tensor:
+    """Document and byte of some rows of table `tokens`, int64 [2, rows]."""
+    firsts = torch.tensor(
+        [windows.reader.first_row("tokens", number) for number in range(len(windows.reader.index.files))]
+    )
+    files, found = torch.bucketize(rows, firsts, right=True) - 1, rows.new_zeros(2, len(rows))
+    for number in files.unique().tolist():
+        of_file = files == number
+        found[:, of_file] = places_of_file(number)[:, rows[of_file] - firsts[number]]
+    return found
+
+
+def _places(windows: WindowStore, file_number: int) -> Tensor:
+    """Document and byte at which each token of a file begins, int64 [2, tokens of the file]."""
+    documents, starts, ids, counts = (
+        windows.reader.column(name, file_number).long()
+        for name in ("documents", "byte_starts", "token_ids", "token_counts")
     )
     lengths = windows.token_bytes[ids]
     before = lengths.cumsum(0) - lengths
-    first_tokens = windows.token_counts.cumsum(0) - windows.token_counts
-    offsets = (starts - before[first_tokens]).repeat_interleave(windows.token_counts)
-    return torch.stack([documents.repeat_interleave(windows.token_counts), before + offsets])
+    offsets = (starts - before[counts.cumsum(0) - counts]).repeat_interleave(counts)
+    return torch.stack([documents.repeat_interleave(counts), before + offsets])
