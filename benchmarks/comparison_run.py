@@ -22,7 +22,7 @@ from moe_distill.batches.batch import Batch
 from moe_distill.batches.batch_order import batches_from
 from moe_distill.batches.loader import BatchReader, BatchRequest
 from moe_distill.batches.split import Split, open_split
-from moe_distill.config.params import KdOrder, KdPositions, load_params
+from moe_distill.config.params import KdOrder, load_params
 from moe_distill.config.profile import Train
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import text_loss
@@ -53,12 +53,12 @@ class Ours:
     temperature: float = 1.0
     order: KdOrder = "map_then_temper"
     conditioned: bool = True  # without entries that the student's tokenizer would have joined to its last token
-    positions: KdPositions = "aligned"
+    inside_tokens: bool = False  # at common boundaries alone, or inside the teacher's tokens too
 
 
 OURS = {
-    "ours": Ours("counts"),
-    "ours_all": Ours("counts", positions="all"),  # inside the teacher's tokens too
+    "ours": Ours("counts", inside_tokens=True),
+    "ours_aligned": Ours("counts"),
     "ours_unconditioned": Ours("counts", conditioned=False),
     "ours_segmentation": Ours("segmentation", conditioned=False),  # to be held against `ours_unconditioned`
     "ours_prefix": Ours("prefix", conditioned=False),
@@ -149,7 +149,7 @@ def load_world(run: Run) -> World:
 
 def map_of(ours: Ours, train: Split, windows: Path) -> VocabularyMap:
     if ours.teacher_mass == "counts":
-        counted = load_vocabulary_map(windows / "vocabulary_map", train.windows, ours.positions)
+        counted = load_vocabulary_map(windows / "vocabulary_map", train.windows, ours.inside_tokens)
         return counted if ours.conditioned else replace(counted, merges=None)
     rule_ids = read_vocabulary_map(windows / "vocabulary_map")
     if ours.teacher_mass == "segmentation":

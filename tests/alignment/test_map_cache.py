@@ -107,7 +107,7 @@ def test_what_the_student_reads_inside_a_token_is_counted(root: Path) -> None:
 
     forge_column(root / "windows/student", 0, "token_ids", with_others)
     store = WindowStore(root / "windows/student", STUDENT_WINDOWS)
-    found = load_vocabulary_map(root / "map", store, "all").beginnings
+    found = load_vocabulary_map(root / "map", store, inside_tokens=True).beginnings
     assert found is not None
     assert len(found.n_bytes) == 600, "rows of the output matrix beyond the tokenizer's ids have no bytes"
     table = ENCODERS[0].token_bytes.table

@@ -63,15 +63,6 @@ def test_kd_weight_is_a_share_or_auto(tree: Path, replace: Replace) -> None:
     assert load_params(tree).experiment.kd_weight == "auto"
 
 
-def test_kd_inside_tokens_is_refused_at_another_temperature(tree: Path, replace: Replace) -> None:
-    replace("params.yaml", r"kd_positions: \w+", "kd_positions: all")
-    replace("params.yaml", r"temperature: [\d.]+", "temperature: 1.0")
-    assert load_params(tree).experiment.kd_positions == "all"
-    replace("params.yaml", r"temperature: [\d.]+", "temperature: 2.0")
-    with pytest.raises(ConfigError, match=r"params.yaml: `kd_positions: all` is defined at `temperature: 1.0` alone"):
-        load_params(tree)
-
-
 def test_the_embedded_default_is_shipped() -> None:
     assert {"tiny", "test"} <= set(PROFILES)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moe_distill.batches.split import Split, open_split
-from moe_distill.errors import ConfigError, DataError
+from moe_distill.errors import DataError
 from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP, Merges, open_vocabulary_map
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
@@ -26,9 +26,10 @@ from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.teacher_rows import read_rows
 from moe_distill.targets.token_shares import NextTokenCounts, TokenBeginnings, counted_shares, rule_map
-from moe_distill.targets.window_targets import TargetSettings, WindowTargets
+from moe_distill.targets.window_targets import TargetSettings, WindowTargets, are_inside_tokens
 from moe_distill.utils.tensors import map_tensors
 from tests.chain import Chain
+from tests.params import fixed_params
 from tests.shards.forge import forge_column
 from tests.targets.reference import entries_of, random_logits, rows_without_a_tail
 from tests.targets.test_window_targets import are_equal
@@ -205,7 +206,7 @@ def split(chain: Chain) -> Split:
 
 def test_a_windows_target_has_them_where_the_windows_say(chain: Chain, split: Split) -> None:
     windows, shards = split.windows, split.shards
-    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", windows, "all")
+    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", windows, inside_tokens=True)
     assert shards is not None
     assert vocabulary_map.beginnings is not None
     assert vocabulary_map.beginnings.merges.trials is None
@@ -233,15 +234,23 @@ def test_a_windows_target_has_them_where_the_windows_say(chain: Chain, split: Sp
     assert n_inside > 10
 
 
-def test_a_student_whose_merges_are_not_known_is_refused(chain: Chain, split: Split, tmp_path: Path) -> None:
+def test_there_are_none_where_the_students_merges_are_not_known(chain: Chain, split: Split, tmp_path: Path) -> None:
     reader = open_vocabulary_map(chain.windows / "vocabulary_map")
     columns = {name: torch.cat(list(reader.columns(name))) for name in MAP_FIELDS}
     writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 2**31)
     writer.append(columns | {name: columns[name][:0] for name in MERGE_IDS})
     writer.finish(VOCABULARY_MAP, "made here", reader.index.metadata)
-    assert load_vocabulary_map(tmp_path / "map", split.windows).merges is None
-    with pytest.raises(ConfigError, match=r"needs a student whose tokenizer is a BPE.*set `kd_positions: aligned`"):
-        load_vocabulary_map(tmp_path / "map", split.windows, "all")
+    found = load_vocabulary_map(tmp_path / "map", split.windows, inside_tokens=True)
+    assert found.merges is None
+    assert found.beginnings is None
+
+
+@pytest.mark.parametrize(
+    ("positions", "temperature", "expected"), [("auto", 1.0, True), ("auto", 2.0, False), ("aligned", 1.0, False)]
+)
+def test_they_are_asked_for_at_a_temperature_of_1(positions: str, temperature: float, expected: bool) -> None:
+    changes = {"kd_positions": positions, "temperature": temperature}
+    assert are_inside_tokens(fixed_params().experiment.model_copy(update=changes)) is expected
 
 
 @pytest.mark.parametrize(("value", "says"), [(99, "has last_teacher_bytes 99"), (0, "has last_teacher_bytes 0")])
@@ -252,6 +261,6 @@ def test_more_bytes_than_the_last_token_has_are_refused(chain: Chain, tmp_path: 
     forge_column(copy.windows / "train", 0, "last_teacher_bytes", lambda column: column[row].fill_(value))
     split = open_split(copy.windows / "train", copy.targets / "train")
     assert split.shards is not None
-    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", split.windows, "all")
+    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", split.windows, inside_tokens=True)
     with pytest.raises(DataError, match=f"row {row} of tokens {says}"):
         WindowTargets(split.windows, split.shards, vocabulary_map, SETTINGS)

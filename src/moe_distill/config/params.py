@@ -7,10 +7,10 @@ the file; unknown keys are refused, as in profile.py.
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from moe_distill.config.corpus_keys import Hub
 from moe_distill.config.model_keys import HubModel
@@ -23,7 +23,7 @@ from moe_distill.utils.hub_commits import is_commit
 
 KdOrder = Literal["temper_then_map", "map_then_temper"]
 KdTail = Literal["sampled", "residual"]
-KdPositions = Literal["aligned", "all"]
+KdPositions = Literal["auto", "aligned"]
 
 
 class Losses(Section):
@@ -80,8 +80,8 @@ class ExperimentParams(Section):
     kd_weight: Share | Literal["auto"]
     kd_order: KdOrder  # whether the teacher is tempered before or after its move to the student's vocabulary
     kd_tail: KdTail  # what lies outside the kept logits: as importance samples, or as one bucket
-    # where KD is: at aligned positions; or inside the teacher's tokens too, and then targets at aligned ones know that
-    # the teacher's token may have gone on (at temperature 1, and with a student whose tokenizer's merges are known)
+    # where KD is: at aligned positions alone; or, auto, inside the teacher's tokens too, and targets at aligned ones
+    # know that the teacher's token may have gone on; that is at temperature 1, if the student's tokenizer has merges
     kd_positions: KdPositions
     teacher_must_lead: bool  # refuse to train where the teacher knows no more of the text than the untrained student
     # adaptive: in phase 2 each term of `losses` is scaled by a clamped average of lm / term
@@ -90,14 +90,6 @@ class ExperimentParams(Section):
     curriculum: Curriculum
     router: Router
     early_stopping: EarlyStopping
-
-    @model_validator(mode="after")
-    def _defined_inside_tokens(self) -> Self:
-        if self.kd_positions == "all" and self.temperature != 1.0:
-            raise ValueError(
-                "`kd_positions: all` is defined at `temperature: 1.0` alone: set that, or `kd_positions: aligned`"
-            )
-        return self
 
 
 class Params(Section):

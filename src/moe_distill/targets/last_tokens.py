@@ -1,4 +1,4 @@
-"""`kd_positions: all`: what the teacher's last token says of the student's next one, whether or not it has ended.
+"""`kd_positions: auto`: what the teacher's last token says of the student's next one, whether or not it has ended.
 
 After some bytes of text the teacher's last token may have ended, or go on: longer tokens that begin with the same bytes
 were as possible, and the row before that token says how likely each was. The text shows which it is, but the student

@@ -11,8 +11,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_distill.config.params import KdPositions
-from moe_distill.errors import ConfigError
 from moe_distill.shards.vocabulary_store import (
     Beginnings,
     read_beginnings,
@@ -27,28 +25,20 @@ from moe_distill.targets.sparse_rows import pair_keys, pairs_of
 from moe_distill.targets.token_shares import NextTokenCounts, TokenBeginnings, VocabularyMap, counted_shares, rule_map
 
 
-def load_vocabulary_map(folder: Path, windows: WindowStore, positions: KdPositions = "aligned") -> VocabularyMap:
+def load_vocabulary_map(folder: Path, windows: WindowStore, inside_tokens: bool = False) -> VocabularyMap:
     """A vocabulary map with the shares, frequencies and neighbours that a split's windows show.
 
     Args:
-        positions: where the teacher is heard; all: with the beginnings of its tokens.
-
-    Raises:
-        ConfigError: they are asked for, and nothing tells which tokens the student's tokenizer would have joined.
+        inside_tokens: with the beginnings of the teacher's tokens, if the merges of the student's tokenizer are known:
+            nothing else tells where one of its tokens would have gone on.
     """
     rule_ids = read_vocabulary_map(folder)
     found = counted_shares(rule_ids, count_next_tokens(windows))
     merges, n_ids = read_merges(folder)
     if not len(merges.results):
-        if positions == "all":
-            raise ConfigError(
-                "params.yaml: `kd_positions: all` needs a student whose tokenizer is a BPE with merges of its own",
-                "of the one here none are known, so nothing tells where one of its tokens would have gone on",
-                "set `kd_positions: aligned`",
-            )
         return found
     rules = with_text(merge_rules(merges, n_ids), _neighbours(windows))
-    beginnings = _beginnings(read_beginnings(folder), len(rule_ids), windows, rules) if positions == "all" else None
+    beginnings = _beginnings(read_beginnings(folder), len(rule_ids), windows, rules) if inside_tokens else None
     return replace(found, merges=replace(rules, trials=_trials(folder)), beginnings=beginnings)
 
 

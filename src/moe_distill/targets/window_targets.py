@@ -37,6 +37,11 @@ def target_settings(experiment: ExperimentParams) -> TargetSettings:
     return TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail)
 
 
+def are_inside_tokens(experiment: ExperimentParams) -> bool:
+    """Whether an experiment asks for targets inside the teacher's tokens, which are defined at T = 1 alone."""
+    return experiment.kd_positions == "auto" and experiment.temperature == 1.0
+
+
 class WindowTargets:
     """The targets of a split's student windows, by number.
 

@@ -24,7 +24,7 @@ from moe_distill.shards.checkpoint import optimizer_tensors, restore_optimizer
 from moe_distill.shards.provenance import check_same_teacher
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.targets.next_token_counts import load_vocabulary_map
-from moe_distill.targets.window_targets import WindowTargets, target_settings
+from moe_distill.targets.window_targets import WindowTargets, are_inside_tokens, target_settings
 from moe_distill.training.curriculum import experts_warning
 from moe_distill.training.input_checks import check_inputs, check_student_rows
 from moe_distill.training.kd_weight import read_shared_text
@@ -193,7 +193,7 @@ def _window_targets(
         return [None, None]
     experiment = params.experiment
     vocabulary_map = load_vocabulary_map(
-        inputs.windows / "vocabulary_map", train_split.windows, experiment.kd_positions
+        inputs.windows / "vocabulary_map", train_split.windows, are_inside_tokens(experiment)
     )
     settings = target_settings(experiment)
     return [
