@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -11,9 +12,8 @@ import torch
 
 from moe_distill.batches.split import Split, open_split
 from moe_distill.errors import DataError
-from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP, Merges, open_vocabulary_map
+from moe_distill.shards.vocabulary_store import Merges
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
-from moe_distill.shards.writer import ShardWriter
 from moe_distill.targets.canonical import MergeRules, merge_rules
 from moe_distill.targets.last_tokens import (
     LEAST_SHARE,
@@ -30,7 +30,7 @@ from moe_distill.targets.window_targets import TargetSettings, WindowTargets, ar
 from moe_distill.utils.tensors import map_tensors
 from tests.chain import Chain
 from tests.params import fixed_params
-from tests.shards.forge import forge_column
+from tests.shards.forge import forge_column, forget_merges
 from tests.targets.reference import entries_of, random_logits, rows_without_a_tail
 from tests.targets.test_window_targets import are_equal
 
@@ -235,11 +235,8 @@ def test_a_windows_target_has_them_where_the_windows_say(chain: Chain, split: Sp
 
 
 def test_there_are_none_where_the_students_merges_are_not_known(chain: Chain, split: Split, tmp_path: Path) -> None:
-    reader = open_vocabulary_map(chain.windows / "vocabulary_map")
-    columns = {name: torch.cat(list(reader.columns(name))) for name in MAP_FIELDS}
-    writer = ShardWriter(tmp_path / "map", MAP_FIELDS, "teacher_ids", 2**31)
-    writer.append(columns | {name: columns[name][:0] for name in MERGE_IDS})
-    writer.finish(VOCABULARY_MAP, "made here", reader.index.metadata)
+    shutil.copytree(chain.windows / "vocabulary_map", tmp_path / "map")
+    forget_merges(tmp_path / "map")
     found = load_vocabulary_map(tmp_path / "map", split.windows, inside_tokens=True)
     assert found.merges is None
     assert found.beginnings is None

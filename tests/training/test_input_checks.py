@@ -22,7 +22,7 @@ from moe_distill.training.phases import control, train_kd, train_router
 from moe_distill.utils.checksummed_json import read_json_object, verified_content, write_checksummed_json
 from moe_distill.utils.files import Json
 from tests.chain import Chain, capture, make_chain, tokenize, topic_texts
-from tests.shards.forge import forge_column, forge_metadata
+from tests.shards.forge import forge_column, forge_metadata, forget_merges
 
 Stage = Callable[..., object]
 
@@ -46,6 +46,17 @@ def metadata(folder: Path, store_format: str, key: str) -> str:
 
 def test_folders_that_belong_together_train(copied: Chain) -> None:
     assert train_kd(copied.params, copied.inputs(), copied.outputs()).steps > 0
+
+
+@pytest.mark.parametrize("are_known", [True, False])
+def test_where_no_merges_are_known_it_is_told(
+    copied: Chain, capsys: pytest.CaptureFixture[str], are_known: bool
+) -> None:
+    assert copied.params.experiment.kd_positions == "auto"
+    if not are_known:
+        forget_merges(copied.windows / "vocabulary_map")
+    assert train_kd(copied.params, copied.inputs(), copied.outputs()).steps > 0
+    assert ("train_kd: KD at aligned positions alone" in capsys.readouterr().out) is not are_known
 
 
 def student_params(chain: Chain) -> TinyStudent:

@@ -162,7 +162,7 @@ def _train(
         )
     )
     memory = train.target_memory_mb * 10**6 // max(1, train.loader_workers) // processes.count
-    targets = _window_targets(params, inputs, splits, memory)
+    targets = _window_targets(phase.stage, params, inputs, splits, memory)
     watched = spread_windows(len(validation_split.windows), train.validation_windows)
     context = TrainingContext(
         train_batches=BatchReader(train_split, targets[0], with_states, train.chunk_tokens),
@@ -185,16 +185,17 @@ def _train(
 
 
 def _window_targets(
-    params: Params, inputs: TrainingInputs, splits: list[Split], memory_bytes: int
+    stage: str, params: Params, inputs: TrainingInputs, splits: list[Split], memory_bytes: int
 ) -> list[WindowTargets | None]:
     """Targets of the training and the validation split; only the former's are asked for more than once."""
     train_split, validation_split = splits
     if train_split.shards is None or validation_split.shards is None:
         return [None, None]
     experiment = params.experiment
-    vocabulary_map = load_vocabulary_map(
-        inputs.windows / "vocabulary_map", train_split.windows, are_inside_tokens(experiment)
-    )
+    are_inside = are_inside_tokens(experiment)
+    vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", train_split.windows, are_inside)
+    if are_inside and vocabulary_map.merges is None:
+        log(f"{stage}: KD at aligned positions alone: no merges of the student's tokenizer are known (kd_positions)")
     settings = target_settings(experiment)
     return [
         WindowTargets(train_split.windows, train_split.shards, vocabulary_map, settings, memory_bytes),
