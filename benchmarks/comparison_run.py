@@ -59,6 +59,7 @@ class Ours:
 OURS = {
     "ours": Ours("counts", inside_tokens=True),
     "ours_aligned": Ours("counts"),
+    # From here on at common boundaries alone, to be held against `ours_aligned`
     "ours_unconditioned": Ours("counts", conditioned=False),
     "ours_segmentation": Ours("segmentation", conditioned=False),  # to be held against `ours_unconditioned`
     "ours_prefix": Ours("prefix", conditioned=False),
@@ -202,6 +203,7 @@ def objective_of(run: Run, world: World, batch: Batch, logits_NV: Tensor, nll_N:
     cached, logits_AV = cached_rows(world.train, rows), logits_NV[aligned_A]
     if run.objective == "shared_strings":
         return covered_N, shared_strings(logits_AV, cached, world.rule_ids, world.is_exact).sum()
+    assert run.objective == "uld", f"no objective {run.objective}"
     return covered_N, sorted_l1(logits_AV, cached).sum()
 
 

@@ -32,7 +32,7 @@ from moe_distill.batches.split import open_split
 from moe_distill.config.values import Precision
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.targets.next_token_counts import load_vocabulary_map
-from moe_distill.targets.window_targets import WindowTargets, are_inside_tokens, target_settings
+from moe_distill.targets.window_targets import WindowTargets, target_settings
 from moe_distill.teacher.architecture import Architecture, find_architecture
 from moe_distill.teacher.forward import forward
 from moe_distill.teacher.sparsify import sparsify
@@ -186,9 +186,7 @@ def training_busy_share(run: RandomRun, runtime: Runtime, steps: int) -> float:
     split = open_split(run.root / "windows/train", run.root / "targets/train")
     assert split.shards is not None
     settings = target_settings(experiment)
-    vocabulary_map = load_vocabulary_map(
-        run.root / "windows/vocabulary_map", split.windows, are_inside_tokens(experiment)
-    )
+    vocabulary_map = load_vocabulary_map(run.root / "windows/vocabulary_map", split.windows)
     memory = train.target_memory_mb * 10**6 // max(1, train.loader_workers)
     targets = WindowTargets(split.windows, split.shards, vocabulary_map, settings, memory)
     reader = BatchReader(split, targets, with_states=False, chunk_tokens=train.chunk_tokens)

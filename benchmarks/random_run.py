@@ -15,7 +15,7 @@ from random_pair import BYTES_OF_A_TOKEN, Pair, make_student, params_of, random_
 from transformers import PreTrainedModel
 
 from moe_distill.config.params import Params
-from moe_distill.planning.synthetic_inputs import beginnings_apart
+from moe_distill.planning.synthetic_inputs import bare_map
 from moe_distill.shards.format import Metadata
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.vocabulary_store import MAP_FIELDS, VOCABULARY_MAP
@@ -74,10 +74,7 @@ def make_run(root: Path, pair: Pair, teacher: PreTrainedModel, n_windows: dict[s
         capture_split(run, teacher, architecture, split, root / "targets" / split)
     export_head(architecture, "teacher", root / "head")
     writer = ShardWriter(root / "windows/vocabulary_map", MAP_FIELDS, "teacher_ids", pair.teacher.vocabulary)
-    ids = torch.arange(pair.teacher.vocabulary, dtype=torch.int32) % pair.student.vocabulary
-    nothing = {name: torch.zeros(0, dtype=torch.int32) for name in MAP_FIELDS if name != "student_ids"}
-    nothing |= {name: torch.zeros(0, dtype=torch.int8) for name, spec in MAP_FIELDS.items() if spec.dtype == "int8"}
-    writer.append({"student_ids": ids, **nothing, **beginnings_apart(pair.teacher.vocabulary, BYTES_OF_A_TOKEN)})
+    writer.append(bare_map((pair.teacher.vocabulary, pair.student.vocabulary)))
     digest = hashlib.sha256(TOKENIZER).hexdigest()
     tokenizers: Metadata = {"teacher_tokenizer": digest, "student_tokenizer": digest}
     writer.finish(VOCABULARY_MAP, "map", {"student_ids": pair.student.vocabulary, **tokenizers})

@@ -8,6 +8,7 @@ import torch
 
 from moe_distill.commands.decoded_examples import Pieces
 from moe_distill.commands.inspect_store import inspect
+from moe_distill.config.params import ExperimentParams
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
@@ -25,8 +26,8 @@ def project(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
     return chain
 
 
-def lines(folder: str, row: int | None = None) -> list[str]:
-    return list(inspect(Path(folder), row, EXPERIMENT))
+def lines(folder: str, row: int | None = None, experiment: ExperimentParams = EXPERIMENT) -> list[str]:
+    return list(inspect(Path(folder), row, experiment))
 
 
 @pytest.mark.usefixtures("project")
@@ -66,11 +67,29 @@ def test_one_position_is_decoded_with_both_sides(project: Chain) -> None:
     pairs = zip((-target.entry_probs_Z[at]).tolist(), target.entry_ids_Z[at].tolist(), strict=True)
     best = sorted(pairs)[:5]
     probs = targets.slice("topk_logprobs", row, row + 1)[0].float().exp()
-    assert "T = 2" in found[start + 3]
+    assert "the student's target, T = 2" in found[start + 3]
     for number, (negative, student_id) in enumerate(best):
         line, teacher_id = found[start + 4 + number], int(targets.slice("topk_ids", row, row + 1)[0, number])
         assert line.startswith(f"    {float(probs[number]):.4f}  {teacher.show(teacher_id)}")
         assert line.endswith(f"{-negative:.4f}  {student.show(student_id)}")
+
+
+def test_a_target_at_a_temperature_of_1_knows_that_the_teachers_token_may_have_gone_on(project: Chain) -> None:
+    store, train = (WindowStore(project.windows / split, STUDENT_WINDOWS) for split in ("validation", "train"))
+    targets, experiment = open_targets(project.targets / "validation"), fixed_params().experiment
+    rows = store.tokens("teacher_rows", 0)
+    largest = []
+    for inside in (True, False):
+        vocabulary_map = load_vocabulary_map(project.windows / "vocabulary_map", train, inside_tokens=inside)
+        target = WindowTargets(store, targets, vocabulary_map, target_settings(experiment)).of(0)
+        zeros, positions = torch.zeros(len(rows)), target.entry_positions_Z.long()
+        largest.append(zeros.scatter_reduce(0, positions, target.entry_probs_Z, "amax").masked_fill(rows < 0, 0.0))
+    place = int((largest[0] - largest[1]).abs().argmax())
+    found = lines("data/teacher_shards/validation", int(rows[place]), experiment)
+    (start,) = (number for number, line in enumerate(found) if "the student's target, T = 1" in line)
+    told = found[start + 1].split("  ")
+    assert f"{float(largest[0][place]):.4f}" in told[-2:]
+    assert f"{float(largest[1][place]):.4f}" not in told[-2:]
 
 
 def test_a_row_is_asked_for_by_its_number(project: Chain) -> None:

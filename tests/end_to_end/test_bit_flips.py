@@ -48,7 +48,7 @@ def hashed_files(chain: Chain) -> list[Path]:
 def read_all(chain: Chain) -> Iterator[object]:
     """All that teacher, training and evaluation read, as they read it."""
     splits = {split: open_split(chain.windows / split, chain.targets / split) for split in SPLITS}
-    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", splits["train"].windows)
+    vocabulary_map = load_vocabulary_map(chain.windows / "vocabulary_map", splits["train"].windows, inside_tokens=True)
     settings = TargetSettings(temperature=1.0, order="map_then_temper", tail="sampled")
     for split, opened in splits.items():
         yield WindowStore(chain.folder / "data/windows/teacher" / split, TEACHER_WINDOWS)

@@ -235,6 +235,20 @@ def test_a_last_token_that_begins_at_another_byte_names_both_places(
     )
 
 
+def test_a_file_whose_teacher_positions_lie_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.alignment.test_tokenize import STUDENT
+    from tests.alignment.toy import byte_level, encoder, make_split
+
+    monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", 1)
+    texts = ["the quick brown fox 12345 jumps", "over the lazy dog"] * 3
+    make_split(texts, encoder(byte_level(257)), STUDENT, tmp_path, shard_tokens=20)
+    student = WindowStore(tmp_path / "student", "moe-distill/student-windows")
+    teacher = WindowStore(tmp_path / "teacher", TEACHER_WINDOWS)
+    rows = student.reader.column("teacher_rows", 0)
+    assert int(rows[0]) < teacher.reader.first_row("tokens", 1) <= int(rows.max())
+    check_aligned(student, teacher)
+
+
 def test_beginnings_are_as_many_as_the_tokens_have_bytes(vocabulary_map: Path) -> None:
     found = read_beginnings(vocabulary_map)
     assert found.numbers.tolist() == [0, 1, 0, 1, 2, 0, 3]

@@ -26,7 +26,7 @@ from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.teacher_rows import read_rows
 from moe_distill.targets.token_shares import NextTokenCounts, TokenBeginnings, counted_shares, rule_map
-from moe_distill.targets.window_targets import TargetSettings, WindowTargets, are_inside_tokens
+from moe_distill.targets.window_targets import TargetSettings, WindowTargets, asks_inside_tokens
 from moe_distill.utils.tensors import map_tensors
 from tests.chain import Chain
 from tests.params import fixed_params
@@ -247,7 +247,7 @@ def test_there_are_none_where_the_students_merges_are_not_known(chain: Chain, sp
 )
 def test_they_are_asked_for_at_a_temperature_of_1(positions: str, temperature: float, expected: bool) -> None:
     changes = {"kd_positions": positions, "temperature": temperature}
-    assert are_inside_tokens(fixed_params().experiment.model_copy(update=changes)) is expected
+    assert asks_inside_tokens(fixed_params().experiment.model_copy(update=changes)) is expected
 
 
 @pytest.mark.parametrize(("value", "says"), [(99, "has last_teacher_bytes 99"), (0, "has last_teacher_bytes 0")])

@@ -48,15 +48,33 @@ def test_folders_that_belong_together_train(copied: Chain) -> None:
     assert train_kd(copied.params, copied.inputs(), copied.outputs()).steps > 0
 
 
-@pytest.mark.parametrize("are_known", [True, False])
-def test_where_no_merges_are_known_it_is_told(
-    copied: Chain, capsys: pytest.CaptureFixture[str], are_known: bool
+@pytest.mark.parametrize(
+    ("positions", "temperature", "are_known", "says"),
+    [
+        ("auto", 1.0, True, None),
+        ("auto", 1.0, False, "no merges of the student's tokenizer are known"),
+        ("auto", 2.0, True, "the temperature is not 1"),
+        ("aligned", 1.0, True, None),
+    ],
+)
+def test_where_kd_is(
+    copied: Chain,
+    capsys: pytest.CaptureFixture[str],
+    positions: str,
+    temperature: float,
+    are_known: bool,
+    says: str | None,
 ) -> None:
-    assert copied.params.experiment.kd_positions == "auto"
+    """Inside the teacher's tokens too every position has a target; where it was asked for and is not so, it is told."""
+    changes = {"kd_positions": positions, "temperature": temperature}
+    experiment = copied.params.experiment.model_copy(update=changes)
     if not are_known:
         forget_merges(copied.windows / "vocabulary_map")
-    assert train_kd(copied.params, copied.inputs(), copied.outputs()).steps > 0
-    assert ("train_kd: KD at aligned positions alone" in capsys.readouterr().out) is not are_known
+    result = train_kd(copied.params.model_copy(update={"experiment": experiment}), copied.inputs(), copied.outputs())
+    counts, is_inside = result.final.counts, positions == "auto" and says is None
+    assert (counts.with_target == counts.tokens) is is_inside
+    told = f"train_kd: KD at aligned positions alone (kd_positions): {says}\n"
+    assert (told in capsys.readouterr().out) is (says is not None)
 
 
 def student_params(chain: Chain) -> TinyStudent:

@@ -13,7 +13,7 @@ from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import STUDENT_WINDOWS, NextToken, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.sparse_target import SparseTarget
-from moe_distill.targets.window_targets import WindowTargets, are_inside_tokens, target_settings
+from moe_distill.targets.window_targets import WindowTargets, asks_inside_tokens, target_settings
 
 TOP = 5
 CONTEXT = 70  # characters before a position
@@ -70,7 +70,7 @@ def position_example(
     next_tokens = f"teacher's token {teacher.show(next_teacher)}, student's {student.show(int(ids[place]))}"
     yield f"    the text goes on: {next_tokens}"
     train = WindowStore(windows / "student/train", STUDENT_WINDOWS)
-    vocabulary_map = load_vocabulary_map(windows / "student/vocabulary_map", train, are_inside_tokens(experiment))
+    vocabulary_map = load_vocabulary_map(windows / "student/vocabulary_map", train, asks_inside_tokens(experiment))
     target = WindowTargets(store, targets, vocabulary_map, target_settings(experiment)).of(window)
     yield f"    {'the teacher, T = 1':<{COLUMN}}the student's target, T = {target.temperature:g}"
     for left, right in zip(_teacher_says(targets, teacher, row), _target_says(target, student, place), strict=True):

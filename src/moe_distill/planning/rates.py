@@ -19,7 +19,7 @@ SPARSIFY_PASSES = 35
 OPTIMIZER_BYTES = 40  # read and written for a weight: AdamW, the gradient's norm, its zeroing
 DISK_BYTES_PER_SECOND = 200e6
 LAYER_SECONDS = 0.4e-3  # of a layer's forward pass at least, however small it is: PyTorch starts its kernels one by one
-TARGET_SECONDS = 15e-3  # a window's targets, in one loader process; kept ones cost nothing
+TARGET_SECONDS = 20e-3  # a window's targets, in one loader process; kept ones cost nothing
 NAMES = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 

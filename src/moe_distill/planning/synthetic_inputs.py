@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from moe_distill.shards.format import Metadata
+from moe_distill.shards.format import DTYPES, Metadata
 from moe_distill.shards.provenance import windows_fingerprint
-from moe_distill.shards.vocabulary_store import MAP_FIELDS, MERGE_IDS, VOCABULARY_MAP
+from moe_distill.shards.vocabulary_store import MAP_FIELDS, VOCABULARY_MAP
 from moe_distill.shards.window_store import (
     STUDENT_FIELDS,
     STUDENT_WINDOWS,
@@ -53,16 +53,17 @@ def write_windows(
 
 
 def write_vocabulary_map(folder: Path, rows: tuple[int, int]) -> None:
-    """Write a map that gives each teacher id one student id; of the student's tokenizer nothing is known."""
+    """Write a map that gives each teacher id one student id; of both tokenizers nothing more is known."""
     writer = ShardWriter(folder, MAP_FIELDS, "teacher_ids", 2**31)
-    nothing = torch.zeros(0, dtype=torch.int32)
-    columns = {"student_ids": (torch.arange(rows[0]) % rows[1]).int(), "student_bytes": nothing}
-    columns |= dict.fromkeys(MERGE_IDS, nothing)
-    columns |= dict.fromkeys(("student_spelling", "student_tokenizer"), nothing.to(torch.int8))
-    columns |= beginnings_apart(rows[0], TOKEN_BYTES)
-    writer.append(columns)
+    writer.append(bare_map(rows))
     metadata: Metadata = {"student_ids": rows[1], "teacher_tokenizer": TOKENIZER, "student_tokenizer": TOKENIZER}
     writer.finish(VOCABULARY_MAP, "synthetic", metadata)
+
+
+def bare_map(rows: tuple[int, int]) -> dict[str, Tensor]:
+    """A vocabulary map's columns, of which all but the student ids of the teacher's are empty."""
+    columns = {name: torch.zeros(0, dtype=DTYPES[spec.dtype]) for name, spec in MAP_FIELDS.items()}
+    return columns | {"student_ids": (torch.arange(rows[0]) % rows[1]).int()}
 
 
 def write_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, folder: Path) -> None:
@@ -82,18 +83,6 @@ def _window(number: int, ids: Tensor, rows: int) -> dict[str, Tensor]:
         "byte_starts": torch.tensor([0]),
         "byte_ends": torch.tensor([TOKEN_BYTES * len(ids)]),
         "token_bytes": torch.full((0 if number else rows,), TOKEN_BYTES, dtype=torch.int32),
-    }
-
-
-def beginnings_apart(n_teacher_ids: int, n_bytes: int) -> dict[str, Tensor]:
-    """What a vocabulary map says of teacher tokens of `n_bytes`, of which no two begin alike."""
-    places = torch.arange(n_bytes * n_teacher_ids)
-    return {
-        "teacher_bytes": torch.full((n_teacher_ids,), n_bytes, dtype=torch.int32),
-        "token_rests": torch.full((n_teacher_ids,), -1, dtype=torch.int32),
-        "beginnings": places.int(),
-        "rests": torch.where(places % n_bytes == n_bytes - 1, -1, 0).int(),
-        "rest_student_ids": torch.zeros(1, dtype=torch.int32),
     }
 
 

@@ -81,7 +81,9 @@ def alignment_table(tokenize: Metrics) -> Table:
     ]
     if "skipped_documents" in tokenize:
         rows.append(("documents left out", told_count(tokenize["skipped_documents"])))
-    note = "A position is aligned where both models stand before the same byte: there the teacher says what follows."
+    note = (
+        "A position is aligned where both models stand before the same byte: there both next tokens say what follows."
+    )
     return Table(("figure", "value"), tuple(rows), note)
 
 

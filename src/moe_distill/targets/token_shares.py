@@ -84,7 +84,7 @@ class TokenBeginnings:
     numbers: Tensor  # int64 [beginnings]: equal where the bytes are
     rests: Tensor  # int64 [beginnings]: number of the string that is left; -1: nothing is
     rest_map: VocabularyMap  # of those strings, by their number
-    merges: MergeRules  # of the student's tokenizer, which decide alone
+    merges: MergeRules  # of the student's tokenizer, without trials
 
     @cached_property
     def _first_places(self) -> Tensor:

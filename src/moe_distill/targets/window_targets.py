@@ -37,7 +37,7 @@ def target_settings(experiment: ExperimentParams) -> TargetSettings:
     return TargetSettings(experiment.temperature, experiment.kd_order, experiment.kd_tail)
 
 
-def are_inside_tokens(experiment: ExperimentParams) -> bool:
+def asks_inside_tokens(experiment: ExperimentParams) -> bool:
     """Whether an experiment asks for targets inside the teacher's tokens, which are defined at T = 1 alone."""
     return experiment.kd_positions == "auto" and experiment.temperature == 1.0
 
@@ -64,6 +64,8 @@ class WindowTargets:
         self._settings, self._free_bytes = settings, memory_bytes
         self._kept: dict[int, SparseTarget] = {}
         if vocabulary_map.beginnings is not None:
+            assert settings.temperature == 1.0
+            assert settings.follows_text
             check_last_tokens(windows, vocabulary_map.beginnings)
 
     def of(self, window: int) -> SparseTarget:

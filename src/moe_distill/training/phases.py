@@ -24,7 +24,7 @@ from moe_distill.shards.checkpoint import optimizer_tensors, restore_optimizer
 from moe_distill.shards.provenance import check_same_teacher
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.targets.next_token_counts import load_vocabulary_map
-from moe_distill.targets.window_targets import WindowTargets, are_inside_tokens, target_settings
+from moe_distill.targets.window_targets import WindowTargets, asks_inside_tokens, target_settings
 from moe_distill.training.curriculum import experts_warning
 from moe_distill.training.input_checks import check_inputs, check_student_rows
 from moe_distill.training.kd_weight import read_shared_text
@@ -192,10 +192,11 @@ def _window_targets(
     if train_split.shards is None or validation_split.shards is None:
         return [None, None]
     experiment = params.experiment
-    are_inside = are_inside_tokens(experiment)
-    vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", train_split.windows, are_inside)
-    if are_inside and vocabulary_map.merges is None:
-        log(f"{stage}: KD at aligned positions alone: no merges of the student's tokenizer are known (kd_positions)")
+    inside_tokens = asks_inside_tokens(experiment)
+    vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", train_split.windows, inside_tokens)
+    if experiment.kd_positions == "auto" and vocabulary_map.beginnings is None:
+        why = "no merges of the student's tokenizer are known" if inside_tokens else "the temperature is not 1"
+        log(f"{stage}: KD at aligned positions alone (kd_positions): {why}")
     settings = target_settings(experiment)
     return [
         WindowTargets(train_split.windows, train_split.shards, vocabulary_map, settings, memory_bytes),
