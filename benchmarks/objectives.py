@@ -16,7 +16,7 @@ student from a teacher that has the student's tokenizer. After `dvc repro` with 
     python benchmarks/objectives.py table
 
 Every finished run is a line of .work/benchmarks/runs.tsv, and its student lies under .work/benchmarks/students; an
-interrupted command continues there.
+interrupted command continues there. It does not know of which code a line is: `prepare` begins anew.
 """
 
 import math
