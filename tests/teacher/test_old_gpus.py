@@ -55,12 +55,14 @@ def test_a_p100_gives_the_logits_of_a_newer_gpu(family: str, tmp_path: Path, mon
 def test_in_fp16_it_is_as_near_to_fp32_as_a_newer_gpu(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the median of the positions: rounding sends some of them to other experts, not the same ones on both."""
+    """By all but the worst twentieth of the positions: rounding sends some to other experts, not the same on both."""
     make_teacher(family).save_pretrained(tmp_path)
     truth = logits(load(tmp_path, torch.float32, H100, monkeypatch))
     new, old = (load(tmp_path, torch.float16, capability, monkeypatch) for capability in (H100, P100))
     errors_of_new, errors_of_old = (
-        (found - truth).abs().mean(-1) / truth.abs().mean(-1) for found in (logits(new), logits(old, SDPBackend.MATH))
+        ((found - truth).abs().mean(-1) / truth.abs().mean(-1)).flatten().sort().values
+        for found in (logits(new), logits(old, SDPBackend.MATH))
     )
-    assert errors_of_old.median() < 1.25 * errors_of_new.median()
+    kept = len(errors_of_new) * 19 // 20
+    assert errors_of_old[:kept].mean() < 1.25 * errors_of_new[:kept].mean()
     assert errors_of_old.mean() < 0.01

@@ -170,13 +170,14 @@ def check_aligned(student: WindowStore, teacher: WindowStore) -> None:
     """
     for field in ("teacher_rows", "last_teacher_rows"):
         student.reader.expect(field, range(-1, teacher.reader.rows("tokens")))
+    firsts = torch.tensor([teacher.reader.first_row("tokens", n) for n in range(len(teacher.reader.index.files))])
     of_teacher = lru_cache(maxsize=2)(partial(_places, teacher))  # both stores are in the corpus's order
     for number in range(len(student.reader.index.files)):
         of_student, last_bytes = _places(student, number), student.reader.column("last_teacher_bytes", number)
         for field, n_read in (("teacher_rows", torch.zeros_like(last_bytes)), ("last_teacher_rows", last_bytes)):
             rows = student.reader.column(field, number)
             pointing = (rows >= 0).nonzero().squeeze(1)
-            found, expected = of_student[:, pointing], _at_rows(teacher, of_teacher, rows[pointing])
+            found, expected = of_student[:, pointing], _at_rows(of_teacher, firsts, rows[pointing])
             expected[1] += n_read[pointing]
             wrong = (found != expected).any(0).nonzero()
             if len(wrong):
@@ -190,11 +191,12 @@ def check_aligned(student: WindowStore, teacher: WindowStore) -> None:
                 )
 
 
-def _at_rows(windows: WindowStore, places_of_file: Callable[[int], Tensor], rows: Tensor) -> Tensor:
-    """Document and byte of some rows of table `tokens`, int64 [2, rows]."""
-    firsts = torch.tensor(
-        [windows.reader.first_row("tokens", number) for number in range(len(windows.reader.index.files))]
-    )
+def _at_rows(places_of_file: Callable[[int], Tensor], firsts: Tensor, rows: Tensor) -> Tensor:
+    """Document and byte of some rows of table `tokens`, int64 [2, rows].
+
+    Args:
+        firsts: int64 [files]: the first row of each.
+    """
     files, found = torch.bucketize(rows, firsts, right=True) - 1, rows.new_zeros(2, len(rows))
     for number in files.unique().tolist():
         of_file = files == number

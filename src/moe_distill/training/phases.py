@@ -194,7 +194,7 @@ def _window_targets(
     experiment = params.experiment
     inside_tokens = asks_inside_tokens(experiment)
     vocabulary_map = load_vocabulary_map(inputs.windows / "vocabulary_map", train_split.windows, inside_tokens)
-    if experiment.kd_positions == "auto" and vocabulary_map.beginnings is None:
+    if experiment.kd_positions == "auto" and (not inside_tokens or vocabulary_map.merges is None):
         why = "no merges of the student's tokenizer are known" if inside_tokens else "the temperature is not 1"
         log(f"{stage}: KD at aligned positions alone (kd_positions): {why}")
     settings = target_settings(experiment)
