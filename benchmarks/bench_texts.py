@@ -69,7 +69,8 @@ def trained_encoders(size: Size) -> tuple[Encoder, Encoder]:
                 writer.append(Document(hashlib.sha256(str(number).encode()).hexdigest(), "topics", text))
         teacher, student = (
             train_tokenizer(
-                TinyTokenizer(vocabulary_size=vocabulary, pre_tokenizer=kind, sample_fraction=1.0, sample_seed=0), path
+                TinyTokenizer(vocabulary_size=vocabulary, pre_tokenizer=kind, sample_characters=10**6, sample_seed=0),
+                path,
             )
             for kind in ("qwen", "smollm")
         )

@@ -13,7 +13,7 @@ from moe_distill.config.model_keys import TinyStudent, TinyTeacher, TinyTokenize
 from moe_distill.corpus.documents import SCHEMA
 from moe_distill.models.provide import provide_student, provide_teacher
 
-TOKENIZER = TinyTokenizer(vocabulary_size=400, pre_tokenizer="qwen", sample_fraction=0.5, sample_seed=1)
+TOKENIZER = TinyTokenizer(vocabulary_size=400, pre_tokenizer="qwen", sample_characters=45_000, sample_seed=1)
 TEACHER = TinyTeacher(
     kind="tiny",
     tokenizer=TOKENIZER,
@@ -32,7 +32,7 @@ TEACHER = TinyTeacher(
 )
 STUDENT = TinyStudent(
     kind="tiny",
-    tokenizer=TinyTokenizer(vocabulary_size=300, pre_tokenizer="smollm", sample_fraction=1.0, sample_seed=2),
+    tokenizer=TinyTokenizer(vocabulary_size=300, pre_tokenizer="smollm", sample_characters=1_000_000, sample_seed=2),
     hidden_size=16,
     layers=3,
     heads=2,

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from moe_distill.config.model_keys import TinyTokenizer
 from moe_distill.errors import DataError
-from moe_distill.models.tiny_tokenizers import save_tokenizer, train_tokenizer
+from moe_distill.models.tiny_tokenizers import sampled_texts, save_tokenizer, train_tokenizer
 
 from .conftest import AWKWARD, TOKENIZER, write_documents
 
@@ -108,17 +108,25 @@ def test_saved_folder_loads_with_auto_tokenizer(corpus: Path, tmp_path: Path) ->
     assert "tmp" not in (tmp_path / "tokenizer_config.json").read_text()
 
 
-def test_seed_and_fraction_change_what_is_learnt(corpus: Path) -> None:
+def test_seed_and_sample_change_what_is_learnt(corpus: Path) -> None:
     vocabularies = [
         set(
-            train_tokenizer(tiny("qwen", sample_seed=seed, sample_fraction=share), corpus / "train.parquet").get_vocab()
+            train_tokenizer(
+                tiny("qwen", sample_seed=seed, sample_characters=characters), corpus / "train.parquet"
+            ).get_vocab()
         )
-        for seed, share in ((1, 0.5), (2, 0.5), (1, 1.0))
+        for seed, characters in ((1, 45_000), (2, 45_000), (1, 1_000_000))
     ]
     assert all(first != second for first, second in combinations(vocabularies, 2))
+
+
+def test_the_sample_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    path = write_documents(tmp_path / "texts.parquet", [f"{number} " * 40 for number in range(1000, 9000)])
+    sampled = sum(map(len, sampled_texts(tiny("qwen", sample_characters=100_000), path)))
+    assert 85_000 < sampled < 115_000  # of 1,600,000
 
 
 def test_too_little_text_for_the_vocabulary_is_refused(tmp_path: Path) -> None:
     path = write_documents(tmp_path / "small.parquet", ["some words"])
     with pytest.raises(DataError, match=r"not 400.*lower `vocabulary_size`"):
-        train_tokenizer(tiny("smollm", sample_fraction=1.0), path)
+        train_tokenizer(tiny("smollm", sample_characters=1_000_000), path)

@@ -4,18 +4,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from moe_distill.config.values import Count, Positive, Rate, Section, Seed, Share, Weight, Whole
+from moe_distill.config.values import Count, Positive, Rate, Section, Seed, Weight, Whole
 
 ConfigValue = bool | int | float | str | list[int] | None
 PrefixToken = str | Count | None
 
 
 class TinyTokenizer(Section):
-    """A byte-level BPE tokenizer trained on a share of the training documents."""
+    """A byte-level BPE tokenizer trained on some of the training documents."""
 
     vocabulary_size: Annotated[Whole, Field(ge=300, lt=2**31)]  # ids
     pre_tokenizer: Literal["qwen", "smollm", "gpt2"]  # whose splitting rules it imitates
-    sample_fraction: Share  # of the training documents that it is trained on
+    sample_characters: Positive  # of the training documents, about: what it is trained on
     sample_seed: Seed  # of the choice of these
 
 

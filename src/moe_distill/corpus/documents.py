@@ -27,7 +27,7 @@ class Document:
     text: str
 
 
-def read_documents(path: Path, batch_documents: int = 256) -> Iterator[list[Document]]:
+def read_documents(path: Path, batch_documents: int = 64) -> Iterator[list[Document]]:
     """Yield the documents of a parquet file in order, in batches; only a batch is in memory.
 
     Raises:
@@ -42,7 +42,7 @@ def read_documents(path: Path, batch_documents: int = 256) -> Iterator[list[Docu
             if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
                 raise DataError(f"{path} has no column {', '.join(sorted(missing))}", fix="run: dvc repro corpus")
             missing_rows = file.metadata.num_rows
-            for batch in file.iter_batches(batch_documents, columns=SCHEMA.names):
+            for batch in file.iter_batches(batch_documents, columns=SCHEMA.names, use_threads=False):
                 missing_rows -= batch.num_rows
                 yield [Document(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
             if missing_rows:  # pyarrow skips a page whose header is damaged

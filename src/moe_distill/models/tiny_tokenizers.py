@@ -22,10 +22,13 @@ QWEN_SPLIT = (
 )
 
 
-def _sampled_texts(params: TinyTokenizer, documents: Path) -> Iterator[str]:
+def sampled_texts(params: TinyTokenizer, documents: Path) -> Iterator[str]:
+    """Documents of about `sample_characters` characters together: the trainer holds every word of them in memory."""
+    n_characters = sum(len(document.text) for batch in read_documents(documents) for document in batch)
+    fraction = params.sample_characters / max(n_characters, 1)
     for batch in read_documents(documents):
         for document in batch:
-            if hash_fraction(document.document_id, f"tokenizer {params.sample_seed}") < params.sample_fraction:
+            if hash_fraction(document.document_id, f"tokenizer {params.sample_seed}") < fraction:
                 yield document.text
 
 
@@ -50,7 +53,7 @@ def _untrained(family: str) -> Tokenizer:
 
 
 def train_tokenizer(params: TinyTokenizer, documents: Path) -> Tokenizer:
-    """Train byte-level BPE on a share of the documents of a parquet file; equal inputs give equal tokenizers.
+    """Train byte-level BPE on some documents of a parquet file; equal inputs give equal tokenizers.
 
     The vocabulary has exactly `params.vocabulary_size` entries, among them all 256 bytes and the added tokens. Added
     tokens have the last ids for "qwen", as in Qwen3; for the others `<|endoftext|>` has id 0.
@@ -66,13 +69,13 @@ def train_tokenizer(params: TinyTokenizer, documents: Path) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sampled_texts(params, documents), trainer)
+    tokenizer.train_from_iterator(sampled_texts(params, documents), trainer)
     tokenizer.add_tokens([AddedToken(name, special=name == END_OF_TEXT, normalized=False) for name in added_last])
     if tokenizer.get_vocab_size() != params.vocabulary_size:
         raise DataError(
             f"the sampled documents of {documents} give {tokenizer.get_vocab_size()} tokens,"
             f" not {params.vocabulary_size}",
-            fix="lower `vocabulary_size` or raise `sample_fraction` of that tokenizer",
+            fix="lower `vocabulary_size` or raise `sample_characters` of that tokenizer",
         )
     return tokenizer
 
