@@ -236,6 +236,27 @@ def test_logits_in_reduced_precision_are_finite_and_near(
         assert_near(near, exact.double(), str(number), relative)
 
 
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("sureness", [4.0, 9.0, 12.0])  # of labels: p = 0.6, 0.995, 0.9998
+@pytest.mark.parametrize("tail", [*TAILS, None])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_where_the_student_is_sure_its_gradient_is_as_exact(
+    dtype: torch.dtype, relative: float, sureness: float, tail: str | None, temperature: float
+) -> None:
+    """The head passes logits on, which the dtype can tell: all error is that of the gradient."""
+    n = 8 * len(KINDS)
+    target = None if tail is None else targets_of(KINDS * 8, temperature, tail)
+    text, weight_VD = Text(student(n)[2], target, stretches(n, 16, target)), torch.eye(VOCABULARY)
+    logits_NV = random_logits(n, VOCABULARY, seed=5, scale=0.5)
+    logits_NV[torch.arange(n), text.labels_N] += sureness
+    logits_NV = logits_NV.to(dtype).float().requires_grad_()
+    plain = plain_text_loss(logits_NV, weight_VD, text.labels_N, target, 0.7)
+    (expected,) = torch.autograd.grad(plain.loss, logits_NV)
+    (found,) = torch.autograd.grad(text_loss(logits_NV, OutputHead(weight_VD), text, 0.7, dtype).loss, logits_NV)
+    for place in range(n):
+        assert_near(found[place], expected[place].double(), f"position {place}", relative)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("size", "vocabulary"), [(96, 2048), (576, 8192)])
 @pytest.mark.parametrize("scale", [1.0, 2.5, 4.0])  # untrained, as trained, certain: 7 to 8, 5 to 6, 2.5 to 3 nats

@@ -17,9 +17,14 @@ LOWEST = torch.finfo(torch.float32).min  # instead of -inf as the peak of a row 
 
 @dataclass(frozen=True)
 class Pulls:
-    """What the gradient of each row is made of, fp32 [n]: how much of which softmax over its logits."""
+    """What the gradient of each row is made of, fp32 [n]: how much of which softmax over its logits, less the label's.
+
+    The label's is subtracted before the gradient is rounded: in bf16 a probability of 0.998 is 1.
+    """
 
     at_one: Tensor
+    label_ids: Tensor  # int64 [n]
+    labels: Tensor
     tempered: Tensor | None = None  # None: there is no loss at a temperature
     rest: Tensor | None = None  # of the tempered softmax over what was not removed, to be subtracted
 
@@ -74,6 +79,7 @@ def _softmax_block(
         values.mul_(scale_at_one)
         if scaled is not values:
             values.add_(scaled)
+        values.scatter_add_(1, pulls.label_ids, -pulls.labels)
         if values is not block:
             block.copy_(values)
     return at_one, tempered, rest

@@ -137,13 +137,12 @@ def _losses(
 
     The logits become the gradient of the loss, in place.
     """
-    first_n = torch.arange(len(logits_nV), device=logits_nV.device) * logits_nV.shape[1]
-    labels = _Listed(first_n + text.labels_N[stretch.start : stretch.stop], logits_nV.view(-1))
+    label_ids_n = text.labels_N[stretch.start : stretch.stop]
     if text.target is None:
-        return _lm(logits_nV, labels, with_gradient)
-    part = _part(text.target, stretch, first_n)
+        return _lm(logits_nV, label_ids_n, with_gradient)
+    part = _part(text.target, stretch, *logits_nV.shape, label_ids_n)
     entries, samples = (_Listed(places, logits_nV.view(-1)) for places in (part.entry_places_Z, part.sample_places_Y))
-    return _distilled(logits_nV, labels, entries, samples, part, kd_weight, with_gradient)
+    return _distilled(logits_nV, label_ids_n, entries, samples, part, kd_weight, with_gradient)
 
 
 @dataclass(frozen=True)
@@ -158,15 +157,17 @@ class _Part:
     entry_rows_Z: Tensor
     entry_places_Z: Tensor
     entry_probs_Z: Tensor
+    are_labels_Z: Tensor  # fp32, 1 where an entry is its row's label
     sample_rows_Y: Tensor
     sample_places_Y: Tensor
     sample_probs_Y: Tensor
 
 
-def _part(target: SparseTarget, stretch: Stretch, first_n: Tensor) -> _Part:
+def _part(target: SparseTarget, stretch: Stretch, n_rows: int, vocabulary: int, label_ids_n: Tensor) -> _Part:
+    first_n = torch.arange(n_rows, device=label_ids_n.device) * vocabulary
     positions = slice(stretch.start, stretch.stop)
     entries, samples = slice(*stretch.entries), slice(*stretch.samples)
-    entry_rows_Z = target.entry_positions_Z[entries] - stretch.start
+    entry_rows_Z, entry_ids_Z = target.entry_positions_Z[entries] - stretch.start, target.entry_ids_Z[entries]
     sample_rows_Y = target.sample_positions_Y[samples] - stretch.start
     return _Part(
         temperature=target.temperature,
@@ -175,8 +176,9 @@ def _part(target: SparseTarget, stretch: Stretch, first_n: Tensor) -> _Part:
         has_bucket_n=target.has_bucket_N[positions].float(),
         listed_mass_n=target.listed_mass_N[positions],
         entry_rows_Z=entry_rows_Z,
-        entry_places_Z=first_n.index_select(0, entry_rows_Z) + target.entry_ids_Z[entries],
+        entry_places_Z=first_n.index_select(0, entry_rows_Z) + entry_ids_Z,
         entry_probs_Z=target.entry_probs_Z[entries],
+        are_labels_Z=(label_ids_n.index_select(0, entry_rows_Z) == entry_ids_Z).float(),
         sample_rows_Y=sample_rows_Y,
         sample_places_Y=first_n.index_select(0, sample_rows_Y) + target.sample_ids_Y[samples],
         sample_probs_Y=target.sample_probs_Y[samples],
@@ -198,20 +200,23 @@ class _Listed:
         self._flat_logits.index_add_(0, self._places, gradient.to(self._flat_logits.dtype))
 
 
-def _lm(logits_nV: Tensor, labels: _Listed, with_gradient: bool) -> tuple[Tensor, Tensor]:
+def _lm(logits_nV: Tensor, label_ids_n: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
     """Cross-entropy alone."""
-    ones_n = torch.ones_like(labels.logits)
-    sums = softmax_(logits_nV, 1.0, None, Pulls(ones_n) if with_gradient else None)
-    if with_gradient:
-        labels.add_gradient(-ones_n)
-    nll_n = sums.at_one - labels.logits
+    label_logits_n = _label_logits(logits_nV, label_ids_n)
+    ones_n = torch.ones_like(label_logits_n)
+    sums = softmax_(logits_nV, 1.0, None, Pulls(ones_n, label_ids_n, ones_n) if with_gradient else None)
+    nll_n = sums.at_one - label_logits_n
     nll = nll_n.sum()
     return torch.stack([nll, nll, nll, torch.zeros_like(nll)]), nll_n
 
 
+def _label_logits(logits_nV: Tensor, label_ids_n: Tensor) -> Tensor:
+    return logits_nV.gather(1, label_ids_n[:, None]).squeeze(1).float()
+
+
 def _distilled(
     logits_nV: Tensor,
-    labels: _Listed,
+    label_ids_n: Tensor,
     entries: _Listed,
     samples: _Listed,
     part: _Part,
@@ -225,6 +230,7 @@ def _distilled(
     temperature, kd_scale = part.temperature, kd_weight * part.temperature  # T^2, and 1 / T from inside the softmax
     lm_weight_n = 1.0 - kd_weight * part.has_target_n
     rows_Z, n = part.entry_rows_Z, len(logits_nV)
+    label_logits_n = _label_logits(logits_nV, label_ids_n)
     entries.remove()
     at_one_n = grouped_logsumexp(entries.logits, rows_Z, n)
     tempered_n = at_one_n if temperature == 1.0 else grouped_logsumexp(entries.logits / temperature, rows_Z, n)
@@ -232,10 +238,12 @@ def _distilled(
     residual_n = part.residual_n * ((part.residual_n > NO_RESIDUAL) & (n_entries_n < logits_nV.shape[1]))
     bucket_n = residual_n * part.has_bucket_n
     drawn_n = part.listed_mass_n + bucket_n
-    pulls = Pulls(lm_weight_n, kd_scale * drawn_n, kd_scale * bucket_n) if with_gradient else None
-    sums = softmax_(logits_nV, temperature, Removed(at_one_n, tempered_n), pulls)
+    of_labels_Z = lm_weight_n.index_select(0, rows_Z) * part.are_labels_Z
+    of_labels_n = lm_weight_n - torch.zeros_like(lm_weight_n).index_add(0, rows_Z, of_labels_Z)  # of those left
+    pulls = Pulls(lm_weight_n, label_ids_n, of_labels_n, kd_scale * drawn_n, kd_scale * bucket_n)
+    sums = softmax_(logits_nV, temperature, Removed(at_one_n, tempered_n), pulls if with_gradient else None)
 
-    nll_n = sums.at_one - labels.logits
+    nll_n = sums.at_one - label_logits_n
     entry_logprobs_Z = entries.logits / temperature - sums.tempered.index_select(0, rows_Z)
     sample_logprobs_Y = samples.logits / temperature - sums.tempered.index_select(0, part.sample_rows_Y)
     rest_logprobs_n = (sums.rest - sums.tempered).clamp_min(LOWEST)
@@ -243,9 +251,9 @@ def _distilled(
         at_one_Z = entries.logits - sums.at_one.index_select(0, rows_Z)
         of_entries_Z = lm_weight_n.index_select(0, rows_Z) * at_one_Z.exp()
         of_entries_Z += kd_scale * (drawn_n.index_select(0, rows_Z) * entry_logprobs_Z.exp() - part.entry_probs_Z)
+        of_entries_Z -= of_labels_Z
         entries.add_gradient(of_entries_Z)
         samples.add_gradient(-kd_scale * part.sample_probs_Y)
-        labels.add_gradient(-lm_weight_n)
     probs_Z, weighted_nll = part.entry_probs_Z, lm_weight_n @ nll_n
     cross_entropy = -(probs_Z @ entry_logprobs_Z + part.sample_probs_Y @ sample_logprobs_Y + bucket_n @ rest_logprobs_n)
     loss = weighted_nll + kd_weight * temperature**2 * cross_entropy
