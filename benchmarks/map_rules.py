@@ -28,7 +28,7 @@ from moe_distill.corpus.documents import Document
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
 
 DOCUMENT_CHARACTERS = 20_000
-LIMITS = WindowLimits(teacher_max_length=384, student_max_length=384, shard_tokens=1 << 20, max_windows=None)
+LIMITS = WindowLimits(teacher_max_length=384, student_max_length=384, shard_tokens=1 << 20)
 
 
 def main(teacher_file: Path, student_file: Path, texts: list[Path]) -> None:

@@ -22,7 +22,7 @@ from moe_distill.alignment.window_limits import WindowLimits
 from moe_distill.corpus.documents import Document
 
 DOCUMENT_CHARACTERS = 20_000
-LIMITS = WindowLimits(teacher_max_length=384, student_max_length=384, shard_tokens=1 << 20, max_windows=None)
+LIMITS = WindowLimits(teacher_max_length=384, student_max_length=384, shard_tokens=1 << 20)
 CORPORA = {"WikiText-2": "wikitext2_test_raw.txt", "tinyshakespeare": "tinyshakespeare.txt"}
 TARGET = at_most(1.2)
 

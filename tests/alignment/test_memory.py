@@ -24,7 +24,7 @@ def test_peak_memory_of_a_corpus_eight_times_larger_hardly_grows(
 ) -> None:
     monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", 1 << 14)
     teacher, student = encoder(byte_level(600), "teacher"), encoder(byte_level(320, digits=True), "student")
-    limits = WindowLimits(64, 48, 12_000, None)
+    limits = WindowLimits(64, 48, 12_000)
     peaks: list[int] = []
     tokens: list[int] = []
     for count in (50, 50, 400):  # the first warms caches up

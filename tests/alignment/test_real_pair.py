@@ -29,7 +29,7 @@ LANGUAGES = Path(__file__).parents[1] / "targets/languages.tsv"
 def counts_of(name: str, teacher: Encoder, student: Encoder, folder: Path) -> tuple[SplitCounts, int]:
     text = unicodedata.normalize("NFC", real_text(name))
     parts = [text[start : start + DOCUMENT_CHARACTERS] for start in range(0, len(text), DOCUMENT_CHARACTERS)]
-    limits = WindowLimits(384, 384, 1 << 20, None)
+    limits = WindowLimits(384, 384, 1 << 20)
     outputs = folder / "teacher", folder / "student"
     documents = [[document(part) for part in parts]]
     split_counts = tokenize_split(documents, teacher, student, limits, *outputs, "t", "s", ("T", "S"))

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.tokenize import tokenize_split
-from moe_distill.alignment.window_limits import WindowLimits
+from moe_distill.alignment.window_limits import Cut, WindowLimits
+from moe_distill.corpus.documents import hash_fraction
 from moe_distill.errors import DataError
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, NextToken, WindowStore
@@ -273,30 +274,32 @@ def test_documents_without_any_window_are_refused(tmp_path: Path) -> None:
     assert "lossy cannot spell byte 0" in str(caught.value)
 
 
-@pytest.mark.parametrize("max_windows", [1, 3, 7, 1000])
-def test_max_windows_keeps_the_first_windows(tmp_path: Path, max_windows: int) -> None:
-    texts = ["the quick brown fox " * 8, "jumps over " * 9, TEXT[:300]]
+@pytest.mark.parametrize("batch_bytes", [1, 1 << 18])
+@pytest.mark.parametrize("cut", [0, 1, 2])
+@pytest.mark.parametrize("n_windows", [1, 2, 1000])
+def test_one_document_is_cut_and_the_others_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int, n_windows: int, batch_bytes: int
+) -> None:
+    monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", batch_bytes)
+    texts = ["the quick brown fox " * 8, "jumps over " * 20, TEXT[:300]]
     whole = make_split(texts, TEACHER, STUDENT, tmp_path / "all")
-    part = make_split(texts, TEACHER, STUDENT, tmp_path / "some", max_windows=max_windows)
-    assert len(whole.teacher) > 7
-    assert part.teacher == whole.teacher[:max_windows]
-    last = part.teacher[-1]
-    assert part.student == [w for w in whole.student if (w.document, w.stop) <= (last.document, last.stop)]
-    assert part.counts.windows == min(max_windows, len(whole.teacher))
+    place = Cut(hash_fraction(document(texts[cut]).document_id, "distil"), n_windows)
+    part = make_split(texts, TEACHER, STUDENT, tmp_path / "some", cut=place)
+    of_it = [window for window in whole.teacher if window.document == cut]
+    assert len(of_it) > 2
+    kept = [window for window in whole.teacher if window not in of_it[n_windows:]]
+    assert spans(part.teacher) == spans(kept)
+    last = of_it[:n_windows][-1].stop
+    assert spans(part.student) == spans([w for w in whole.student if w.document != cut or w.stop <= last])
+    check_alignment(part, TEACHER, STUDENT)
 
 
-def test_max_windows_stops_between_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", 1)
-    texts = ["the quick brown fox " * 8, "jumps over " * 9, TEXT[:300]]
-    whole = make_split(texts, TEACHER, STUDENT, tmp_path / "all")
-    n_first = sum(window.document == 0 for window in whole.teacher)
-    for max_windows in (n_first, n_first + 1):
-        part = make_split(texts, TEACHER, STUDENT, tmp_path / str(max_windows), max_windows=max_windows)
-        assert part.teacher == whole.teacher[:max_windows]
+def spans(windows: list[Window]) -> list[tuple[int, int, int]]:
+    return [(window.document, window.start, window.stop) for window in windows]
 
 
 def test_batches_do_not_change_the_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ["the quick brown fox " * 8, "", "the \x04", "jumps over " * 9, TEXT]
+    texts = ["the quick brown fox " * 8, "", "the \x04", "jumps over " * 20, TEXT]
     together = make_split(texts, TEACHER, STUDENTS["lossy"], tmp_path / "one")
     monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", 1)
     apart = make_split(texts, TEACHER, STUDENTS["lossy"], tmp_path / "many")
@@ -313,7 +316,7 @@ def test_teacher_rows_are_numbered_over_files(tmp_path: Path, monkeypatch: pytes
 
 
 def test_index_says_what_the_windows_are(tmp_path: Path) -> None:
-    limits = WindowLimits(16, 12, 100, None)
+    limits = WindowLimits(16, 12, 100)
     student = encoder(STUDENT.tokenizer, "student")
     folders, keys = (tmp_path / "t", tmp_path / "s"), ("key t", "key s")
     tokenize_split([[document("the fox")]], TEACHER, student, limits, *folders, *keys, ("T", "S"))

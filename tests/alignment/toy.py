@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from moe_distill.alignment.encode import ORDINARY_TEXT, Encoder, make_encoder
 from moe_distill.alignment.tokenize import tokenize_split
-from moe_distill.alignment.window_limits import SplitCounts, WindowLimits
+from moe_distill.alignment.window_limits import Cut, SplitCounts, WindowLimits
 from moe_distill.corpus.documents import Document
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
 
@@ -109,11 +109,11 @@ def make_split(
     folder: Path,
     teacher_max_length: int = 16,
     student_max_length: int = 16,
-    max_windows: int | None = None,
+    cut: Cut | None = None,
     shard_tokens: int = 1000,
 ) -> Split:
     """Cut documents into windows, and read the windows back."""
-    limits = WindowLimits(teacher_max_length, student_max_length, shard_tokens, max_windows)
+    limits = WindowLimits(teacher_max_length, student_max_length, shard_tokens, cut)
     documents = [[document(text)] for text in texts]
     split_counts = tokenize_split(
         documents, teacher, student, limits, folder / "teacher", folder / "student", "t", "s", ("T", "S")

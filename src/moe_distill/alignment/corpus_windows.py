@@ -1,17 +1,18 @@
 """The `tokenize` stage's work: both splits, the vocabulary map, and what they came to."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from moe_distill.alignment.encode import Encoder, make_encoder
-from moe_distill.alignment.limited_fraction import PURPOSE, limited_fraction
+from moe_distill.alignment.limited_fraction import limited_fraction
 from moe_distill.alignment.map_cache import write_vocabulary_map
 from moe_distill.alignment.tokenize import tokenize_split
 from moe_distill.alignment.tokenizer_rules import told_differences
 from moe_distill.alignment.vocabulary_map import exact_vocabulary_share
-from moe_distill.alignment.window_limits import SplitCounts, WindowLimits
+from moe_distill.alignment.window_limits import PURPOSE, SplitCounts, WindowLimits
 from moe_distill.alignment.windows_disk_use import windows_bytes
 from moe_distill.config.profile import Windows
 from moe_distill.corpus.documents import Document, hash_fraction, read_documents
@@ -109,15 +110,16 @@ def _write_split(
     path = corpus / f"{split}.parquet"
     fraction = params.train_fraction if split == "train" else 1.0
     max_windows = params.max_train_windows if split == "train" else params.max_validation_windows
-    limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens, max_windows)
+    limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens)
     if max_windows is not None:
-        fraction = limited_fraction(path, fraction, max_windows, encoders[0], limits)
+        fraction, cut = limited_fraction(path, fraction, max_windows, encoders[0], limits)
+        limits = replace(limits, cut=cut)
     tokenizers = tokenizer_fingerprint(teacher), tokenizer_fingerprint(student)
     teacher_key = fingerprint(
         {
             "corpus": sha256_file(path),
             "fraction": fraction,
-            "max_windows": max_windows,
+            "cut": None if limits.cut is None else limits.cut.windows,
             "tokenizer": tokenizers[0],
             "max_length": params.teacher_max_length,
         }

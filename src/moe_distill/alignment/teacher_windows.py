@@ -64,12 +64,14 @@ def teacher_windows(
     )
 
 
-def first_windows(windows: TeacherBatch, n_windows: int) -> TeacherBatch:
-    """The first `n_windows` windows of a batch."""
-    n_tokens = int(windows.window_counts[:n_windows].sum())
-    per_token = {name: getattr(windows, name)[:n_tokens] for name in ("ids", "starts", "ends")}
+def cut_document(windows: TeacherBatch, document: int, n_windows: int) -> TeacherBatch:
+    """The windows of a batch, but of the document of this number no more than the first `n_windows`."""
+    keep = np.ones(len(windows.documents), dtype=np.bool_)
+    keep[np.flatnonzero(windows.documents == document)[n_windows:]] = False
+    keep_tokens = np.repeat(keep, windows.window_counts)
+    per_token = {name: getattr(windows, name)[keep_tokens] for name in ("ids", "starts", "ends")}
     names = ("window_counts", "window_starts", "window_ends", "documents", "document_starts")
-    return replace(windows, **per_token, **{name: getattr(windows, name)[:n_windows] for name in names})
+    return replace(windows, **per_token, **{name: getattr(windows, name)[keep] for name in names})
 
 
 def teacher_columns(windows: TeacherBatch) -> dict[str, torch.Tensor]:

@@ -8,9 +8,9 @@ import torch
 
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.student_windows import student_columns
-from moe_distill.alignment.teacher_windows import first_windows, teacher_columns, teacher_windows
-from moe_distill.alignment.window_limits import SplitCounts, WindowLimits
-from moe_distill.corpus.documents import Document
+from moe_distill.alignment.teacher_windows import cut_document, teacher_columns, teacher_windows
+from moe_distill.alignment.window_limits import PURPOSE, SplitCounts, WindowLimits
+from moe_distill.corpus.documents import Document, hash_fraction
 from moe_distill.errors import DataError
 from moe_distill.shards.provenance import windows_fingerprint
 from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, TEACHER_FIELDS, TEACHER_WINDOWS
@@ -50,16 +50,16 @@ def tokenize_split(
         for number, document in enumerate(batch, start=first_document):
             sources.setdefault(document.source, number)
         windows = teacher_windows(batch, first_document, teacher, limits, split_counts)
-        if limits.max_windows is not None:
-            windows = first_windows(windows, limits.max_windows - split_counts.windows)
+        if limits.cut is not None:
+            for number, document in enumerate(batch, start=first_document):
+                if hash_fraction(document.document_id, PURPOSE) == limits.cut.hash_fraction:
+                    windows = cut_document(windows, number, limits.cut.windows)
         rows_before = teacher_writer.rows("tokens")
         teacher_writer.append(teacher_columns(windows) | _vocabulary(teacher, teacher_writer))
         columns = student_columns(windows, batch, first_document, student, limits, rows_before, split_counts)
         student_writer.append(columns | _vocabulary(student, student_writer))
         split_counts.windows += len(windows.window_counts)
         split_counts.teacher_tokens += len(windows.ids)
-        if limits.max_windows is not None and split_counts.windows >= limits.max_windows:
-            break
     if not split_counts.student_windows:
         why = (
             f"of its documents {len(split_counts.skipped)} were skipped, the first: {split_counts.skipped[0]}"

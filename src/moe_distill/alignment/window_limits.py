@@ -4,6 +4,16 @@ from dataclasses import dataclass, field
 
 from moe_distill.corpus.documents import Document
 
+PURPOSE = "distil"  # of the hash fraction that chooses documents for distillation
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The document inside which a limit on the windows of a split ends; it has the highest hash fraction of all."""
+
+    hash_fraction: float
+    windows: int  # its first ones, which are kept
+
 
 @dataclass(frozen=True)
 class WindowLimits:
@@ -12,7 +22,7 @@ class WindowLimits:
     teacher_max_length: int  # tokens of a window, prefix token included
     student_max_length: int
     shard_tokens: int  # tokens of a shard file
-    max_windows: int | None  # teacher windows of the split; None: no limit
+    cut: Cut | None = None  # None: every document keeps all its windows
 
 
 @dataclass

@@ -36,7 +36,7 @@ def show_windows(params: Windows, n_windows: int) -> Iterator[str]:
         make_encoder(tokenizer, prefix_token_id(folder, tokenizer), folder.name)
         for folder, tokenizer in ((TEACHER, load_tokenizer(TEACHER)), (STUDENT, load_tokenizer(STUDENT)))
     )
-    limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens, n_windows)
+    limits = WindowLimits(params.teacher_max_length, params.student_max_length, params.shard_tokens)
     documents = list(islice((each for group in read_documents(TEXT) for each in group), DOCUMENTS))
     windows = teacher_windows(documents, 0, teacher, limits, SplitCounts())
     yield "a piece is [teacher's tokens = student's tokens] where they differ, · stands between the tokens of one"

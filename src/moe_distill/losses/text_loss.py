@@ -140,7 +140,7 @@ def _losses(
     label_ids_n = text.labels_N[stretch.start : stretch.stop]
     if text.target is None:
         return _lm(logits_nV, label_ids_n, with_gradient)
-    part = _part(text.target, stretch, *logits_nV.shape, label_ids_n)
+    part = _part(text.target, stretch, label_ids_n, logits_nV.shape[1])
     entries, samples = (_Listed(places, logits_nV.view(-1)) for places in (part.entry_places_Z, part.sample_places_Y))
     return _distilled(logits_nV, label_ids_n, entries, samples, part, kd_weight, with_gradient)
 
@@ -163,8 +163,8 @@ class _Part:
     sample_probs_Y: Tensor
 
 
-def _part(target: SparseTarget, stretch: Stretch, n_rows: int, vocabulary: int, label_ids_n: Tensor) -> _Part:
-    first_n = torch.arange(n_rows, device=label_ids_n.device) * vocabulary
+def _part(target: SparseTarget, stretch: Stretch, label_ids_n: Tensor, vocabulary: int) -> _Part:
+    first_n = torch.arange(len(label_ids_n), device=label_ids_n.device) * vocabulary
     positions = slice(stretch.start, stretch.stop)
     entries, samples = slice(*stretch.entries), slice(*stretch.samples)
     entry_rows_Z, entry_ids_Z = target.entry_positions_Z[entries] - stretch.start, target.entry_ids_Z[entries]
