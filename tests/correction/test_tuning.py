@@ -21,6 +21,7 @@ from moe_distill.losses.auxiliary import router_auxiliary_loss
 from moe_distill.shards.window_store import WindowStore, model_inputs
 from moe_distill.utils.device import Runtime
 from tests.correction.conftest import PARAMS
+from tests.models.families import make_model
 from tests.teacher.conftest import SIZES, VOCABULARY, make_teacher, windows
 
 __all__ = ["windows"]
@@ -44,6 +45,15 @@ def with_balance(weight: float) -> PreTrainedModel:
     model.set_experts_implementation("eager")
     model.config.router_aux_loss_coef = weight
     return model
+
+
+def test_a_model_that_shows_no_routers_logits_is_tuned_without_the_balance(
+    windows: WindowStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model("deepseek_v4", VOCABULARY)  # so small that all its layers route by a hash
+    assert model.config.router_aux_loss_coef
+    tuned(model, windows, tmp_path)
+    assert "without the load-balancing loss" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])

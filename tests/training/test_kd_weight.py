@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from moe_distill.batches.split import open_split
 from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
-from moe_distill.shards.checkpoint import newest_checkpoint
+from moe_distill.shards.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.training import loop
 from moe_distill.training.kd_weight import (
@@ -20,8 +21,8 @@ from moe_distill.training.kd_weight import (
     mixture_weight,
     read_shared_text,
 )
-from moe_distill.training.phases import train_router
-from moe_distill.training.schedule import kd_weight_is_due, objective_at
+from moe_distill.training.phases import train_kd, train_router
+from moe_distill.training.schedule import first_phase_steps, kd_weight_is_due, objective_at
 from tests.chain import Chain
 from tests.teacher.conftest import make_teacher
 from tests.training.folders import Folders, make_folders, make_params
@@ -146,6 +147,29 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 class KilledError(Exception):
     """Stands for kill -9."""
+
+
+def test_r21_a_training_killed_at_its_end_measures_what_an_unbroken_one_does(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "earned_weight", lambda _shared, nll_N: float(nll_N.double().sum()) % LARGEST_KD_WEIGHT)
+    params = make_params(kd_weight="auto", max_steps=12, validate_every=4, checkpoint_every=1, learning_rate=1e-2)
+    last = first_phase_steps(params.experiment, params.profile.train)
+    unbroken = train_kd(params, folders.inputs, folders.outputs("unbroken_kd"))
+
+    def killed(work: Path, checkpoint: Checkpoint) -> None:
+        save_checkpoint(work, checkpoint)
+        if checkpoint.step == last:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", killed)
+        with pytest.raises(KilledError):
+            train_kd(params, folders.inputs, folders.outputs("broken_kd"))
+    resumed = train_kd(params, folders.inputs, folders.outputs("broken_kd"))
+    assert resumed.steps == unbroken.steps == last
+    assert resumed.kd_weight == unbroken.kd_weight
+    assert resumed.final.terms == unbroken.final.terms
 
 
 def test_r21_a_resumed_training_follows_the_same_weight(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

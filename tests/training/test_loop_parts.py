@@ -211,6 +211,14 @@ def test_broken_newest_checkpoint_is_named_and_skipped(tmp_path: Path, capsys: p
     assert "checkpoint_000003 is broken" in capsys.readouterr().out
 
 
+def test_the_newest_checkpoint_is_that_of_the_most_steps_whatever_its_digits(tmp_path: Path) -> None:
+    for step in (999_500, 1_000_000, 1_000_500):
+        save_checkpoint(tmp_path, Checkpoint(step, {"weight": torch.full((4,), float(step))}, {}))
+        found = newest_checkpoint(tmp_path)
+        assert found is not None
+        assert found.step == step
+
+
 def test_curve_drops_what_a_resumed_run_writes_again(tmp_path: Path) -> None:
     curve = Curve(tmp_path / "c.tsv", ["total", "lm_raw"], 0)
     for step in (1, 2, 3):

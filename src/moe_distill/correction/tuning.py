@@ -186,10 +186,15 @@ def _losses(
 
 
 def _balance(model: PreTrainedModel) -> _Balance | None:
-    """The model's own load-balancing loss; None: it is dense, or was trained without one."""
+    """The model's own load-balancing loss; None: it is dense, was trained without one, or shows no router's logits."""
     config = model.config
     weight = float(getattr(config, "router_aux_loss_coef", None) or 0.0)
     if not weight or not hasattr(config, "output_router_logits") or not find_moe_modules(model).experts:
+        return None
+    with torch.no_grad():  # its layers alone: a language model computes that loss too, and fails where it has no logits
+        shown = model.base_model(torch.zeros(1, 1, dtype=torch.int64).to(model.device), output_router_logits=True)
+    if not shown.router_logits:
+        log("teacher_correction: without the load-balancing loss: no layer of this model shows its router's logits")
         return None
     return _Balance(weight, int(config.num_experts_per_tok))
 

@@ -59,7 +59,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         reason = _fault(candidate)
         if reason is None:
             state = json.loads((candidate / FILES[1]).read_text(encoding="utf-8"))
-            return Checkpoint(int(candidate.name.split("_")[1]), load_file(candidate / FILES[0]), state)
+            return Checkpoint(_step(candidate), load_file(candidate / FILES[0]), state)
         log(f"warning: {candidate.name} is broken ({reason}); the one before it is taken")
     return None
 
@@ -96,7 +96,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 
 def _folders(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted(folder.glob("checkpoint_*"), reverse=True)
+    return sorted(folder.glob("checkpoint_*"), key=_step, reverse=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint_"))
 
 
 def _fault(candidate: Path) -> str | None:

@@ -54,7 +54,7 @@ def _trials(folder: Path) -> NeighbourTrials | None:
 def count_next_tokens(windows: WindowStore) -> NextTokenCounts:
     """Pairs of next tokens at all aligned positions of a split, file by file."""
     columns = zip(windows.reader.columns("next_teacher_ids"), windows.reader.columns("token_ids"), strict=True)
-    keys, counts = _counted(
+    keys, counts = counted(
         pair_keys(teacher[teacher >= 0].long(), ids[teacher >= 0].long()) for teacher, ids in columns
     )
     return NextTokenCounts(*pairs_of(keys), counts)
@@ -86,7 +86,7 @@ def _beginnings(stored: Beginnings, n_rows: int, windows: WindowStore, merges: M
             next_ids = torch.cat([student_ids[has_last], student_ids[is_aligned]]).long()
             yield pair_keys(rests[rests >= 0], next_ids[rests >= 0])
 
-    keys, counts = _counted(of_files())
+    keys, counts = counted(of_files())
     return replace(by_rule, rest_map=counted_shares(stored.rest_student_ids, NextTokenCounts(*pairs_of(keys), counts)))
 
 
@@ -100,14 +100,20 @@ def _neighbours(windows: WindowStore) -> Tensor:
             is_last = torch.zeros(len(ids), dtype=torch.bool).index_fill(0, counts.long().cumsum(0) - 1, True)
             yield pair_keys(ids[:-1].long(), ids[1:].long())[~is_last[:-1]]
 
-    return _counted(of_files())[0]
+    return counted(of_files())[0]
 
 
-def _counted(keys_of_files: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Each key once, ascending, and how often it stands in all files."""
-    of_files = [keys.unique(return_counts=True) for keys in keys_of_files]
-    keys, place = torch.cat([keys for keys, _ in of_files]).unique(return_inverse=True)
-    counts = torch.zeros(len(keys), dtype=torch.int64).index_add(
-        0, place, torch.cat([counts for _, counts in of_files])
-    )
-    return keys, counts
+def counted(keys_of_files: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Each key once, ascending, and how often it stands in all files; some files are held at once, not all."""
+    found = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))]
+    for keys in keys_of_files:
+        found.append(keys.unique(return_counts=True))
+        if sum(len(keys) for keys, _ in found[1:]) > len(found[0][0]):
+            found = [_merged(found)]
+    return _merged(found)
+
+
+def _merged(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    keys, place = torch.cat([keys for keys, _ in found]).unique(return_inverse=True)
+    counts = torch.zeros(len(keys), dtype=torch.int64)
+    return keys, counts.index_add(0, place, torch.cat([counts for _, counts in found]))

@@ -128,7 +128,7 @@ def run_phase(
 
     if trainer.best:
         load_student_weights(trainer, trainer.best)
-    if trainer.best or metrics is None:
+    if trainer.best or metrics is None or context.shared_text is not None:  # as a run resumed at its end does
         objective = phase.objective_at(trainer.step - 1, trainer.counters.scales, trainer.counters.kd_weight)
         metrics = validate(trainer.student, validation_set, objective, context.processes)
     return Result(
