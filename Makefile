@@ -10,10 +10,9 @@ TORCH_INDEX ?=
 # Of `make ui`.
 PORT ?= 5000
 VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 LOCKED_TORCH := $(shell grep '^torch==' requirements.txt)
 OTHER_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_distill.errors import DataError, MoeDistillError
+from moe_distill.errors import ConfigError, DataError, MoeDistillError
 from moe_distill.log import log
 from moe_distill.utils.disk_space import disk_full, read_only
-from moe_distill.utils.files import project_root
+from moe_distill.utils.files import outside_the_root, project_root
 
 if TYPE_CHECKING:
     from moe_distill.config.params import Params
@@ -26,6 +26,12 @@ def load_params() -> "Params":
     from moe_distill.config.params import load_params as load  # imports pydantic: a moment, which `--help` can spare
 
     return load()
+
+
+def _require_root() -> None:
+    """Refuse a command that is given elsewhere: it would find nothing there, and say so as if it were the project."""
+    if not Path("params.yaml").is_file():
+        raise ConfigError(*outside_the_root(Path()))
 
 
 def _say_version(asked: bool) -> None:
@@ -59,7 +65,9 @@ def doctor() -> None:
 
 @app.command()
 def plan(
-    show: Annotated[int, typer.Option(help="print so many windows, with the aligned pieces of both tokenizers")] = 0,
+    show: Annotated[
+        int, typer.Option(min=0, help="print so many windows, with the aligned pieces of both tokenizers")
+    ] = 0,
     measure: Annotated[bool, typer.Option(help="run each stage's inner loop here for some seconds")] = False,
     device: Annotated[str | None, typer.Option(help="P100, T4, V100, A100, H100 or CPU; else the one here")] = None,
     hours: Annotated[float | None, typer.Option(min=0.1, help="of a session: how many does it take?")] = None,
@@ -89,6 +97,7 @@ def result() -> None:
     """Say what came out of the last run, and where report and student lie."""
     from moe_distill.pipeline.stage_summary import result_lines
 
+    _require_root()
     for line in result_lines():
         log(line)
 
@@ -98,6 +107,7 @@ def verify() -> None:
     """Read every byte of every output and of work in progress, and compare with the recorded hashes."""
     from moe_distill.commands.verify import verify as read_through
 
+    _require_root()
     found = list(read_through(Path(), project_root() / ".work"))
     for each in found:
         whole = f"skip  {each.path}: {each.unread}" if each.unread else f"ok    {each.path}"
@@ -118,6 +128,7 @@ def recover(
     from moe_distill.commands.recover import remove_corrupt
     from moe_distill.pipeline.dvc_repair import repair_repository
 
+    _require_root()
     if shard is not None:
         for path in remove_corrupt(shard):
             log(f"removed {path}")
@@ -130,11 +141,12 @@ def recover(
 
 @app.command()
 def clean(
-    days: Annotated[float, typer.Option(help="leave what was touched in these days")] = 7.0,
+    days: Annotated[float, typer.Option(min=0.0, help="leave what was touched in these days")] = 7.0,
 ) -> None:
     """Remove unfinished work that nobody continues (.work)."""
     from moe_distill.commands.recover import abandoned_folders, remove_folder
 
+    _require_root()
     freed = 0
     for folder in abandoned_folders(days):
         log(f"removed {folder}")
@@ -201,11 +213,12 @@ def track() -> None:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="of 127.0.0.1")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of 127.0.0.1")] = 5000,
 ) -> None:
     """Open the MLflow UI of this project on 127.0.0.1."""
     from moe_distill.tracking.mlflow_server import serve
 
+    _require_root()
     serve(port)
 
 

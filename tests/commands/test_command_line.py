@@ -52,15 +52,21 @@ def test_a_users_mistake_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
         (["export", "--to", "out"], 3, "error: models/student does not exist; run: dvc repro student\n"),
         (["export", "--to", "out", "--push", "mine"], 2, "error: --push mine names no owner; give OWNER/NAME\n"),
         (["generate", "x", "--tokens", "0"], 2, "error: --tokens is 0; give 1 or more\n"),
-        (
-            ["recover", "--shard", "x"],
-            2,
-            f"error: {tmp_path} is not the root of the project; it has no params.yaml; "
-            "run it in the folder of the project that has params.yaml and dvc.yaml\n",
-        ),
     ):
         done = moe_distill(*arguments, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["doctor", "plan", "result", "verify", "recover", "recover --shard x", "clean", "inspect .", "track", "ui"],
+)
+def test_outside_the_project_nothing_is_said_of_it_and_nothing_is_made(command: str, tmp_path: Path) -> None:
+    done = moe_distill(*command.split(), cwd=tmp_path)
+    told = f"error: {tmp_path} is not the root of the project; it has no params.yaml; "
+    fix = "run it in the folder of the project that has params.yaml and dvc.yaml\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told + fix)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_full_or_refuses_is_one_line(

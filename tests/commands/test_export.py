@@ -1,5 +1,7 @@
 """`moe-distill export`: a folder that is whole and new, and the hub only where it is asked for (replaced here)."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +98,28 @@ def test_what_is_missing_names_the_command_that_makes_it(student: Path) -> None:
     assert not Path("out").exists()
 
 
+def test_a_student_that_differs_from_its_record_is_not_exported(student: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "stage", "add", "-n", "student", "-o", student, "true"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], check=True)
+    export(student, Path("whole"))
+    path = student / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # a link into DVC's cache
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"models/student/model.safetensors is corrupt; md5 \w+, dvc.lock says"):
+        export(student, Path("out"))
+    assert not Path("out").exists()
+
+
+def test_a_place_where_no_folder_can_be_is_one_line(student: Path) -> None:
+    Path("file").touch()
+    with pytest.raises(DataError, match="file/a/b cannot be made; Not a directory; give another folder"):
+        export(student, Path("file/a/b"))
+
+
 def test_a_full_disk_is_told_before_anything_is_written(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(ResourceError, match="out will take"):
@@ -127,14 +151,20 @@ def test_a_public_repository_is_not_written_where_a_private_one_is_asked_for(stu
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "no valid token; log in with: hf auth login"), (403, "no right"), (None, "no route")]
+    ("refusal", "told"),
+    [
+        (401, "no valid token; log in with: hf auth login"),
+        (403, "no right"),
+        (OSError("no route to\nthe host"), "no route"),
+        (RuntimeError("an HTTP library's own"), "library's own"),
+    ],
 )
 def test_a_refusal_of_the_hub_is_one_line_and_the_export_stays(
-    student: Path, hub: Hub, status: int | None, told: str
+    student: Path, hub: Hub, refusal: int | Exception, told: str
 ) -> None:
     export(student, Path("out"))
-    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
-    hub.refusal = OSError("no route to\nthe host") if status is None else HfHubHTTPError("no", response=response)
+    response: Any = SimpleNamespace(status_code=refusal, headers={}, request=None)
+    hub.refusal = HfHubHTTPError("no", response=response) if isinstance(refusal, int) else refusal
     with pytest.raises(DataError, match=told) as caught:
         push(Path("out"), "me/mine", private=False)
     assert str(caught.value).startswith("me/mine cannot be written on the hub; ")

@@ -92,6 +92,11 @@ def test_an_option_out_of_range_is_named(student: Path, options: tuple[int, floa
         list(generate(TEXT, student, *options))
 
 
+def test_a_text_that_is_not_utf8_is_told(student: Path) -> None:
+    with pytest.raises(ConfigError, match="the text is not UTF-8; convert it"):
+        list(generate(b"caf\xe9".decode("utf-8", "surrogateescape"), student, 5, 0.0, 0))
+
+
 def test_no_model_yet_names_the_command_that_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("models/student_kd").mkdir(parents=True)

@@ -139,7 +139,9 @@ def test_without_windows_or_models_what_is_there_is_shown(
 def test_what_is_no_store_names_the_command_that_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data/corpus").mkdir(parents=True)
+    Path("data/file").touch()
     for folder, told in (
+        ("data/file", "data/file is a file; give its folder: moe-distill inspect data"),
         ("data/teacher_shards", "data/teacher_shards does not exist; run: dvc repro teacher"),
         ("data/windows/student", "data/windows/student does not exist; run: dvc repro tokenize"),
         (

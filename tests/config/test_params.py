@@ -228,6 +228,8 @@ def test_a_profile_that_is_not_there_is_named(tree: Path, replace: Replace) -> N
         (b"- 1", "must hold keys"),
         (b"caf\xe9: 1", "is not YAML"),
         (b"seed: 2024-99-99", "is not YAML"),
+        (b"seed: 1\nseed: 2\n", r"is not YAML; the key `seed` stands twice"),
+        (b"losses:\n  feature: 1\n  feature: 1\n", r"the key `feature` stands twice .*line 2"),
         (b"seed: " + b"9" * 5000, "is not YAML"),
         (b"- " * 3000, "is not YAML"),
     ],

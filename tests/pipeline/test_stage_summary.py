@@ -8,7 +8,9 @@ import pytest
 
 from moe_distill.errors import DataError
 from moe_distill.pipeline.stage_summary import FIGURES, result_lines, summary
+from moe_distill.reporting.verdicts import gain
 from tests.params import ROOT
+from tests.reporting.crafted import METRICS, NO_BASELINE
 from tests.repository.stage_modules import PIPELINE
 
 
@@ -39,12 +41,16 @@ def test_figures_are_of_stages() -> None:
 def test_the_result_is_named_with_report_and_student() -> None:
     with pytest.raises(DataError, match="there is no result yet; run: dvc repro"):
         result_lines()
-    figures = {f"{name}_bits_per_byte": 1.5 for name in ("teacher", "student", "lm_only")}
+    figures = METRICS | {f"{name}_bits_per_byte": 1.5 for name in ("teacher", "student", "lm_only")}
     Path("metrics/evaluate.json").write_text(json.dumps(figures))
     Path("reports").mkdir()
     Path("reports/report.html").touch()
-    assert result_lines()[1:] == ["report:  reports/report.html", "student: models/student"]
-    assert "student 1.5000, the same student, LM only 1.5000" in result_lines()[0]
-    del figures["lm_only_bits_per_byte"]  # `baseline: none`
-    Path("metrics/evaluate.json").write_text(json.dumps(figures))
-    assert result_lines()[0] == "validation bits per byte: teacher 1.5000, student 1.5000"
+    assert result_lines() == [
+        f"{gain(figures).headline}.",
+        "validation bits per byte, less is better: teacher 1.5000, student 1.5000, the same student, LM only 1.5000",
+        "report:  reports/report.html",
+        "student: models/student",
+    ]
+    without = {name: value for name, value in figures.items() if name not in NO_BASELINE}  # `baseline: none`
+    Path("metrics/evaluate.json").write_text(json.dumps(without))
+    assert result_lines()[1] == "validation bits per byte, less is better: teacher 1.5000, student 1.5000"

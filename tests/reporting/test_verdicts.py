@@ -32,6 +32,14 @@ def test_a_gain_is_called_one_only_where_it_is(
     assert "of another number of steps" in gain(METRICS | figures | {"lm_only_steps": 22.0}).detail
 
 
+@pytest.mark.parametrize(("low", "high"), [(-4e-9, -2e-9), (2e-9, 3e-9), (-4e-5, 4e-5), (0.0, 0.0)])
+def test_what_no_written_digit_shows_is_no_gain_and_no_loss(low: float, high: float) -> None:
+    """Where the teacher has earned no weight, the student is the baseline but for rounding."""
+    figures = {"gain_over_lm_only": (low + high) / 2, "gain_over_lm_only_low": low, "gain_over_lm_only_high": high}
+    found = gain(METRICS | figures)
+    assert (found.tone, found.headline) == ("open", "Distillation makes no difference")
+
+
 def test_without_a_baseline_the_gain_was_not_measured() -> None:
     found = verdicts({name: value for name, value in METRICS.items() if name not in NO_BASELINE})
     assert found[0].headline == "What distillation gains over plain training was not measured"

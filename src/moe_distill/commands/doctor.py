@@ -128,7 +128,7 @@ def _teacher_lead(params: Params) -> Iterator[Finding]:
     if LEAD.is_file():
         lead = json.loads(LEAD.read_text(encoding="utf-8"))
         ok = is_ahead(lead) or not params.experiment.teacher_must_lead
-        yield Finding("lead", told(lead), ok)
+        yield Finding("lead", f"in the last run, {told(lead)}", ok)
 
 
 def _killed_dvc() -> Iterator[Finding]:

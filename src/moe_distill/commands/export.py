@@ -9,7 +9,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
 
 from moe_distill.commands.generate import require_model
-from moe_distill.errors import ConfigError, DataError
+from moe_distill.commands.verify import verify_output
+from moe_distill.errors import ConfigError, DataError, MoeDistillError
 from moe_distill.models.source_card import CARD_NAME
 from moe_distill.reporting.model_card import STUDENT
 from moe_distill.utils.disk_space import require_space
@@ -22,7 +23,8 @@ def export(student: Path, to: Path) -> None:
     """Copy a finished student to the folder `to`; the usage in its card names that folder then.
 
     Raises:
-        DataError: there is no finished student, or `to` is a file or a folder with something in it.
+        DataError: there is no finished student, it is not as dvc.lock records it, or `to` is a file, a folder with
+            something in it, or cannot be made.
         ResourceError: the disk cannot take it.
     """
     require_model(student)
@@ -31,7 +33,13 @@ def export(student: Path, to: Path) -> None:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         what = f"{to} is not empty" if to.is_dir() else f"{to} is a file"
         raise DataError(what, fix="give a folder that is empty or not there, or remove it first")
-    to.parent.mkdir(parents=True, exist_ok=True)
+    for each in verify_output(Path(), student):
+        if each.fault is not None:
+            raise each.fault
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{to} cannot be made", error.strerror or str(error), "give another folder") from error
     files = [path for path in sorted(student.iterdir()) if path.is_file()]
     require_space(to.parent, sum(path.stat().st_size for path in files), str(to), "choose another disk")
     with fresh_folder(to) as folder:
@@ -71,7 +79,9 @@ def push(folder: Path, repository: str, private: bool) -> str:
         if private and is_public:
             raise DataError(f"{repository} is there and public", fix="leave out --private, or give another name")
         return str(api.create_commit(repository, files, commit_message="Distilled student").commit_url)
-    except (OSError, ValueError) as error:  # HfHubHTTPError and its kind are OSErrors; ValueError: no token, a name
+    except MoeDistillError:
+        raise
+    except Exception as error:  # of the hub, its HTTP library, the network; no token; a name: the export is whole
         status = getattr(getattr(error, "response", None), "status_code", None)
         why = CAUSES.get(status, "") if isinstance(status, int) else ""
         raise DataError(

@@ -27,10 +27,10 @@ def generate(text: str, folder: Path, n_tokens: int, temperature: float, seed: i
         seed: of the draws.
 
     Raises:
-        ConfigError: an option is out of range.
+        ConfigError: an option is out of range, or the text is not UTF-8.
         DataError: the folder holds no model, or the text is too long for it.
     """
-    _check_options(n_tokens, temperature, seed)
+    _check_options(text, n_tokens, temperature, seed)
     require_model(folder)
     model, tokenizer = load_causal_lm(folder, torch.float32, torch.device("cpu")), load_tokenizer(folder)
     ids = [prefix_token_id(folder, tokenizer), *tokenizer.encode(text, add_special_tokens=False).ids]
@@ -69,7 +69,9 @@ def require_model(folder: Path) -> None:
         raise DataError(f"{folder} {what}", fix=fix)
 
 
-def _check_options(n_tokens: int, temperature: float, seed: int) -> None:
+def _check_options(text: str, n_tokens: int, temperature: float, seed: int) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):  # what Python makes of bytes that are not UTF-8
+        raise ConfigError("the text is not UTF-8", fix="convert it, as with: iconv -f latin1 -t utf-8")
     if n_tokens < 1:
         raise ConfigError(f"--tokens is {n_tokens}", fix="give 1 or more")
     if not 0.0 <= temperature < float("inf"):

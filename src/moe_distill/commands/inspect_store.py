@@ -1,6 +1,7 @@
 """`moe-distill inspect`: what a store holds, its fields and sizes, and one place in it in words."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def inspect(folder: Path, row: int | None, experiment: ExperimentParams) -> Iter
         ConfigError: there is no such row.
         DataError: no store is there, or one is corrupt.
     """
-    indexes = sorted(folder.rglob(INDEX_NAME)) if folder.is_dir() else []
+    indexes = sorted(Path(below, INDEX_NAME) for below, _, names in os.walk(folder) if INDEX_NAME in names)
     if (folder / DESCRIPTION_NAME).is_file():
         yield from _head(folder)
     elif not indexes:
@@ -108,6 +109,8 @@ def _head(folder: Path) -> Iterator[str]:
 
 
 def _nothing(folder: Path) -> DataError:
+    if folder.is_file():
+        return DataError(f"{folder} is a file", fix=f"give its folder: moe-distill inspect {folder.parent}")
     what = f"{folder} holds no store" if folder.exists() else f"{folder} does not exist"
     made_by = next((stage for name, stage in MADE_BY.items() if folder.is_relative_to(name)), "")
     return DataError(what, fix=f"run: dvc repro {made_by}" if made_by else f"give one of {', '.join(MADE_BY)}")

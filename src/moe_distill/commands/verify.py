@@ -66,6 +66,13 @@ def verify(root: Path, work: Path) -> Iterator[Verified]:
         yield from _output(root, output, cache, [each.path for each in finished if each.fault is None])
 
 
+def verify_output(root: Path, path: Path) -> Iterator[Verified]:
+    """Verify one output, stores and head aside; nothing where dvc.lock records none of that path."""
+    for output in recorded_outputs(root):
+        if output.path == path:
+            yield from _output(root, output, cache_folder(root), [])
+
+
 def _output(root: Path, output: Output, cache: Path, finished: list[Path]) -> Iterator[Verified]:
     """Compare an output, stores and head aside, with dvc.lock; yields each corrupt file, or else the output."""
     try:

@@ -13,10 +13,10 @@ SHOWN_KEYS = 20
 
 
 def check_fields(source: PythonDocs | Files | Hub) -> None:
-    """Refuse a source whose `field` is no key or column of one of its files; others find what is wrong beside that.
+    """Refuse a source whose `field` is no key or column of one of its files, and a parquet file that is none.
 
     Raises:
-        DataError: naming the file and the keys that it has.
+        DataError: naming the file, and the keys that it has.
     """
     if not isinstance(source, Files):
         return
@@ -57,5 +57,6 @@ def _columns(path: Path) -> list[str]:
 
     try:
         return list(pq.read_schema(path).names)
-    except (OSError, pa.ArrowException):  # it is damaged, and named where it is read
-        return []
+    except (OSError, pa.ArrowException) as error:
+        fix = "replace it, or take it out of `paths` in corpus.sources"
+        raise DataError(f"{path} is not a readable parquet file", str(error), fix) from error

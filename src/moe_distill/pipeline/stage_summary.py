@@ -39,6 +39,8 @@ def result_lines() -> list[str]:
     Raises:
         DataError: nothing has been evaluated yet.
     """
+    from moe_distill.reporting.verdicts import gain  # imports torch, which the stage `check` does without
+
     path = Path("metrics/evaluate.json")
     if not path.is_file():
         raise DataError("there is no result yet", fix="run: dvc repro")
@@ -48,7 +50,8 @@ def result_lines() -> list[str]:
     figures = [f"{words} {value:.4f}" for words, value in known.items() if value is not None]  # None: `baseline: none`
     report = next((each for each in ("report.html", "report.md") if Path("reports", each).is_file()), "report.md")
     return [
-        f"validation bits per byte: {', '.join(figures)}",
+        f"{gain(found).headline}.",
+        f"validation bits per byte, less is better: {', '.join(figures)}",
         f"report:  {Path('reports', report)}",
         "student: models/student",
     ]

@@ -5,6 +5,8 @@ from typing import Literal
 
 from moe_distill.evaluation.metrics import Metrics
 
+SMALLEST_SHOWN = 0.5e-4  # bits per byte: half of the last digit that is written
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -42,6 +44,9 @@ def gain(metrics: Metrics) -> Verdict:
     spread = (
         f"{low:+.4f} to {high:+.4f} in 95% of resamples of the validation texts: the spread over texts, not over seeds."
     )
+    if max(abs(low), abs(high)) < SMALLEST_SHOWN:
+        what = f"Beside {beside} it is the same to four digits. The spread is that over texts, not over seeds."
+        return Verdict("open", "Distillation makes no difference", what)
     if low > 0:
         return Verdict("good", f"Distillation gains {value:.4f} bits per byte", f"Over {beside}; {spread}")
     if high < 0:
