@@ -13,7 +13,7 @@ from moe_distill.correction import correct as stage_work
 from moe_distill.correction.correct import correction_key
 from moe_distill.correction.held_out import HeldOut
 from moe_distill.correction.tuning import Counters
-from moe_distill.errors import ResourceError
+from moe_distill.errors import DataError, ResourceError
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.utils.files import folder_fingerprint
 from tests.chain import Chain
@@ -109,6 +109,15 @@ def test_a_disk_that_cannot_take_it_is_refused_before_the_first_step(
     ):
         correct(chain, tmp_path)
     assert not list(tmp_path.glob("checkpoint_*"))
+
+
+def test_windows_of_another_tokenizer_are_refused(chain: Chain, tmp_path: Path) -> None:
+    copied = chain.copy(tmp_path / "chain")
+    path = copied.folder / "models/teacher/tokenizer.json"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(DataError, match=r"teacher/train was made with tokenizer .* dvc repro -f tokenize"):
+        correct(copied, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def told(capsys: pytest.CaptureFixture[str], before: HeldOut, after: HeldOut) -> str:

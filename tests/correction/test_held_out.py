@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from moe_distill.batches.batch_order import spread_windows
 from moe_distill.correction.held_out import measure
@@ -25,6 +26,21 @@ def test_bits_per_byte_equal_the_slow_way(family: str, windows: WindowStore) -> 
         nats -= float(logprobs[torch.arange(len(ids) - 1), ids[1:]].sum())
         n_bytes += windows.span(number).n_bytes
     measured = measure(model, windows, numbers, batch_windows=3)
+    assert measured.bits_per_byte == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
+
+
+def test_logits_of_a_teacher_in_bf16_are_summed_in_fp32(windows: WindowStore) -> None:
+    model, numbers = make_teacher("dense"), [1, 4, 5]
+    nn.Module.to(model, torch.bfloat16)
+    nats, n_bytes = 0.0, 0
+    for number in numbers:
+        ids = torch.cat([torch.tensor([windows.prefix_id]), windows.tokens("token_ids", number).long()])
+        with torch.inference_mode():
+            logits = model(ids[None, :-1], use_cache=False).logits[0]
+        assert logits.dtype is torch.bfloat16
+        nats -= float(logits.double().log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]].sum())
+        n_bytes += windows.span(number).n_bytes
+    measured = measure(model, windows, numbers, batch_windows=1)
     assert measured.bits_per_byte == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
 
 

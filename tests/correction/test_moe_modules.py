@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from moe_distill.correction.moe_modules import effective_experts, find_moe_modules
+from moe_distill.correction.moe_modules import effective_experts, find_moe_modules, is_below
 from tests.teacher.conftest import SIZES, make_teacher
 
 
@@ -51,6 +51,13 @@ def test_a_list_of_experts_and_a_convolution() -> None:
     assert found.experts == {"block.experts": 3}
     assert found.fused == ()
     assert found.routers == ("block.gate",)
+
+
+def test_a_name_that_begins_alike_is_no_part() -> None:
+    assert is_below("a.experts", "a.experts")
+    assert is_below("a.experts.0.up", "a.experts")
+    assert not is_below("a.experts2", "a.experts")
+    assert not is_below("a", "a.experts")
 
 
 def test_effective_experts() -> None:

@@ -1,6 +1,7 @@
 """The steps: the same however they are split and wherever they are broken off; a reference computes the first one."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -115,6 +116,26 @@ def test_layers_computed_twice_keep_the_balancing_loss(windows: WindowStore, tmp
     for name, weight in whole.items():
         torch.testing.assert_close(twice[name], weight, atol=2e-4, rtol=1e-3)
     assert max(float((without[name] - weight).abs().max()) for name, weight in whole.items()) > 1e-3
+
+
+def test_the_rate_warms_up_and_falls_by_half_a_cosine_and_layers_are_in_training_mode(
+    windows: WindowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "WARMUP_SHARE", 0.5)
+    model, step = make_teacher("dense"), torch.optim.AdamW.step
+    assert not model.training
+    rates, is_training = list[float](), list[bool]()
+
+    def noted(self: torch.optim.AdamW, *arguments: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        is_training.append(model.training)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    tuned(model, windows, tmp_path, steps=4, learning_rate=2e-2)
+    assert rates == pytest.approx([1e-2, 2e-2, 2e-2, 2e-2 * (0.1 + 0.9 / 2)])  # ends, after four, at a tenth
+    assert is_training == [True] * 4
+    assert not model.training
 
 
 def with_dropout() -> PreTrainedModel:
@@ -240,6 +261,21 @@ def test_r22_steps_that_are_not_finite_are_skipped_and_a_run_of_them_ends_it(
     bad |= set(range(99))
     with pytest.raises(DivergenceError, match=r"3 steps in a row were not finite.*learning_rate"):
         tuned(make_teacher("dense"), windows, tmp_path / "all", steps=9)
+
+
+def test_r22_a_step_is_skipped_where_the_loss_alone_is_not_finite(
+    windows: WindowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = tuning._losses
+
+    def without_nll(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        nll, loss = losses(*arguments)  # type: ignore[arg-type]
+        return nll * math.nan, loss
+
+    monkeypatch.setattr(tuning, "_losses", without_nll)
+    weights, counters = tuned(make_teacher("dense"), windows, tmp_path, steps=2)
+    assert (counters.skipped_steps, counters.consecutive_nonfinite) == (2, 2)
+    assert not any(bool(weight.any()) for name, weight in weights.items() if "lora_B" in name), "as at the beginning"
 
 
 def test_adapters_past_which_weights_are_read_are_named(
