@@ -154,3 +154,21 @@ def test_r13_layer_map_is_total_monotone_and_depth_proportional(depth: int, othe
 
 def test_r13_half_way_rounds_up() -> None:
     assert [paired_layer(layer, 4, 6) for layer in range(5)] == [0, 2, 3, 5, 6]
+
+
+def test_relations_are_sharpened_by_a_temperature_of_one_fifth() -> None:
+    """The teacher's three states are equally unlike one another; of the student's, the first is not like the rest."""
+    teacher = torch.tensor([[[1.0, 0.0], [-0.5, math.sqrt(0.75)], [-0.5, -math.sqrt(0.75)]]])
+    student = torch.tensor([[[2.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]]])  # cosines 0 and -sqrt(1/2)
+    power = math.exp(-math.sqrt(0.5) / 0.2)
+    expected = sum(0.5 * math.log(0.5 / probability) for probability in (power / (1 + power), 1 / (1 + power)))
+    found = relation_kl(student, teacher, torch.ones(1, 3, dtype=torch.bool))
+    assert found[0].tolist() == pytest.approx([0.0, expected, expected], abs=1e-5)
+
+
+def test_the_teachers_state_is_picked_out_at_a_temperature_of_one_tenth() -> None:
+    student = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    teacher = torch.tensor([[[1.0, 0.0], [0.8, 0.6]]])  # cosines 1 and 0.8, 0 and 0.6
+    expected = [math.log(1 + math.exp((0.8 - 1.0) / 0.1)), math.log(1 + math.exp((0.0 - 0.6) / 0.1))]
+    found = contrastive_nll(student, teacher, torch.ones(1, 2, dtype=torch.bool))
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-5)

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from moe_distill.config.params import ExperimentParams
+from moe_distill.config.profile import Train
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.training.curriculum import (
     RAMPS,
@@ -15,6 +16,7 @@ from moe_distill.training.curriculum import (
     progress_at,
     ramp,
 )
+from moe_distill.training.schedule import objective_at
 
 NOTHING = 1e-12  # rounding where a ramp begins
 THIRD = pytest.approx(1 / 3)
@@ -84,6 +86,18 @@ def test_r28_router_schedules_run_over_the_second_phase() -> None:
     assert [linear(progress, 2.0, 1.0) for progress in (0.0, 0.25, 1.0)] == [2.0, 1.75, 1.0]
     assert [round(linear(progress, 1, 4)) for progress in (0.0, 0.34, 0.67, 1.0)] == [1, 2, 3, 4]
     assert linear(1.0, 0.1, 0.0) == 0.0
+
+
+@pytest.mark.parametrize(("inner", "expected"), [(0.1, 1), (0.2, 2), (0.4, 2), (0.6, 3), (0.8, 3), (0.9, 4)])
+def test_r28_as_many_experts_are_mixed_as_are_nearest(
+    experiment: ExperimentParams, train: Train, inner: float, expected: int
+) -> None:
+    router = experiment.router.model_copy(update={"experts_start": 1, "experts_end": 4})
+    step = round((0.1 + 0.9 * inner) * 0.8 * 1000)
+    found = objective_at(
+        step, experiment.model_copy(update={"router": router}), train.model_copy(update={"max_steps": 1000}), {}
+    )
+    assert found.router.n_experts == expected
 
 
 def test_r28_more_experts_than_the_teacher_has_are_told_of(experiment: ExperimentParams) -> None:

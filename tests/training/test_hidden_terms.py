@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3Moe
 from moe_distill.batches.batch import Batch, Counts, HiddenRuns
 from moe_distill.config.params import ExperimentParams
 from moe_distill.config.profile import Train
+from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.losses.text_loss import Text
 from moe_distill.targets.sparse_target import sparse_target
@@ -24,6 +25,9 @@ from moe_distill.training.objective import Objective, Student
 from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import validate
 from moe_distill.training.student import layer_pairs, make_heads
+from tests.losses.test_hidden import brute_force
+from tests.training.conftest import EXPERTS as FEW_EXPERTS
+from tests.training.conftest import TEACHER_SIZE as SMALL_TEACHER_SIZE
 from tests.training.conftest import make_batch, runs_of, whole_set
 
 STUDENT_ROWS, TEACHER_ROWS, WINDOWS, LENGTH = 300, 400, 2, 64
@@ -151,3 +155,33 @@ def test_attention_is_blind_to_scale_and_rotation_of_the_teachers_states(student
         turned = replace(batch, runs=replace(runs_of(batch), states_WPST=changed))
         value = validate(student, whole_set([turned]), full).terms["attention"].raw
         assert value == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [[2, 3], [0, 1]])
+def test_terms_are_means_over_the_positions_with_states_of_the_paired_layers(
+    student: Student, full: Objective, pairs: list[int]
+) -> None:
+    """Against loops over positions; where early layers alone are captured, the last of them is not the student's."""
+    student = replace(student, heads=make_heads(pairs, 16, SMALL_TEACHER_SIZE, FEW_EXPERTS, seed=0))
+    batch = make_batch(0, [12, 9])
+    assert 0 < batch.counts.hidden < batch.counts.tokens
+    terms = validate(student, whole_set([batch]), full).terms
+
+    assert student.heads is not None
+    runs, first, last = runs_of(batch), list[float](), dict[str, list[float]]()
+    with torch.no_grad():
+        layers = student.model(batch.input_ids_BL, output_hidden_states=True).hidden_states
+        for places, mask, states in zip(runs.places_WP, runs.mask_WP, runs.states_WPST, strict=True):
+            own = [layers[pair].flatten(0, 1)[places[mask]] for pair in pairs]
+            projected = [project(each) for project, each in zip(student.heads.projections, own, strict=True)]
+            of_teacher = states[mask].unbind(1)
+            first += brute_force(cosine_distance, projected[0], of_teacher[0])
+            for name, loss, of_student in (
+                ("feature", cosine_distance, projected[1]),
+                ("contrastive", contrastive_nll, projected[1]),
+                ("attention", relation_kl, own[1]),
+            ):
+                last.setdefault(name, []).extend(brute_force(loss, of_student, of_teacher[1]))
+    for name, values in {"layerwise": first, **last}.items():
+        assert len(values) == batch.counts.hidden
+        assert terms[name].raw == pytest.approx(sum(values) / batch.counts.hidden, abs=1e-5), name

@@ -211,3 +211,5 @@ def test_a_student_that_has_diverged_leaves_the_weight_to_the_teacher() -> None:
     nats = torch.full((2,), 9.0, dtype=torch.float64)
     shared = SharedText(torch.arange(4), torch.tensor([0, 0, 1, 1]), nats, nats)
     assert earned_weight(shared, torch.full((4,), math.nan)) == earned_weight(shared, torch.full((4,), 99.0))
+    ahead_of_frequencies = replace(shared, teacher_nll_W=nats - 1.0)
+    assert earned_weight(ahead_of_frequencies, torch.full((4,), math.nan)) == 0.7

@@ -19,7 +19,7 @@ from moe_distill.shards.checkpoint import Checkpoint, newest_checkpoint, save_ch
 from moe_distill.tracking.curves import Curve
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
-from moe_distill.training.loop import Phase, _account, _validation_set
+from moe_distill.training.loop import Phase, _account, _validation_set, _watch
 from moe_distill.training.objective import Student
 from moe_distill.training.recorder import console_line, curve_columns, expert_values, step_row, warn_of_collapse
 from moe_distill.training.schedule import (
@@ -99,6 +99,22 @@ def test_r10_patience_counts_progress_of_min_delta_and_the_best_is_kept() -> Non
     assert (watch.best, watch.best_step) == (1.45, 5)
 
 
+def test_r10_the_weights_of_the_best_validation_are_kept_not_the_last(student: Student, train: Train) -> None:
+    trainer = make_trainer(student, train, FP32, 0)
+    weight = next(student.model.parameters())
+    seen = []
+    for step, bits_per_byte in enumerate([1.5, 1.2, 1.4], start=1):
+        with torch.no_grad():
+            weight.add_(1.0)
+        seen.append(student_weights(trainer))
+        trainer.step = step
+        nats = bits_per_byte * math.log(2) * COUNTS.n_bytes
+        stopping = EarlyStopping(patience=2, min_delta=0.0, warmup_steps=0)
+        _watch(trainer, StepMetrics({}, nats, COUNTS, None), stopping)
+    assert trainer.best.keys() == seen[1].keys()
+    assert all(torch.equal(trainer.best[name], kept) for name, kept in seen[1].items())
+
+
 def test_r17_scales_follow_the_ratio_to_lm_and_are_clamped() -> None:
     raw = {"lm": 4.0, "kd": 1.0, "layerwise": 1.0, "feature": 2.0, "attention": 1e-9}
     scales = updated_scales({}, raw)
@@ -147,7 +163,7 @@ def test_r30_batches_are_of_like_length_seeded_and_complete() -> None:
     assert batches == epoch_batches(lengths, 8, seed=1, epoch=0)
     assert batches != epoch_batches(lengths, 8, seed=2, epoch=0)
     means = torch.tensor([float(lengths[batch].float().mean()) for batch in batches])
-    assert not bool((means.diff() >= 0).all())  # no order by length over time
+    assert 0.3 < float((means.diff() >= 0).float().mean()) < 0.7, "longer as often as shorter: no order over time"
 
 
 def test_r21_order_of_a_resumed_run_is_that_of_the_unbroken_one() -> None:

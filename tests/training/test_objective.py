@@ -106,6 +106,22 @@ def test_the_gates_means_take_part_in_a_step(student: Student, full: Objective) 
     torch.testing.assert_close(added, expected, atol=1e-6, rtol=1e-4)
 
 
+def test_the_gates_means_take_part_in_a_step_of_a_scaled_loss(student: Student, full: Objective) -> None:
+    """Alone: no other term sends a gradient to the gate."""
+    objective = without(full, *(name for name in HIDDEN_TERMS + ROUTER_TERMS if name != "router_balance"))
+    optimizer = torch.optim.SGD(heads_of(student).parameters(), lr=0.0)
+    gradients = []
+    for is_scaled in (False, True):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=is_scaled)
+        update = optimizer_step(student, [make_batch(0, [12, 9])], objective, optimizer, scaler, FP32, 1e9)
+        assert update.loss_scale == (1024.0 if is_scaled else 1.0)
+        found = heads_of(student).gate_weight.grad
+        assert found is not None
+        gradients.append(found.clone())
+    assert gradients[0].abs().max() > 1e-5
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-9, rtol=1e-5)
+
+
 def test_stretches_of_positions_change_nothing(student: Student, full: Objective) -> None:
     batch = make_batch(1, [11, 12])
     small, small_gradients = terms_and_gradients(student, batch, full)

@@ -1,5 +1,6 @@
 """The student-aware router over replayed experts."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -106,3 +107,30 @@ def test_terms_of_the_gates_means_train_the_correction_alone(
     assert gradient is not None
     assert gradient.abs().max() > 1e-4
     assert states.grad is None
+
+
+def test_the_gates_means_are_of_its_noisy_logits(student: Student, teacher_head: TeacherHead) -> None:
+    """Against loops: the mixtures and the gate's probabilities both have the noise; the teacher's gate has none."""
+    runs, states = runs_and_states([12, 9])
+    with torch.no_grad():
+        heads_of(student).gate_bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
+    settings, weights = RouterSettings(2.0, 1, 1.5), dict.fromkeys(ROUTER_TERMS, 1.0)
+    gate = route(heads_of(student), teacher_head, states, runs, settings).gate.detached()
+    terms, use = gate_terms(heads_of(student), teacher_head, gate, settings, weights)
+
+    assert runs.router_logits_NE is not None
+    assert runs.gate_noise_NE is not None
+    n = len(runs.router_logits_NE)
+    shares, means, of_teacher = [0.0] * 3, [0.0] * 3, [0.0] * 3
+    for logits, noise in zip(runs.router_logits_NE.tolist(), runs.gate_noise_NE.tolist(), strict=True):
+        noisy = [logits[e] + (0.5, 0.0, -0.5)[e] + 1.5 * noise[e] for e in range(3)]
+        shares[noisy.index(max(noisy))] += 1 / n
+        for sums, row in ((means, noisy), (of_teacher, logits)):
+            powers = [math.exp(each / 2.0) for each in row]
+            for e in range(3):
+                sums[e] += powers[e] / sum(powers) / n
+    assert use.share_E.tolist() == pytest.approx(shares)
+    balance = 3 * sum(share * mean for share, mean in zip(shares, means, strict=True)) - 1
+    assert terms["router_balance"].raw.item() == pytest.approx(balance, abs=1e-5)
+    importance = sum(mean * math.log(mean / other) for mean, other in zip(means, of_teacher, strict=True))
+    assert terms["router_importance"].raw.item() == pytest.approx(importance, abs=1e-5)
