@@ -45,11 +45,25 @@ def test_r28_the_gate_learns_whatever_the_number_of_experts(n_experts: int, norm
     assert (logits.grad.abs().amax(-1) > 1e-4).all()
 
 
-def test_one_expert_has_the_softmax_gradient() -> None:
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_one_normalised_expert_has_the_softmax_gradient(scale: float) -> None:
     outputs = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
     routed, plain = LOGITS.clone().requires_grad_(), LOGITS.clone().requires_grad_()
-    (mixture(softmax_rule(True), routed, None, 2.0, 1) * outputs).sum().backward()
-    ((plain / 2.0).softmax(-1) * outputs).sum().backward()
+    rule = softmax_rule(True).model_copy(update={"scale": scale})
+    (mixture(rule, routed, None, 2.0, 1) * outputs).sum().backward()
+    (scale * (plain / 2.0).softmax(-1) * outputs).sum().backward()
+    torch.testing.assert_close(routed.grad, plain.grad)
+
+
+@pytest.mark.parametrize(("normalizes", "n_experts"), [(True, 2), (True, 4), (False, 1), (False, 2)])
+def test_weights_that_are_not_constant_have_their_own_gradient(normalizes: bool, n_experts: int) -> None:
+    outputs = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+    routed, plain = LOGITS.clone().requires_grad_(), LOGITS.clone().requires_grad_()
+    (mixture(softmax_rule(normalizes), routed, None, 1.0, n_experts) * outputs).sum().backward()
+    chosen = LOGITS.argsort(-1, descending=True)[:, :n_experts]
+    weights = plain.softmax(-1).gather(1, chosen)
+    weights = weights / weights.sum(-1, keepdim=True) if normalizes else weights
+    (weights * outputs.gather(1, chosen)).sum().backward()
     torch.testing.assert_close(routed.grad, plain.grad)
 
 
