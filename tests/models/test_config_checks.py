@@ -14,15 +14,17 @@ SIZES: dict[str, Any] = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers
 SIZES |= {"intermediate_size": 16, "max_position_embeddings": 64}
 DEEPSEEK = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 DEEPSEEK |= {"moe_intermediate_size": 8, "n_routed_experts": 6, "n_group": 1, "topk_group": 1}
-FAMILIES: dict[str, tuple[dict[str, Any], int]] = {  # settings, experts of the last layer
-    "llama": ({}, 0),
-    "gpt2": ({"vocab_size": 90, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}, 0),
-    "qwen3_moe": ({"num_experts": 5, "moe_intermediate_size": 8}, 5),
-    "qwen2_moe": ({"num_experts": 5, "moe_intermediate_size": 8, "mlp_only_layers": [2]}, 0),
-    "mixtral": ({"num_local_experts": 4, "num_key_value_heads": 2}, 4),
-    "deepseek_v3": (DEEPSEEK | {"first_k_dense_replace": 1}, 6),
-    "glm4_moe": ({"n_routed_experts": 6, "moe_intermediate_size": 8, "n_group": 1, "topk_group": 1}, 6),
-}
+FAMILIES: list[tuple[str, dict[str, Any], int]] = [  # settings, experts of the last layer
+    ("llama", {}, 0),
+    ("gpt2", {"vocab_size": 90, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}, 0),
+    ("qwen3_moe", {"num_experts": 5, "moe_intermediate_size": 8}, 5),
+    ("qwen2_moe", {"num_experts": 5, "moe_intermediate_size": 8, "mlp_only_layers": [2]}, 0),
+    ("qwen2_moe", {"num_experts": 5, "moe_intermediate_size": 8, "decoder_sparse_step": 2}, 0),
+    ("qwen2_moe", {"num_experts": 5, "moe_intermediate_size": 8, "decoder_sparse_step": 3}, 5),
+    ("mixtral", {"num_local_experts": 4, "num_key_value_heads": 2}, 4),
+    ("deepseek_v3", DEEPSEEK | {"first_k_dense_replace": 1}, 6),
+    ("glm4_moe", {"n_routed_experts": 6, "moe_intermediate_size": 8, "n_group": 1, "topk_group": 1}, 6),
+]
 
 
 def write(folder: Path, content: object) -> Path:
@@ -30,9 +32,8 @@ def write(folder: Path, content: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sizes_are_those_of_the_model(tmp_path: Path, family: str) -> None:
-    settings, experts = FAMILIES[family]
+@pytest.mark.parametrize(("family", "settings", "experts"), FAMILIES)
+def test_sizes_are_those_of_the_model(tmp_path: Path, family: str, settings: dict[str, Any], experts: int) -> None:
     config = AutoConfig.for_model(family, **(settings if family == "gpt2" else SIZES | settings))
     config.save_pretrained(tmp_path)
     sizes = read_sizes(tmp_path)

@@ -9,6 +9,10 @@ from transformers import PreTrainedModel
 
 from moe_distill.models.decoder import find_decoder
 from moe_distill.models.moe_block import MoeBlock, find_moe_block
+from moe_distill.models.self_test import random_windows
+from moe_distill.replay.head import HeadDescription
+from moe_distill.teacher.architecture import find_architecture
+from moe_distill.teacher.replay_error import replay_error
 from tests.models.families import make_model
 
 
@@ -44,6 +48,37 @@ def test_norms_of_one_plus_the_weight_are_stored_as_they_work() -> None:
     assert isinstance(block, MoeBlock)
     weight = find_decoder(model).layers[-1].get_parameter("post_attention_layernorm.weight")
     torch.testing.assert_close(block.head.tensors["moe_norm"], 1.0 + weight.detach())
+
+
+def replayed(model: PreTrainedModel) -> HeadDescription:
+    """The description of a block whose replay gives the logits of the model's own forward pass."""
+    architecture = find_architecture(model)
+    assert isinstance(architecture.moe, MoeBlock), architecture.moe
+    assert replay_error(model, architecture, random_windows(architecture.decoder, 64, seed=0))[0] <= 1.0
+    return architecture.moe.head.description
+
+
+def test_a_factor_of_what_the_block_adds_is_replayed() -> None:
+    assert replayed(make_model("granitemoe", 120, residual_multiplier=0.22)).output_scale == 0.22
+
+
+def test_an_activation_other_than_the_usual_one_is_replayed() -> None:
+    assert replayed(make_model("qwen3_moe", 120, hidden_act="gelu")).activation == "gelu"
+
+
+def test_the_limits_of_activations_are_replayed() -> None:
+    """As released they are 7, which no activation of a small model reaches."""
+    model = make_model("gpt_oss", 120)
+    vars(block_of(model).get_submodule("experts"))["limit"] = 0.5
+    assert replayed(model).activation_limit == 0.5
+
+
+def test_each_norm_has_its_own_epsilon() -> None:
+    model = make_model("qwen3_moe", 120)
+    norm = find_decoder(model).layers[-1].get_submodule("post_attention_layernorm")
+    vars(norm)["variance_epsilon"] = 1e-2
+    description = replayed(model)
+    assert (description.moe_norm_epsilon, description.final_norm_epsilon) == (1e-2, 1e-6)
 
 
 def change_block_output(model: PreTrainedModel) -> None:

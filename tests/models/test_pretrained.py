@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_distill.errors import DataError
 from moe_distill.models.prefix_token import prefix_token_id
-from moe_distill.models.pretrained import load_causal_lm
+from moe_distill.models.pretrained import load_causal_lm, text_token_mask
 
 CPU = torch.device("cpu")
 
@@ -57,6 +57,16 @@ def rewrite(folder: Path, change: object) -> None:
 
 def test_a_whole_model_loads(folder: Path) -> None:
     assert load_causal_lm(folder, torch.float32, CPU).num_parameters() > 0
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+@pytest.mark.parametrize("asked", [torch.float16, torch.float32])
+def test_a_model_has_the_dtype_that_is_asked_for(folder: Path, stored: torch.dtype, asked: torch.dtype) -> None:
+    """Whatever the folder holds, and says of itself."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": str(stored).removeprefix("torch.")}))
+    rewrite(folder, lambda weights: weights.update({name: each.to(stored) for name, each in weights.items()}))
+    assert {each.dtype for each in load_causal_lm(folder, asked, CPU).parameters()} == {asked}
 
 
 def test_truncated_weights(folder: Path) -> None:
@@ -134,3 +144,12 @@ def test_the_padding_tokens_row_has_a_gradient(folder: Path) -> None:
     assert gradient is not None
     assert float(gradient[3].abs().max()) > 0.0
     assert model.config.pad_token_id == 3
+
+
+def test_an_added_token_stands_for_text_unless_it_is_special() -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    tokenizer.add_tokens([AddedToken("bab", special=False)])
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+    assert tokenizer.token_to_id("bab") == 2
+    assert tokenizer.token_to_id("<|end|>") == 3
+    assert text_token_mask(tokenizer, 6).tolist() == [True, True, True, False, False, False]

@@ -57,6 +57,14 @@ def test_a_cap_that_no_key_names_is_refused() -> None:
         self_test(model, "teacher", 64, seed=0)
 
 
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    model = make_model("llama", 120)
+    with torch.no_grad():
+        model.get_output_embeddings().get_parameter("weight")[5, 3] = float("nan")
+    with pytest.raises(DataError, match=r"makes logits in a way that is not known; .* differ by nan%"):
+        self_test(model, "teacher", 64, seed=0)
+
+
 @pytest.mark.parametrize("family", ["bert", "bert-generation"])
 def test_models_that_look_ahead_are_refused(family: str) -> None:
     said = refusal(family)
