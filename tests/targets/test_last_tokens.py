@@ -150,6 +150,27 @@ def test_shares_are_of_the_kept_tokens_and_the_texts_own() -> None:
     assert float(found.rest_P[0]) == pytest.approx(0.2 / 0.6)
 
 
+@pytest.mark.parametrize(("share", "is_told"), [(1.1e-3, True), (0.9e-3, False)])
+def test_a_token_of_less_than_a_thousandth_is_not_handed_out(share: float, is_told: bool) -> None:
+    by_rule = replace(beginnings(), rest_map=rule_map(torch.arange(len(RESTS))))
+    last = of_one({"aa": share, "b": 0.1}, ("ab", math.log(1.0 - share)), 1, drawn=[])
+    found = continuations(last, by_rule)
+    entries = dict(zip(found.entries.ids.tolist(), found.entries.logprobs.exp().tolist(), strict=True))
+    assert entries == pytest.approx({5: 1.0 - share} | ({RESTS.index("a"): share} if is_told else {}), rel=1e-3)
+    assert float(found.rest_P[0]) == pytest.approx(0.0 if is_told else share, abs=1e-6)
+
+
+@pytest.mark.parametrize(("n_agreeing", "is_told"), [(80, True), (78, False)])
+def test_what_is_left_is_told_where_four_fifths_agree(n_agreeing: int, is_told: bool) -> None:
+    """Of a hundred observations; the rule is one more of those that agree."""
+    counts = torch.tensor([n_agreeing, 99 - n_agreeing])
+    pairs = NextTokenCounts(torch.tensor([0, 0]), torch.tensor([0, 4]), counts)
+    told = replace(beginnings(), rest_map=counted_shares(torch.zeros(len(RESTS), dtype=torch.int64), pairs))
+    found = continuations(of_one({"aa": 0.4}, ("ab", math.log(0.6)), 1, drawn=[]), told)
+    assert sorted(found.entries.ids.tolist()) == ([0, 4, 5] if is_told else [5])
+    assert float(found.rest_P[0]) == pytest.approx(0.0 if is_told else 0.4, abs=1e-6)
+
+
 def test_a_token_that_nothing_is_left_of_has_ended() -> None:
     """Its probability underflows beside a longer one, which is denied."""
     denied = frozenset({(0, RESTS.index("a"))})

@@ -174,6 +174,22 @@ def test_a_token_that_holds_a_part_of_a_character_is_completed() -> None:
     assert not trials.ever_written(ids[part], ids[rest if rest in ids else rest[:1]])
 
 
+def test_a_completed_token_needs_a_cut_before_it() -> None:
+    """An "a" is joined to "b" and the first byte of a letter; before a digit, "a" and "b" are apart without a cut."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*alphabet, "bà", "abà"])}  # "à": the byte E0
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "à"), ("a", "bà")]))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Split(Regex(SPLITS["qwen"][0]), "isolated")
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence([split, byte_level]), decoders.ByteLevel()
+    texts = ("ab\u0e50", "ab\u0e01", "1b\u0e01")  # the digit zero and a letter of Thai
+    assert [tokenizer.encode(text).tokens[0] for text in texts] == ["a", "abà", "1"]
+    assert [tokenizer.encode(text).tokens[1] for text in (texts[0], texts[2])] == ["b", "bà"]
+    trials = trials_of(make_encoder(tokenizer, 0, "qwen"))
+    assert not trials.ever_written(vocabulary["a"], vocabulary["bà"])
+    assert trials.ever_written(vocabulary["1"], vocabulary["bà"])
+
+
 def test_a_token_without_text_is_never_written() -> None:
     trials = trials_of(student("gpt2"))
     assert not trials.ever_written(0, 100)

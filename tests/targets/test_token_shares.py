@@ -81,6 +81,13 @@ def test_every_mapped_row_hands_out_all_of_its_mass_to_the_most_frequent() -> No
     torch.testing.assert_close(sums, (mapped.likeliest >= 0).float(), atol=1e-6, rtol=0)
 
 
+def test_a_teacher_id_has_sixteen_student_tokens_at_most() -> None:
+    pairs = [(0, 3, 20), *((0, student_id, 10) for student_id in range(10, 25)), (0, 30, 9)]
+    found = shares(counted_shares(RULE, continuations(pairs)), 0)
+    assert len(pairs) == 17
+    assert found == pytest.approx({3: 21 / 171} | dict.fromkeys(range(10, 25), 10 / 171))
+
+
 @pytest.mark.parametrize("order", ["temper_then_map", "map_then_temper"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("with_text", [False, True])

@@ -103,3 +103,13 @@ def test_the_tail_may_be_one_id() -> None:
     found = sparsify(logits_NR, torch.tensor([2]), 2, 3, torch.tensor([0.5]))
     assert found.tail_ids.tolist() == [[2, 2, 2]]
     torch.testing.assert_close(found.tail_logsumexp[0, 0], logits_NR.log_softmax(-1)[0, 2])
+
+
+@pytest.mark.parametrize("kind", ["usual", "peaked", "flat"])
+def test_a_sample_at_the_very_beginning_is_of_the_tail(kind: str) -> None:
+    """The first ids are kept ones, which have no mass."""
+    logits_NR = logits_of(kind)
+    logits_NR[:, :3] = logits_NR.amax() + 1.0
+    found = records(logits_NR, torch.zeros(N))
+    assert all(set(range(3)) <= set(kept) for kept in found.topk_ids.tolist())
+    assert not (found.tail_ids[:, :, None] == found.topk_ids[:, None, :]).any()
