@@ -18,7 +18,7 @@ def installs(*settings: str) -> list[str]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [" ".join(line.split()) for line in done.stdout.splitlines() if " -m pip " in line]
     quiet = "--quiet --disable-pip-version-check "
-    return [line.replace(quiet, "").replace(f"{ROOT}/.venv/bin/python -m pip ", "") for line in lines]
+    return [line.replace(quiet, "").replace(".venv/bin/python -m pip ", "") for line in lines]
 
 
 OTHERS = "grep -v '^torch==' requirements.txt | install -r /dev/stdin"
@@ -36,6 +36,16 @@ ITSELF = "install --no-deps --editable ."
 )
 def test_torch_is_the_locked_one_or_the_one_that_is_asked_for(settings: list[str], expected: list[str]) -> None:
     assert installs(*settings) == expected
+
+
+def test_no_command_breaks_where_the_folders_name_has_blanks(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    command = ["make", "--dry-run", "--always-make", "run"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert str(folder) not in done.stdout, "what runs is named from the folder itself on"
 
 
 def phony_targets() -> list[str]:
