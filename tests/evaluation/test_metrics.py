@@ -8,6 +8,7 @@ from moe_distill.evaluation.metrics import (
     CALIBRATION_BINS,
     UNDEFINED_GAP,
     bits_per_byte,
+    calibration_bins,
     expected_calibration_error,
     perplexity,
     resampled_gain,
@@ -71,6 +72,19 @@ def test_r20_calibration_error_of_certainty() -> None:
     assert expected_calibration_error(certain, torch.ones(4, dtype=torch.bool)) == 0.0
     assert expected_calibration_error(certain, torch.zeros(4, dtype=torch.bool)) == 1.0
     assert expected_calibration_error(torch.full((4,), 0.5), torch.tensor([True, False] * 2)) == 0.0
+
+
+def test_r20_calibration_bins_have_all_positions_and_the_calibration_error() -> None:
+    """Certainty is in the last bin; two positions share a bin, and an edge is of the bin above it."""
+    confidence = torch.tensor([1.0, 0.5, 0.52, 0.0, 0.99])
+    correct = torch.tensor([True, False, True, True, False])
+    found = calibration_bins(confidence, correct)
+    assert [each.confidence for each in found] == pytest.approx([0.0, 0.51, 0.995])
+    assert [each.accuracy for each in found] == pytest.approx([1.0, 0.5, 0.5])
+    assert [each.share for each in found] == pytest.approx([0.2, 0.4, 0.4])
+    error = sum(each.share * abs(each.accuracy - each.confidence) for each in found)
+    assert error == pytest.approx(brute_force_ece(confidence.tolist(), correct.tolist()))
+    assert error == pytest.approx(expected_calibration_error(confidence, correct))
 
 
 def test_a_resampled_gain_is_the_plain_bootstrap() -> None:
