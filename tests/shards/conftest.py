@@ -37,7 +37,7 @@ def windows(tmp_path: Path) -> WindowStore:
 
 @pytest.fixture
 def targets(tmp_path: Path) -> ShardReader:
-    """Seven positions in two files, three kept logits, two tail samples, no hidden states."""
+    """Seven positions in two files, three kept logits, two tail samples; a state of the first position of each."""
     fields = target_fields(k=3, tail_samples=2, hidden_layers=1, hidden_size=4, router_layers=0, num_experts=0)
     writer = ShardWriter(tmp_path, fields, "positions", 4)
     for first, stop in ((0, 4), (4, 7)):
@@ -49,9 +49,9 @@ def targets(tmp_path: Path) -> ShardReader:
             "tail_ids": (row[:, None] * 10 + torch.tensor([7, 8])).int(),
             "tail_logprobs": (-row[:, None] - torch.tensor([5.0, 6.0])).half(),
             "target_logprob": -row.float(),
-            "hidden_rows": torch.zeros(0, dtype=torch.int64),
-            "hidden": torch.zeros(0, 1, 4).half(),
-            "hidden_scales": torch.zeros(0, 1),
+            "hidden_rows": row[:1],
+            "hidden": torch.zeros(1, 1, 4).half(),
+            "hidden_scales": torch.ones(1, 1),
         }
         writer.append(columns)
     writer.finish(TEACHER_TARGETS, "key", {"output_rows": OUTPUT_ROWS})

@@ -14,6 +14,7 @@ from moe_distill.shards.value_checks import check_finite, check_range
 from moe_distill.shards.vocabulary_store import (
     MAP_FIELDS,
     VOCABULARY_MAP,
+    open_vocabulary_map,
     read_beginnings,
     read_merges,
     read_tokenizer,
@@ -72,15 +73,21 @@ def test_nan_in_a_cached_value_names_file_field_and_row(targets: ShardReader, fi
     refusal(lambda: forged.slice(field, 4, 5), str(path), f"field {field}, row 6 is nan", "dvc repro -f teacher")
 
 
-@pytest.mark.parametrize("field", ["topk_ids", "tail_ids"])
-@pytest.mark.parametrize("wrong", [OUTPUT_ROWS, -1])
-def test_an_id_without_a_row_of_the_map_names_both_values(targets: ShardReader, field: str, wrong: int) -> None:
-    path = forge_column(targets.folder, 1, field, lambda column: column[1, 1].fill_(wrong))
+@pytest.mark.parametrize(
+    ("field", "last_row", "there_are"),
+    [("topk_ids", 6, OUTPUT_ROWS), ("tail_ids", 6, OUTPUT_ROWS), ("hidden_rows", 1, 7)],
+)
+@pytest.mark.parametrize("is_below", [False, True])
+def test_an_id_without_a_row_of_the_map_or_a_state_without_a_position_names_both_values(
+    targets: ShardReader, field: str, last_row: int, there_are: int, is_below: bool
+) -> None:
+    wrong = -1 if is_below else there_are
+    path = forge_column(targets.folder, 1, field, lambda column: column.view(-1)[-1].fill_(wrong))
     refusal(
         lambda: open_targets(targets.folder).slice("target_logprob", 4, 5),
         str(path),
-        f"field {field}, row 5 is {wrong}",
-        f"from 0 to {OUTPUT_ROWS - 1}",
+        f"field {field}, row {last_row} is {wrong}",
+        f"from 0 to {there_are - 1}",
     )
 
 
@@ -137,6 +144,17 @@ def test_a_tokenizer_is_read_with_the_bytes_of_its_ids_which_must_be_as_many_as_
     assert read_tokenizer(vocabulary_map) == ("{}", [b"a", b"b", b"", b"c", b"d", b"\xc3"])
     forge_column(vocabulary_map, 0, "student_bytes", lambda column: column[1].fill_(2))
     refusal(lambda: read_tokenizer(vocabulary_map), f"{vocabulary_map} spells 6 ids of 6 bytes with 5")
+
+
+def test_a_tokenizer_spells_every_id(vocabulary_map: Path) -> None:
+    """One id less, whose byte its neighbour has: as many bytes as before."""
+    reader = open_vocabulary_map(vocabulary_map)
+    columns = {name: torch.cat(list(reader.columns(name))).clone() for name in MAP_FIELDS}
+    columns["student_bytes"] = torch.tensor([2, 0, 1, 1, 1]).int()
+    writer = ShardWriter(vocabulary_map.with_name("less"), MAP_FIELDS, "teacher_ids", 2**31)
+    writer.append(columns)
+    writer.finish(VOCABULARY_MAP, "key", reader.index.metadata)
+    refusal(lambda: read_tokenizer(vocabulary_map.with_name("less")), "spells 5 ids of 5 bytes with 5")
 
 
 @pytest.mark.parametrize(("field", "value"), [("merge_lefts", 4), ("merge_rights", 4), ("merge_rights", 5)])
@@ -214,6 +232,23 @@ def test_a_position_that_points_at_other_bytes_names_both_places(aligned_stores:
     refusal(check, f"row {row} of tokens stands at byte ", f"the teacher's row {int(rows[row]) - 1} at byte ")
     forge_column(student, file_number, "teacher_rows", lambda column: column[local].fill_(10_000))
     refusal(check, f"teacher_rows, row {row} is 10000")
+
+
+def test_a_position_that_points_at_the_same_byte_of_another_document_names_both(
+    aligned_stores: tuple[Path, Path],
+) -> None:
+    """Both documents begin at byte 0 of themselves: the first token of one points at the first of the other."""
+    student, teacher = (WindowStore(folder, f"moe-distill/{folder.name}-windows") for folder in aligned_stores)
+    starts = [int((torch.cat(list(each.reader.columns("documents"))) == 1).nonzero()[0]) for each in (student, teacher)]
+    first = student.span(starts[0]).start
+    assert int(torch.cat(list(student.reader.columns("teacher_rows")))[first]) == teacher.span(starts[1]).start
+    file_number, local = student.reader.locate("tokens", first)
+    forge_column(aligned_stores[0], file_number, "teacher_rows", lambda column: column[local].fill_(0))
+    refusal(
+        lambda: check_aligned(WindowStore(aligned_stores[0], "moe-distill/student-windows"), teacher),
+        f"row {first} of tokens stands at byte 0 of document 1",
+        "by teacher_rows the teacher's row 0 at byte 0 of document 0",
+    )
 
 
 @pytest.mark.parametrize("place", [1, -1], ids=["first_file", "last_file"])

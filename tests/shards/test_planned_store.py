@@ -71,6 +71,24 @@ def test_each_missing_file_is_written_by_one_process(tmp_path: Path, world_size:
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+def test_all_processes_see_the_same_files_however_late_one_has_begun(tmp_path: Path) -> None:
+    """While each waits, the next begins: as they look before that, none finds what another has written."""
+    shares: list[list[int]] = []
+
+    class Overtaken(Looked):
+        def wait(self) -> None:
+            if self.rank + 1 < self.count:
+                start(self.rank + 1)
+
+    def start(rank: int) -> None:
+        store = planned(tmp_path / "store", Overtaken(rank, 3))
+        shares.append(store.unfinished())
+        write(store, shares[-1])
+
+    start(0)
+    assert sorted(shares) == [[0], [1], [2]]
+
+
 def test_only_the_first_process_writes_the_index(tmp_path: Path) -> None:
     write(planned(tmp_path), [0, 1, 2])
     finish(planned(tmp_path, Looked(1, 2)))
