@@ -71,6 +71,26 @@ def test_counts_of_the_text_and_the_rule_as_one_observation() -> None:
     assert found.likeliest[0] == 2
 
 
+def test_frequencies_are_those_of_the_text_and_the_rule_handed_out_by_the_shares() -> None:
+    found = counted_shares(RULE, continuations([(0, 3, 3), (0, 1, 1), (1, 2, 9)]))
+    assert found.frequencies.tolist() == pytest.approx([5 / 7, 0, 1 / 7, 1 / 7])
+    by_hand = [0.0] * 4
+    for teacher_id in range(4):
+        for student_id, share in shares(found, teacher_id).items():
+            by_hand[student_id] += float(found.frequencies[teacher_id]) * share
+    assert by_hand == pytest.approx([0, 1 / 7 + 1 / 7, 1 / 7, 4 / 7])
+    assert found.student_frequencies.tolist() == pytest.approx(by_hand)
+
+
+def test_a_frequent_teacher_token_counts_in_full_however_many_student_tokens_follow() -> None:
+    """One more than are kept: what is left out is of no share, but the teacher's token was met."""
+    pairs = [(0, student_id, 2) for student_id in range(10, 11 + MAX_STUDENT_TOKENS)]
+    found = counted_shares(RULE, continuations(pairs))
+    met = [2 * len(pairs) + RULE_COUNT, 0, RULE_COUNT, RULE_COUNT]
+    assert found.frequencies.tolist() == pytest.approx([each / sum(met) for each in met])
+    assert float(found.student_frequencies.sum()) == pytest.approx(1.0)
+
+
 def test_every_mapped_row_hands_out_all_of_its_mass_to_the_most_frequent() -> None:
     pairs = [(0, student_id, 100 + student_id) for student_id in range(10, 10 + 3 * MAX_STUDENT_TOKENS)]
     found = shares(counted_shares(RULE, continuations(pairs)), 0)
