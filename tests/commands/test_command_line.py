@@ -47,6 +47,7 @@ def test_help_names_every_command_and_completion(option: str) -> None:
 
 
 def test_a_users_mistake_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
     for arguments, code, told in (
         (["generate", "x"], 3, "error: models/student does not exist; run: dvc repro student\n"),
         (["export", "--to", "out"], 3, "error: models/student does not exist; run: dvc repro student\n"),

@@ -99,6 +99,9 @@ def test_a_text_that_is_not_utf8_is_told(student: Path) -> None:
 
 def test_no_model_yet_names_the_command_that_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="models/student does not exist; run it in the folder of the project"):
+        list(generate(TEXT, Path("models/student"), 5, 0.0, 0))
+    Path("params.yaml").touch()
     Path("models/student_kd").mkdir(parents=True)
     for folder, told in (
         ("models/student", "models/student does not exist; run: dvc repro student"),

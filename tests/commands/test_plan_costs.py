@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from moe_distill import cli
-from moe_distill.commands.plan import window_stores
+from moe_distill.commands.plan import describe, window_stores
 from moe_distill.commands.plan_costs import Budget, describe_costs
 from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError
+from moe_distill.planning.model_configs import TEACHER, find_folder
 from tests.chain import Chain
 from tests.params import fixed_params
 
@@ -134,3 +136,14 @@ def test_windows_that_are_here_are_counted_and_loops_measured(
     tokens = sum(int(store.token_counts.sum()) for store in window_stores()[0].values())
     row = next(line for line in lines if line.startswith("teacher "))
     assert row.split()[1:3] == [f"{tokens / 1e6:,.1f}", "M"]
+
+
+def test_what_was_made_with_other_parameters_is_not_counted(stage_workspace: Chain) -> None:
+    teacher = stage_workspace.params.profile.models.teacher
+    assert window_stores()[0]
+    assert find_folder(TEACHER, teacher) == TEACHER
+    recorded: dict[str, Any] = {"models@teacher": {"params": {"profiles/another.yaml": {"models.teacher": {}}}}}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": recorded}))
+    assert window_stores() == ({}, {})
+    assert find_folder(TEACHER, teacher) is None
+    assert "windows: not known before: dvc repro tokenize" in list(describe(stage_workspace.params))

@@ -214,6 +214,13 @@ def test_micro_batches_must_divide_the_batch(tree: Path, replace: Replace) -> No
         load_params(tree)
 
 
+def test_groups_may_be_merged_into_others_as_dvc_has_it(tree: Path, replace: Replace) -> None:
+    before = load_params(tree)
+    steps = before.profile.train.max_steps
+    replace("profiles/test.yaml", r"  max_steps: \d+\n", f"  <<: [{{max_steps: {steps}}}, {{max_steps: 1}}]\n")
+    assert load_params(tree) == before
+
+
 def test_a_profile_that_is_not_there_is_named(tree: Path, replace: Replace) -> None:
     replace("params.yaml", r"profile: \w+", "profile: none")
     with pytest.raises(ConfigError, match=r"none\.yaml does not exist.*set `profile`"):
@@ -229,7 +236,7 @@ def test_a_profile_that_is_not_there_is_named(tree: Path, replace: Replace) -> N
         (b"caf\xe9: 1", "is not YAML"),
         (b"seed: 2024-99-99", "is not YAML"),
         (b"seed: 1\nseed: 2\n", r"is not YAML; the key `seed` stands twice"),
-        (b"losses:\n  feature: 1\n  feature: 1\n", r"the key `feature` stands twice .*line 2"),
+        (b"losses:\n  feature: 1\n  feature: 1\n", r"the key `feature` stands twice .*line 3"),
         (b"seed: " + b"9" * 5000, "is not YAML"),
         (b"- " * 3000, "is not YAML"),
     ],

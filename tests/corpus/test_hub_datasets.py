@@ -63,6 +63,21 @@ def test_a_branch_is_followed_once_hub_not_contacted(tmp_path: Path, monkeypatch
     assert read == [first, first]
 
 
+def test_a_branch_that_cannot_be_looked_up_is_one_line_whatever_the_library_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("an HTTP library's own")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    followed = SOURCE.model_copy(update={"revision": "main", "allow_unpinned": True})
+    with pytest.raises(DataError, match="at revision main cannot be streamed; an HTTP library's own"):
+        list(hub_documents(followed))
+
+
 def local_repository(folder: Path) -> Hub:
     for split in ("train", "test"):
         lines = [json.dumps({"text": f"{split} {number}\r\né"}) for number in range(3)]

@@ -13,7 +13,7 @@ from moe_distill.config.model_keys import TinyStudent, TinyTeacher, TinyTokenize
 from moe_distill.corpus.documents import SCHEMA
 from moe_distill.models.provide import provide_student, provide_teacher
 
-TOKENIZER = TinyTokenizer(vocabulary_size=400, pre_tokenizer="qwen", sample_characters=45_000, sample_seed=1)
+TOKENIZER = TinyTokenizer(vocabulary_size=400, pre_tokenizer="qwen", sample_characters=55_000, sample_seed=1)
 TEACHER = TinyTeacher(
     kind="tiny",
     tokenizer=TOKENIZER,

@@ -1,12 +1,15 @@
 """What a report tells of a run: its commit, the command that makes it again, and what its stages wrote."""
 
+import shlex
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from moe_distill.pipeline.collect_facts import collect_facts
+from moe_distill.pipeline.collect_facts import _commands, collect_facts
 from moe_distill.pipeline.stage_times import record_time
 from tests.params import fixed_params, make_workspace
 
@@ -51,9 +54,43 @@ def test_what_differs_from_the_commit_is_set_by_the_command(monkeypatch: pytest.
     edit("dvc.yaml", "stages:", "# another\nstages:")
     monkeypatch.setenv("DVC_EXP_NAME", "quiet-frog")
     facts = collect_facts(fixed_params())
-    assert facts.commands[-1] == "dvc exp run -S 'temperature=2.5' -S 'profiles/test.yaml:baseline=none'"
+    assert facts.commands[-1] == "dvc exp run -S temperature=2.5 -S profiles/test.yaml:baseline=none"
     assert facts.changed == ("dvc.yaml",), "parameters are no change of the code"
     assert facts.experiment == "quiet-frog"
+
+
+def test_a_shell_dvc_and_its_grammar_take_the_command_as_it_stands(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also below the repository's root, with a key more, a key less, and a list of groups."""
+    (workspace / "below").mkdir()
+    make_workspace(workspace / "below", fixed_params().profile)
+    monkeypatch.chdir(workspace / "below")
+    paths = ["my texts/it's.txt", "b.jsonl", "true", "1.5", 'quo"te', "back\\slash"]
+    committed = yaml.safe_load(Path("profiles/test.yaml").read_text())
+    subprocess.run(["git", "init", "-q", str(workspace)], check=True)
+    subprocess.run(["git", "add", "."], check=True)
+    subprocess.run(["git", *IDENTITY, "commit", "-q", "-m", "start"], check=True)
+    profile = yaml.safe_load(Path("profiles/test.yaml").read_text())
+    profile["corpus"]["sources"] = [{"kind": "files", "paths": paths, "weight": 0.5, "max_documents": None}]
+    del profile["train"]["weight_decay"]
+    profile["evaluate"]["another"] = False
+    Path("profiles/test.yaml").write_text(yaml.safe_dump(profile))
+    command = shlex.split(list(_commands("", "profiles/test.yaml"))[-1])
+    parser = OverridesParser.create()
+    for change in command[4::2]:
+        override = parser.parse_override(change.removeprefix("profiles/test.yaml:"))
+        *groups, last = override.key_or_group.split(".")
+        group = committed
+        for name in groups:
+            group = group[name]
+        assert override.is_add() is (last not in group)
+        if override.is_delete():
+            del group[last]
+        else:
+            group[last] = override.value()
+    assert command[:4] == ["dvc", "exp", "run", "-S"]
+    assert committed == profile
 
 
 def test_without_git_the_run_is_told_all_the_same() -> None:

@@ -319,6 +319,27 @@ def test_a_lock_of_a_living_process_is_not_stale() -> None:
     assert Path(".dvc/tmp/rwlock").exists()
 
 
+@pytest.mark.usefixtures("project")
+def test_a_lock_that_was_cut_off_is_named_and_removed() -> None:
+    Path(".dvc/tmp").mkdir(exist_ok=True)
+    for content in ('{"read": {"/x": [{"pid": 9', "[]"):
+        Path(".dvc/tmp/rwlock").write_text(content)
+        [found] = doctor._killed_dvc()
+        assert found.text == ".dvc/tmp/rwlock is half written; put right by: moe-distill recover"
+        assert list(repair_repository(Path())) == ["removed .dvc/tmp/rwlock, which a killed dvc has left half written"]
+        assert not Path(".dvc/tmp/rwlock").exists()
+
+
+def test_dvc_is_seen_as_a_module_of_python_too(project: Path) -> None:
+    (project / "dvc").mkdir()
+    (project / "dvc/__main__.py").write_text("import time; time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=project) as process:
+        try:
+            assert live_program(project) == ("dvc", process.pid)
+        finally:
+            process.kill()
+
+
 def test_a_folder_without_git_has_no_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert killed_experiment() is None

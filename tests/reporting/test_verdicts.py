@@ -16,6 +16,14 @@ def said(**changes: float) -> dict[str, Verdict]:
         (0.02, 0.01, 0.03, "good", "Distillation gains 0.0200 bits per byte", "Over the same training without"),
         (-0.02, -0.03, -0.01, "bad", "Distillation loses 0.0200 bits per byte", "Against the same training without"),
         (0.02, -0.01, 0.05, "open", "Whether distillation gains cannot be told", "It gains 0.0200 bits per byte"),
+        (
+            0.00003,
+            0.00001,
+            0.00006,
+            "open",
+            "Whether distillation gains cannot be told",
+            "It gains 0.0000 bits per byte",
+        ),
         (-0.02, -0.05, 0.01, "open", "Whether distillation gains cannot be told", "It loses 0.0200 bits per byte"),
     ],
 )

@@ -43,7 +43,7 @@ def test_no_command_breaks_where_the_folders_name_has_blanks(tmp_path: Path) -> 
     folder.mkdir()
     for name in ("Makefile", "requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    command = ["make", "--dry-run", "--always-make", "run"]
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", "run"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     assert str(folder) not in done.stdout, "what runs is named from the folder itself on"
 

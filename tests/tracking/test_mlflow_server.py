@@ -50,6 +50,7 @@ def server(empty_database: Path) -> Iterator[Server]:
     with checkout_in_memory() as root, pytest.MonkeyPatch.context() as patch:
         shutil.copyfile(empty_database, root / "mlflow.db")
         patch.chdir(root)
+        Path("params.yaml").touch()
         for temperature in (1.0, 2.0):
             write_everything(scale=1 + temperature / 8)
             track(make_params(temperature), ALL)

@@ -15,9 +15,10 @@ from moe_distill.config.params import Params, load_params
 from moe_distill.config.values import Precision
 from moe_distill.errors import ConfigError, DataError, MoeDistillError, ResourceError
 from moe_distill.evaluation.teacher_lead import is_ahead, told
-from moe_distill.pipeline.dvc_repair import killed_experiment, live_program, stale_rwlock_pids
+from moe_distill.pipeline.dvc_repair import is_rwlock_broken, killed_experiment, live_program, stale_rwlock_pids
 from moe_distill.pipeline.parameter_checks import examine_parameters
 from moe_distill.pipeline.resumable_work import RECORD_NAME, unheld_folders, workspace_holder
+from moe_distill.planning.model_configs import TARGETS, is_current
 from moe_distill.shards.format import INDEX_NAME
 from moe_distill.utils.device import make_runtime
 from moe_distill.utils.files import project_root
@@ -125,10 +126,10 @@ def _disk(params: Params) -> Finding:
 
 def _teacher_lead(params: Params) -> Iterator[Finding]:
     """Yield what teacher and untrained student know of the validation text, once `teacher_lead` has measured it."""
-    if LEAD.is_file():
+    if LEAD.is_file() and is_current(TARGETS):
         lead = json.loads(LEAD.read_text(encoding="utf-8"))
         ok = is_ahead(lead) or not params.experiment.teacher_must_lead
-        yield Finding("lead", f"in the last run, {told(lead)}", ok)
+        yield Finding("lead", told(lead), ok)
 
 
 def _killed_dvc() -> Iterator[Finding]:
@@ -145,6 +146,8 @@ def _killed_dvc() -> Iterator[Finding]:
         yield Finding("experiment", f"values of a killed experiment stand in {names}; {repair}", ok=False)
     if found is not None and found.refs:
         yield Finding("references", f"{', '.join(found.refs)} are of a killed experiment; {repair}", ok=False)
+    if is_rwlock_broken():
+        yield Finding("lock", f".dvc/tmp/rwlock is half written; {repair}", ok=False)
     for dead in stale_rwlock_pids():
         yield Finding("lock", f".dvc/tmp/rwlock names process {dead}, which is dead; {repair}", ok=False)
 

@@ -35,7 +35,8 @@ def export(student: Path, to: Path) -> None:
         raise DataError(what, fix="give a folder that is empty or not there, or remove it first")
     for each in verify_output(Path(), student):
         if each.fault is not None:
-            raise each.fault
+            fix = f"run: dvc checkout {student}, or dvc repro, and export again"
+            raise DataError(f"{each.path} is not what dvc.lock records", "it was changed, or is damaged", fix)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,6 +10,7 @@ from moe_distill.errors import ConfigError, DataError
 from moe_distill.models.prefix_token import prefix_token_id
 from moe_distill.models.pretrained import WRITTEN_BY, load_causal_lm
 from moe_distill.models.tokenizer_files import load_tokenizer
+from moe_distill.utils.files import outside_the_root
 
 # How configurations name the most tokens that a model reads.
 LIMITS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
@@ -66,6 +67,8 @@ def require_model(folder: Path) -> None:
         what = "holds no model" if folder.is_dir() else "does not exist"
         known = folder.parent == Path("models") and folder.name in WRITTEN_BY
         fix = f"run: dvc repro {WRITTEN_BY[folder.name]}" if known else "give the folder of a model, as models/student"
+        if known and not Path("params.yaml").is_file():
+            _, _, fix = outside_the_root(Path())
         raise DataError(f"{folder} {what}", fix=fix)
 
 

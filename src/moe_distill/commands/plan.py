@@ -1,12 +1,12 @@
 """`moe-distill plan`: windows, steps, teacher rows and bytes that follow from the parameters, before a long run.
 
-What is on disk already is counted. The rest is estimated from the parameters, and the line says so.
+What is on disk already is counted, if it was made with the present parameters. The rest is estimated from them, and the
+line says so.
 """
 
 import json
 from bisect import bisect_left
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -18,6 +18,7 @@ from moe_distill.correction.correction_disk_use import least_memory, most_adapte
 from moe_distill.models.config_checks import read_sizes
 from moe_distill.models.model_weights import count_parameters, tensor_shapes
 from moe_distill.pipeline.parameter_checks import model_sizes
+from moe_distill.planning.model_configs import CORRECTED, STUDENT, TARGETS, TEACHER, WINDOWS, is_current
 from moe_distill.shards.format import INDEX_NAME, row_bytes
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import SPLITS, STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore
@@ -26,10 +27,6 @@ from moe_distill.training.curriculum import phase1_steps
 from moe_distill.training.schedule import ramps_are_complete
 from moe_distill.training.trainer import phase_bytes
 from moe_distill.utils.device import resolve_precision
-
-WINDOWS, TARGETS = Path("data/windows"), Path("data/teacher_shards")
-TEACHER, STUDENT = Path("models/teacher"), Path("models/student_init")
-CORRECTED = Path("models/teacher_corrected")
 
 
 def describe(params: Params) -> Iterator[str]:
@@ -55,9 +52,13 @@ def window_stores() -> tuple[dict[str, WindowStore], dict[str, WindowStore]]:
 def _stores(side: str, store_format: str) -> dict[str, WindowStore]:
     """The windows of both splits, by split; empty before `tokenize` has run."""
     folders = {split: WINDOWS / side / split for split in SPLITS}
-    if not all((folder / INDEX_NAME).is_file() for folder in folders.values()):
+    if not is_current(WINDOWS) or not all((folder / INDEX_NAME).is_file() for folder in folders.values()):
         return {}
     return {split: WindowStore(folder, store_format) for split, folder in folders.items()}
+
+
+def _has_targets() -> bool:
+    return all((TARGETS / split / INDEX_NAME).is_file() for split in SPLITS) and is_current(TARGETS)
 
 
 def _steps(params: Params, n_windows: int | None) -> str:
@@ -84,7 +85,7 @@ def _correction(params: Params, correction: TeacherCorrection, teacher: dict[str
         passes = (trained + measured) / sum(tokens.values())
         line += f", {epochs:.1f} epochs, the work of about {passes:.1f} passes of the teacher over all windows"
     shapes = tensor_shapes(TEACHER)
-    if not shapes:
+    if not shapes or not is_current(TEACHER):
         return f"{line}; memory and disk are not known before: dvc repro models"
     rows = json.loads((TEACHER / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     positions = correction.micro_batch_windows * params.profile.windows.teacher_max_length
@@ -108,7 +109,7 @@ def _correction_bytes(params: Params, correction: TeacherCorrection) -> int:
 
 def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
     """A line about rows and bytes of the shards."""
-    if (TARGETS / "validation" / INDEX_NAME).is_file():
+    if _has_targets():
         indexes = [open_targets(TARGETS / split).index for split in SPLITS]
         positions, states = (sum(index.rows(table) for index in indexes) for table in ("positions", "hidden"))
         n_bytes = sum(entry.bytes for index in indexes for entry in index.files)
@@ -129,13 +130,18 @@ def _rows(params: Params, teacher: dict[str, WindowStore]) -> str:
 def bytes_to_come(params: Params) -> dict[str, float]:
     """Bytes of shards and checkpoints that the stages will write, by name, as far as they are known yet."""
     found, correction = dict[str, float](), params.profile.models.teacher_correction
-    if correction is not None and TEACHER.is_dir() and not (CORRECTED / "config.json").is_file():
+    if (
+        correction is not None
+        and TEACHER.is_dir()
+        and is_current(TEACHER)
+        and not (CORRECTED / "config.json").is_file()
+    ):
         found["corrected teacher"] = float(_correction_bytes(params, correction))
     teacher, each = _stores("teacher", TEACHER_WINDOWS), _row_bytes(params)
-    if teacher and each is not None and not (TARGETS / "validation" / INDEX_NAME).is_file():
+    if teacher and each is not None and not _has_targets():
         rows = _expected_rows(params, teacher)
         found["shards"] = sum(rows[table] * each[table] for table in rows)
-    weights = 4 * count_parameters(STUDENT)  # trained in fp32
+    weights = 4 * count_parameters(STUDENT) if is_current(STUDENT) else 0  # trained in fp32
     if weights:
         found["checkpoints"] = float(phase_bytes(weights, weights))  # the heads are small
     return found
@@ -161,7 +167,7 @@ def _teacher_sizes(params: Params) -> tuple[int, int] | None:
     if isinstance(teacher, TinyTeacher):
         return teacher.hidden_size, teacher.num_experts
     sizes = model_sizes(teacher)
-    if sizes is None and (TEACHER / "config.json").is_file():
+    if sizes is None and (TEACHER / "config.json").is_file() and is_current(TEACHER):
         sizes = read_sizes(TEACHER)
     return None if sizes is None else (sizes.hidden_size, sizes.experts)
 
@@ -181,7 +187,7 @@ def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, 
         return "router: the teacher's last block is dense; the router is off"
     if not student or not teacher:
         seen, word = batch * capture.hidden_fraction * capture.hidden_run, "at most "
-    elif (TARGETS / "train" / INDEX_NAME).is_file():
+    elif _has_targets():
         targets = open_targets(TARGETS / "train")
         seen = mean_positions_with_states(student["train"], targets.rows("hidden") / targets.rows("positions")) * batch
         word = ""

@@ -4,6 +4,7 @@ Windows, shards, teacher head, checkpoints and finished work have hashes of thei
 model folders, curves, metrics) dvc.lock has an MD5.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def verify(root: Path, work: Path) -> Iterator[Verified]:
 def verify_output(root: Path, path: Path) -> Iterator[Verified]:
     """Verify one output, stores and head aside; nothing where dvc.lock records none of that path."""
     for output in recorded_outputs(root):
-        if output.path == path:
+        if output.path == Path(os.path.relpath(path, root)):
             yield from _output(root, output, cache_folder(root), [])
 
 

@@ -4,7 +4,7 @@ params.yaml holds what an experiment varies. None of its keys has a default, so 
 the file; unknown keys are refused, as in profile.py.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -102,12 +102,16 @@ class Params(Section):
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice, as DVC does; PyYAML takes the last of both."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """See `yaml.SafeLoader`."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key `{twice[0]}` stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """See `yaml.composer.Composer`; what `<<` brings in is not there yet."""
+        node = super().compose_mapping_node(anchor)
+        found = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in found:
+                raise yaml.composer.ComposerError(None, None, f"the key `{key.value}` stands twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                found.add((key.tag, key.value))
+        return node
 
 
 def _read_yaml(path: Path) -> Mapping[str, object]:

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from moe_distill.config.corpus_keys import Files, Hub, PythonDocs
-from moe_distill.corpus.local_files import local_files
+from moe_distill.corpus.local_files import LocalFile, local_files
 from moe_distill.errors import DataError
 
 LOOKED_AT = 1000  # lines of a .jsonl file, of which one must have the key
@@ -26,7 +26,7 @@ def check_fields(source: PythonDocs | Files | Hub) -> None:
         return
     for file in files:
         kind = file.path.suffix.lower()
-        keys = [] if kind == ".txt" else _keys(file.path, source.field) if kind == ".jsonl" else _columns(file.path)
+        keys = [] if kind == ".txt" else _keys(file.path, source.field) if kind == ".jsonl" else _columns(file)
         if keys and source.field not in keys:
             listed = ", ".join(keys[:SHOWN_KEYS])
             fix = f"set `field` of source `{source.name}` in the profile, or take the file out of its `paths`"
@@ -51,12 +51,12 @@ def _keys(path: Path, field: str) -> list[str]:
     return list(keys)
 
 
-def _columns(path: Path) -> list[str]:
+def _columns(file: LocalFile) -> list[str]:
     import pyarrow as pa  # imported here: a corpus without such files needs none of it
     import pyarrow.parquet as pq
 
     try:
-        return list(pq.read_schema(path).names)
+        return list(pq.read_schema(file.path).names)
     except (OSError, pa.ArrowException) as error:
         fix = "replace it, or take it out of `paths` in corpus.sources"
-        raise DataError(f"{path} is not a readable parquet file", str(error), fix) from error
+        raise DataError(f"{file.name} is not a readable parquet file", str(error), fix) from error

@@ -52,7 +52,10 @@ def _commit(source: Hub) -> str:
     if source.allow_unpinned and not is_commit(found):
         from huggingface_hub import HfApi  # imported here, as `datasets` is
 
-        found = str(HfApi().dataset_info(source.repository, revision=source.revision).sha)
+        try:
+            found = str(HfApi().dataset_info(source.repository, revision=source.revision).sha)
+        except Exception as error:  # of the hub or of the HTTP library below it, whichever it is
+            raise ConnectionError(str(error)) from error
         record_commit("dataset", source.repository, source.revision, found)
     return found
 

@@ -1,7 +1,10 @@
 """Collect what a report tells of a run beside its figures: commit, command, machine, versions, times and bytes."""
 
+import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -54,9 +57,9 @@ def _facts(stage: str, outputs: list[Path]) -> StageFacts:
 def _commands(commit: str, profile: str) -> Iterator[str]:
     """The commands that make this run again from its commit: what differs from its parameters is set."""
     changes = [
-        f"-S '{prefix}{key}={value}'"
+        f"-S {shlex.quote(f'{prefix}{change}')}"
         for path, prefix in ((VARIED, ""), (profile, f"{profile}:"))
-        for key, value in _differences(path)
+        for change in _differences(path)
     ]
     if commit:
         yield f"git checkout {commit}"
@@ -64,13 +67,29 @@ def _commands(commit: str, profile: str) -> Iterator[str]:
     yield f"dvc exp run {' '.join(changes)}" if changes else "dvc repro"
 
 
-def _differences(path: str) -> Iterator[tuple[str, object]]:
-    """Keys of a parameter file that differ from its committed version, with their present values."""
-    committed = _git("show", f"HEAD:{path}")
-    before = dict(_flat(yaml.safe_load(committed))) if committed else {}
-    for key, value in _flat(yaml.safe_load(Path(path).read_text(encoding="utf-8"))):
-        if committed and (key not in before or before[key] != value):
-            yield key, "null" if value is None else value
+def _differences(path: str) -> Iterator[str]:
+    """What `dvc exp run -S` makes the present parameter file of its committed version with."""
+    committed = _git("show", f"HEAD:./{path}")
+    if not committed:
+        return
+    before = dict(_flat(yaml.safe_load(committed)))
+    now = dict(_flat(yaml.safe_load(Path(path).read_text(encoding="utf-8"))))
+    yield from (f"~{key}" for key in before if key not in now)
+    for key, value in now.items():
+        if key not in before or before[key] != value:
+            yield f"{'' if key in before else '+'}{key}={_in_hydra(value)}"
+
+
+def _in_hydra(value: object) -> str:
+    """A value as `-S` reads it, which is Hydra's grammar and not JSON: keys stand without quotes."""
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_in_hydra(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_in_hydra, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z][\w./-]*", value):
+        quoted = value.replace("'", "\\'")  # a backslash elsewhere stands for itself
+        return f"'{quoted}'"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from moe_distill.errors import DataError
+from moe_distill.errors import DataError, ResourceError
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,54 @@ def recorded_outputs(root: Path) -> list[Output]:
 
 
 def cache_folder(root: Path) -> Path:
-    """The folder of DVC's cache for the workspace `root` that holds files by their MD5."""
-    return Path(subprocess.check_output(["dvc", "cache", "dir"], cwd=root, text=True).strip()) / "files/md5"
+    """The folder of DVC's cache for the workspace `root` that holds files by their MD5.
+
+    Raises:
+        ResourceError: DVC cannot be run.
+    """
+    try:
+        said = subprocess.check_output(["dvc", "cache", "dir"], cwd=root, stderr=subprocess.PIPE, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = str(getattr(error, "stderr", "") or error).strip().replace("\n", " ")
+        raise ResourceError("dvc cannot say where its cache is", why, "run: source .venv/bin/activate") from error
+    return Path(said.strip()) / "files/md5"
+
+
+def made_as_asked(*stages: str) -> bool:
+    """Whether stages of the current folder were made with the parameters that stand in its files now.
+
+    What dvc.lock does not record, such as a stage that was run by hand, is taken to be.
+    """
+    recorded = recorded_stages(Path())
+    varied = Path("params.yaml")
+    profile = yaml.safe_load(varied.read_text(encoding="utf-8")).get("profile") if varied.is_file() else None
+    for name, values in (pair for stage in stages for pair in recorded.get(stage, {}).get("params", {}).items()):
+        path = Path(name)
+        if not path.is_file() or (path.parent.name == "profiles" and path.stem != profile):
+            return False
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not all(_equal(_value(content, key), value) for key, value in values.items()):
+            return False
+    return True
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are; 1e-3, which is text for PyYAML and a number for DVC, is 0.001."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    try:
+        return bool(one == other or float(one) == float(other))
+    except (TypeError, ValueError):
+        return False
+
+
+def _value(content: Any, key: str) -> Any:
+    """The value of a key such as `models.teacher`; None where there is none."""
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
 
 
 def cached(cache: Path, md5: str) -> Path:

@@ -45,6 +45,7 @@ def live_program(root: Path) -> tuple[str, int] | None:
     """Name and pid of a running `dvc` or `git` whose current folder is `root` or below; None: there is none."""
     for process in psutil.process_iter(["cmdline", "cwd"]):
         words, folder = process.info["cmdline"] or [], process.info["cwd"]
+        words = words[2:] if words[1:2] == ["-m"] else words[:2]
         programs = [name for name in (Path(word).name for word in words[:2]) if name in ("dvc", "git")]
         if programs and folder and Path(folder).is_relative_to(root.resolve()):
             return programs[0], int(process.pid)
@@ -56,10 +57,21 @@ def stale_rwlock_pids() -> list[int]:
     path = DVC_TMP / "rwlock"
     if not path.is_file():
         return []
+    if is_rwlock_broken():
+        return []
     content = json.loads(path.read_text(encoding="utf-8") or "{}")
     readers = [reader for readers in content.get("read", {}).values() for reader in readers]
     holders = {holder["pid"] for holder in [*readers, *content.get("write", {}).values()]}
     return sorted(pid for pid in holders if not psutil.pid_exists(pid))
+
+
+def is_rwlock_broken() -> bool:
+    """Whether .dvc/tmp/rwlock was cut off: DVC writes it in place, and can be killed meanwhile."""
+    path = DVC_TMP / "rwlock"
+    try:
+        return path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8") or "{}"), dict)
+    except ValueError:
+        return True
 
 
 def killed_experiment() -> KilledExperiment | None:
@@ -102,6 +114,9 @@ def repair_repository(root: Path) -> Iterator[str]:
     found = killed_experiment()
     if found is not None:
         yield from _repair_git(found)
+    if is_rwlock_broken():
+        (DVC_TMP / "rwlock").unlink()
+        yield "removed .dvc/tmp/rwlock, which a killed dvc has left half written"
     stale = stale_rwlock_pids()
     if stale:
         (DVC_TMP / "rwlock").unlink()

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from moe_distill.config.corpus_keys import Hub
 from moe_distill.config.model_keys import HubModel
 from moe_distill.config.params import Params
-from moe_distill.planning.model_configs import STUDENT, TEACHER
+from moe_distill.planning.model_configs import STUDENT, TEACHER, is_current
 from moe_distill.planning.model_work import ModelWork
 from moe_distill.shards.format import row_bytes
 from moe_distill.shards.window_store import SPLITS, STUDENT_FIELDS, TEACHER_FIELDS, WindowStore
@@ -117,7 +117,7 @@ def _corpus(params: Params) -> float:
 
 
 def _model(folder: Path, work: ModelWork, config: PreTrainedConfig) -> float:
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() and is_current(folder):
         return float(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
     dtype = getattr(config, "dtype", None)
     return float(work.parameters * (dtype.itemsize if dtype is not None else 4))

@@ -9,15 +9,28 @@ from moe_distill.config.profile import Profile
 from moe_distill.errors import ConfigError
 from moe_distill.models.tiny_models import decoder_settings
 from moe_distill.models.tiny_teacher import output_rows
+from moe_distill.pipeline.dvc_lock import made_as_asked
 from moe_distill.pipeline.parameter_checks import model_folder
 
 TEACHER, STUDENT = Path("models/teacher"), Path("models/student_init")
 CORRECTED = Path("models/teacher_corrected")
+WINDOWS, TARGETS = Path("data/windows"), Path("data/teacher_shards")
+MADE_BY = {TEACHER: ["corpus", "models@teacher"], STUDENT: ["corpus", "models@student"]}
+MADE_BY[WINDOWS] = [*MADE_BY[TEACHER], *MADE_BY[STUDENT], "tokenize"]
+MADE_BY[TARGETS] = [*MADE_BY[WINDOWS], "teacher_correction", "teacher"]
+
+
+def is_current(folder: Path) -> bool:
+    """Whether what is in a folder of the workspace, if anything, was made with the present parameters."""
+    return made_as_asked(*MADE_BY[folder])
 
 
 def find_folder(made: Path, model: TinyTeacher | TinyStudent | HubModel | FolderModel) -> Path | None:
-    """A folder that has the model's config.json: in the workspace, the user's, or in the hub's cache."""
-    if (made / "config.json").is_file():
+    """A folder that has the model's config.json: in the workspace, the user's, or in the hub's cache.
+
+    What a stage has made of other parameters does not count.
+    """
+    if (made / "config.json").is_file() and is_current(made):
         return made
     return None if isinstance(model, TinyTeacher | TinyStudent) else model_folder(model)
 

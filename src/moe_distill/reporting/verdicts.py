@@ -47,9 +47,9 @@ def gain(metrics: Metrics) -> Verdict:
     if max(abs(low), abs(high)) < SMALLEST_SHOWN:
         what = f"Beside {beside} it is the same to four digits. The spread is that over texts, not over seeds."
         return Verdict("open", "Distillation makes no difference", what)
-    if low > 0:
+    if low > 0 and value >= SMALLEST_SHOWN:
         return Verdict("good", f"Distillation gains {value:.4f} bits per byte", f"Over {beside}; {spread}")
-    if high < 0:
+    if high < 0 and value <= -SMALLEST_SHOWN:
         return Verdict("bad", f"Distillation loses {-value:.4f} bits per byte", f"Against {beside}; {spread}")
     direction = "gains" if value >= 0 else "loses"
     what = f"It {direction} {abs(value):.4f} bits per byte against {beside}, no more than chance could do; {spread}"
