@@ -45,8 +45,8 @@ def live_program(root: Path) -> tuple[str, int] | None:
     """Name and pid of a running `dvc` or `git` whose current folder is `root` or below; None: there is none."""
     for process in psutil.process_iter(["cmdline", "cwd"]):
         words, folder = process.info["cmdline"] or [], process.info["cwd"]
-        words = words[2:] if words[1:2] == ["-m"] else words[:2]
-        programs = [name for name in (Path(word).name for word in words[:2]) if name in ("dvc", "git")]
+        words = words[2:3] if words[1:2] == ["-m"] else words[:2]
+        programs = [name for name in (Path(word).name for word in words) if name in ("dvc", "git")]
         if programs and folder and Path(folder).is_relative_to(root.resolve()):
             return programs[0], int(process.pid)
     return None
