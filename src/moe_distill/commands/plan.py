@@ -52,7 +52,7 @@ def window_stores() -> tuple[dict[str, WindowStore], dict[str, WindowStore]]:
 def _stores(side: str, store_format: str) -> dict[str, WindowStore]:
     """The windows of both splits, by split; empty before `tokenize` has run."""
     folders = {split: WINDOWS / side / split for split in SPLITS}
-    if not is_current(WINDOWS) or not all((folder / INDEX_NAME).is_file() for folder in folders.values()):
+    if not all((folder / INDEX_NAME).is_file() for folder in folders.values()) or not is_current(WINDOWS):
         return {}
     return {split: WindowStore(folder, store_format) for split, folder in folders.items()}
 

@@ -11,6 +11,8 @@ import yaml
 
 from moe_distill.errors import DataError, ResourceError
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML has it: the file is long
+
 
 @dataclass(frozen=True)
 class Output:
@@ -23,7 +25,10 @@ class Output:
 def recorded_stages(root: Path) -> dict[str, Any]:
     """What `root/dvc.lock` says of each stage; nothing where none has run yet."""
     lock = root / "dvc.lock"
-    stages: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.is_file() else {}
+    if not lock.is_file():
+        return {}
+    content = yaml.load(lock.read_text(encoding="utf-8"), LOADER)  # both are safe loaders
+    stages: dict[str, Any] = content["stages"]
     return stages
 
 
@@ -52,14 +57,15 @@ def made_as_asked(*stages: str) -> bool:
     What dvc.lock does not record, such as a stage that was run by hand, is taken to be.
     """
     recorded = recorded_stages(Path())
-    varied = Path("params.yaml")
-    profile = yaml.safe_load(varied.read_text(encoding="utf-8")).get("profile") if varied.is_file() else None
-    for name, values in (pair for stage in stages for pair in recorded.get(stage, {}).get("params", {}).items()):
+    asked = [pair for stage in stages for pair in recorded.get(stage, {}).get("params", {}).items()]
+    names = {"params.yaml", *(name for name, _ in asked)}
+    files = {name: yaml.load(Path(name).read_bytes(), LOADER) for name in names if Path(name).is_file()}
+    profile = _value(files.get("params.yaml"), "profile")
+    for name, values in asked:
         path = Path(name)
-        if not path.is_file() or (path.parent.name == "profiles" and path.stem != profile):
+        if name not in files or (path.parent.name == "profiles" and path.stem != profile):
             return False
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not all(_equal(_value(content, key), value) for key, value in values.items()):
+        if not all(_equal(_value(files[name], key), value) for key, value in values.items()):
             return False
     return True
 
