@@ -2,7 +2,7 @@
 
 Each run is of a small project in a temporary folder, made of this checkout: profile `test` on the source of the
 standard library. 1x fills what a stage holds at once, such as 256 KB of text (alignment/tokenize.py) and most of the
-10,000 words that a tokenizer remembers: 2.4 MB up to `tokenize`; 0.6 MB through the whole pipeline, which takes longer.
+10,000 words that a tokenizer remembers: 2.4 MB up to `tokenize`. Later stages take longer, and less fills them: 0.6 MB.
 Only a training of some minutes shows what tracking costs: the stage `control` of profile `tiny`.
 """
 
@@ -16,10 +16,10 @@ from bench_row import Row, Size, at_most, missing
 from interleaved import child_clocks, spread
 from stage_runs import ROOT, StageCost, make_workspace, repro, small_profile
 
-CHARACTERS, FULL_CHARACTERS = 2_400_000, 600_000  # of the corpus, at 1x: up to `tokenize`, and of the whole pipeline
+CHARACTERS, LATER_CHARACTERS = 2_400_000, 600_000  # of the corpus at 1x: up to `tokenize`, and after it
 GROWTH, NOTHING_TO_DO, TRACKING = at_most(1.1), at_most(5, "s"), at_most(1, "%")
 TRACKED = "tracking: share of the time of a training (stage `control`, profile `tiny`)"
-FIRST_STAGES = "tokenize"  # the last that a short benchmark runs on more text: they read all of it, in little time
+FIRST, LATER = "up to `tokenize`", "after `tokenize`"
 
 
 def rows(size: Size) -> Iterator[Row]:
@@ -27,17 +27,29 @@ def rows(size: Size) -> Iterator[Row]:
     if shutil.which("git") is None or not Path("/proc/self/status").is_file():
         yield missing("stages under `dvc repro`", "this takes git, and a Linux that tells what memory a process holds")
         return
-    characters = size.pick(CHARACTERS // 40, CHARACTERS, FULL_CHARACTERS)
-    last = {Size.SMALLEST: "corpus", Size.SHORT: FIRST_STAGES, Size.FULL: None}[size]
+    characters = size.pick(CHARACTERS // 40, CHARACTERS, CHARACTERS)
+    last = "corpus" if size is Size.SMALLEST else None
     with TemporaryDirectory() as folder:
         make_workspace(Path(folder), small_profile(), characters)
-        once = repro(Path(folder), "corpus" if size is Size.SMALLEST else None)
-        yield nothing_to_do(Path(folder), "corpus" if size is Size.SMALLEST else None, size.pick(1, 3, 5))
-    for scale in (4, 16) if size is Size.FULL else (4,):
-        with TemporaryDirectory() as folder:
-            make_workspace(Path(folder), small_profile(), scale * characters)
-            yield growth(once, repro(Path(folder), last), scale, last)
-    yield tracking() if size is Size.FULL else missing(TRACKED, "it takes minutes: `make bench-full`", TRACKING)
+        once = repro(Path(folder), last)
+        yield nothing_to_do(Path(folder), last, size.pick(1, 3, 5))
+    if size is Size.FULL:
+        fewer, more, most = costs(LATER_CHARACTERS), costs(4 * CHARACTERS), costs(16 * CHARACTERS, "tokenize")
+        yield growth(once, {stage: more[stage] for stage in most}, 4, FIRST)
+        yield growth(once, most, 16, FIRST)
+        for scale, later in ((4, once), (16, more)):
+            yield growth(fewer, {stage: cost for stage, cost in later.items() if stage not in most}, scale, LATER)
+        yield tracking()
+    else:
+        yield growth(once, costs(4 * characters, last or "tokenize"), 4, FIRST)
+        yield missing(TRACKED, "it takes minutes: `make bench-full`", TRACKING)
+
+
+def costs(characters: int, last: str | None = None) -> dict[str, StageCost]:
+    """What the stages take on a corpus of this size, up to the one that is named."""
+    with TemporaryDirectory() as folder:
+        make_workspace(Path(folder), small_profile(), characters)
+        return repro(Path(folder), last)
 
 
 def nothing_to_do(folder: Path, last: str | None, rounds: int) -> Row:
@@ -56,13 +68,16 @@ def nothing_to_do(folder: Path, last: str | None, rounds: int) -> Row:
     )
 
 
-def growth(once: dict[str, StageCost], more: dict[str, StageCost], scale: int, last: str | None) -> Row:
-    """The stage of `more` that grows most, and beside it all others; `last`: the one that `more` ends with."""
+def growth(once: dict[str, StageCost], more: dict[str, StageCost], scale: int, where: str) -> Row:
+    """The stage of `more` that grows most, and beside it all others.
+
+    Args:
+        where: which stages these are: FIRST or LATER.
+    """
     ratios = {stage: more[stage].peak_bytes / once[stage].peak_bytes for stage in more}
     worst = max(ratios, key=lambda stage: ratios[stage])
-    up_to = "" if last is None else f" (up to `{last}`)"
     return Row(
-        f"peak memory of a stage{up_to}, {scale}x the corpus over 1x: the one that grows most",
+        f"peak memory of a stage {where}, {scale}x the corpus over 1x: the one that grows most",
         ours=f"{worst} {more[worst].peak_bytes / 1e6:,.0f} MB",
         reference=f"{once[worst].peak_bytes / 1e6:,.0f} MB",
         ratio=spread([ratios[worst]]),

@@ -23,8 +23,9 @@ def tokenizer(teacher: tuple[Path, dict[str, float]]) -> Tokenizer:
     return tokenizer
 
 
-def test_packed_text_is_every_document_and_its_end(corpus: Path, tokenizer: Tokenizer) -> None:
-    tokens_N = packed_tokens(corpus / "train.parquet", tokenizer, END)
+def test_packed_text_is_every_document_and_its_end(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokens_N = packed_tokens(corpus / "train.parquet", tokenizer, END, tmp_path)
+    assert not list(tmp_path.iterdir())  # the file that holds them has no name
     texts = [document.text for batch in read_documents(corpus / "train.parquet") for document in batch]
     assert AWKWARD in texts  # spells <|endoftext|>, yet only the packing writes that token
     assert int((tokens_N == END).sum()) == len(texts)

@@ -107,7 +107,7 @@ def test_saved_folder_names_no_path_and_no_time(teacher: Trained) -> None:
 def busiest_expert(folder: Path, documents: Path) -> float:
     """The largest share of tokens any expert of any layer is chosen for; an even load is a half."""
     model = AutoModelForCausalLM.from_pretrained(folder)
-    tokens_N = packed_tokens(documents, load_tokenizer(folder), end_id=0)
+    tokens_N = packed_tokens(documents, load_tokenizer(folder), end_id=0, folder=folder)
     with torch.no_grad():
         layers = model(tokens_N[:512].view(16, 32), output_router_logits=True).router_logits
     return max(float(logits_TE.topk(2).indices.flatten().bincount().max()) / 512 for logits_TE in layers)

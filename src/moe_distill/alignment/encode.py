@@ -73,14 +73,7 @@ def encode(encoder: Encoder, texts: Sequence[bytes]) -> Encoded:
     Raises:
         DataError: the tokenizer fails, as one without an unknown token does.
     """
-    try:
-        encodings = encoder.tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
-    except Exception as error:  # the Rust library raises plain Exception
-        raise DataError(
-            f"tokenizer {encoder.name} cannot encode the text", str(error), "choose another model"
-        ) from error
-    ids = np.array(list(chain.from_iterable(encoding.ids for encoding in encodings)), dtype=np.int64)
-    counts = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+    ids, counts = _token_ids(encoder, texts)
     spelled = encoder.token_bytes.join(ids)
     bytes_before = np.append(0, np.cumsum(encoder.token_bytes.lengths[ids]))
     edges = bytes_before[np.append(0, np.cumsum(counts))].tolist()
@@ -89,6 +82,18 @@ def encode(encoder: Encoder, texts: Sequence[bytes]) -> Encoded:
         if spelled[start:stop] != text:
             misspelled.append((number, _first_difference(spelled[start:stop], text)))
     return without(Encoded(ids, counts, misspelled), [number for number, _ in misspelled])
+
+
+def _token_ids(encoder: Encoder, texts: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids of all texts, one after the other, and tokens of each."""
+    try:
+        encodings = encoder.tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+    except Exception as error:  # the Rust library raises plain Exception
+        raise DataError(
+            f"tokenizer {encoder.name} cannot encode the text", str(error), "choose another model"
+        ) from error
+    ids = np.array(list(chain.from_iterable(encoding.ids for encoding in encodings)), dtype=np.int64)
+    return ids, np.array([len(encoding) for encoding in encodings], dtype=np.int64)
 
 
 def without(encoded: Encoded, texts: Sequence[int]) -> Encoded:

@@ -5,7 +5,7 @@ import torch
 
 from moe_distill.alignment.boundaries import aligned_rows, last_rows, next_token_relation
 from moe_distill.alignment.encode import Encoded, Encoder, encode, without
-from moe_distill.alignment.teacher_windows import TeacherBatch
+from moe_distill.alignment.teacher_windows import TeacherBatch, narrow
 from moe_distill.alignment.window_cuts import lay_out, split_evenly
 from moe_distill.alignment.window_limits import SPELL, SplitCounts, WindowLimits, no_cut, skipped_line
 from moe_distill.corpus.documents import Document
@@ -57,17 +57,17 @@ def student_columns(
     split_counts.overhanging += int((relation == NextToken.LONGER).sum())
     split_counts.forced_cuts += forced
     return {
-        "token_ids": torch.from_numpy(encoded.ids).int(),
-        "token_counts": torch.from_numpy(counts).int(),
-        "documents": torch.from_numpy(windows.documents[owners]).int(),
+        "token_ids": narrow(encoded.ids),
+        "token_counts": narrow(counts),
+        "documents": narrow(windows.documents[owners]),
         "byte_starts": torch.from_numpy(starts[first] - windows.document_starts[owners]),
         "byte_ends": torch.from_numpy(ends[stops - 1] - windows.document_starts[owners]),
         "teacher_rows": torch.from_numpy(np.where(rows < 0, -1, rows + rows_before)),
-        "next_teacher_ids": torch.from_numpy(np.where(rows < 0, -1, windows.ids[rows])).int(),
+        "next_teacher_ids": narrow(np.where(rows < 0, -1, windows.ids[rows])),
         "next_tokens": torch.from_numpy(relation),
         "last_teacher_rows": torch.from_numpy(np.where(last < 0, -1, last + rows_before)),
-        "last_teacher_ids": torch.from_numpy(np.where(last < 0, -1, windows.ids[last])).int(),
-        "last_teacher_bytes": torch.from_numpy(np.where(last < 0, 0, starts - windows.starts[last])).int(),
+        "last_teacher_ids": narrow(np.where(last < 0, -1, windows.ids[last])),
+        "last_teacher_bytes": narrow(np.where(last < 0, 0, starts - windows.starts[last])),
     }
 
 

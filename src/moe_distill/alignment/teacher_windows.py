@@ -77,12 +77,17 @@ def cut_document(windows: TeacherBatch, document: int, n_windows: int) -> Teache
 def teacher_columns(windows: TeacherBatch) -> dict[str, torch.Tensor]:
     """The columns of a batch (TEACHER_FIELDS but `token_bytes`)."""
     return {
-        "token_ids": torch.from_numpy(windows.ids).int(),
-        "token_counts": torch.from_numpy(windows.window_counts).int(),
-        "documents": torch.from_numpy(windows.documents).int(),
+        "token_ids": narrow(windows.ids),
+        "token_counts": narrow(windows.window_counts),
+        "documents": narrow(windows.documents),
         "byte_starts": torch.from_numpy(windows.window_starts - windows.document_starts),
         "byte_ends": torch.from_numpy(windows.window_ends - windows.document_starts),
     }
+
+
+def narrow(values: NDArray[np.int64]) -> torch.Tensor:
+    """A column of int32, cast by numpy: torch's threads would wait for more work beside those of the tokenizers."""
+    return torch.from_numpy(values.astype(np.int32))
 
 
 def _starts(lengths: list[int]) -> Offsets:

@@ -8,7 +8,7 @@ import torch
 
 from moe_distill.alignment.encode import Encoder
 from moe_distill.alignment.student_windows import student_columns
-from moe_distill.alignment.teacher_windows import cut_document, teacher_columns, teacher_windows
+from moe_distill.alignment.teacher_windows import cut_document, narrow, teacher_columns, teacher_windows
 from moe_distill.alignment.window_limits import PURPOSE, SplitCounts, WindowLimits
 from moe_distill.corpus.documents import Document, hash_fraction
 from moe_distill.errors import DataError
@@ -94,7 +94,7 @@ def tokenize_split(
 def _vocabulary(encoder: Encoder, writer: ShardWriter) -> dict[str, torch.Tensor]:
     """The byte length of every id, in the first call alone; readers check with it that tokens fill their window."""
     lengths = encoder.token_bytes.lengths[: 0 if writer.rows("vocabulary") else None]
-    return {"token_bytes": torch.from_numpy(lengths).int()}
+    return {"token_bytes": narrow(lengths)}
 
 
 def batches(documents: Iterable[list[Document]]) -> Iterator[tuple[int, list[Document]]]:

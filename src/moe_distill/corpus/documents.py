@@ -44,6 +44,7 @@ def read_documents(path: Path, batch_documents: int = 64) -> Iterator[list[Docum
             missing_rows = file.metadata.num_rows
             for batch in file.iter_batches(batch_documents, columns=SCHEMA.names, use_threads=False):
                 missing_rows -= batch.num_rows
+                pa.default_memory_pool().release_unused()  # it would keep more and more of what it has read
                 yield [Document(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
             if missing_rows:  # pyarrow skips a page whose header is damaged
                 raise pa.ArrowInvalid(f"{missing_rows:,} of {file.metadata.num_rows:,} rows are missing")

@@ -5,7 +5,9 @@ Shapes: B windows of a batch, L positions of a window; here N counts the tokens 
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -15,15 +17,20 @@ from moe_distill.errors import DataError
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs, targets
 
 
-def packed_tokens(documents: Path, tokenizer: Tokenizer, end_id: int) -> torch.Tensor:
-    """The token ids of all documents of a parquet file, joined in order with `end_id` after each: int32 [N]."""
-    pieces = []
-    for batch in read_documents(documents):
-        ids: list[int] = []
-        for encoding in tokenizer.encode_batch_fast([document.text for document in batch], add_special_tokens=False):
-            ids += [*encoding.ids, end_id]
-        pieces.append(torch.tensor(ids, dtype=torch.int32))
-    return torch.cat(pieces)
+def packed_tokens(documents: Path, tokenizer: Tokenizer, end_id: int, folder: Path) -> torch.Tensor:
+    """The token ids of all documents of a parquet file, joined in order with `end_id` after each: int32 [N].
+
+    They lie in a file without a name, which goes with them; the system holds in memory what it has room for.
+
+    Args:
+        folder: where that file is made; it must exist.
+    """
+    with TemporaryFile(dir=folder) as file:
+        for batch in read_documents(documents):
+            texts = [document.text for document in batch]
+            for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+                file.write(np.array([*encoding.ids, end_id], dtype=np.int32).tobytes())
+        return torch.from_numpy(np.memmap(file, dtype=np.int32, mode="c"))
 
 
 def training_batches(tokens_N: torch.Tensor, end_id: int, length: int, windows: int, seed: int) -> Iterator[Batch]:

@@ -56,7 +56,7 @@ def train_tiny_teacher(
     model = _untrained_model(params, tokenizer.get_vocab_size(), end_id, seed)
     require_model_space(model, tokenizer, output)
     model.to(make_runtime("fp32").device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
-    tokens = packed_tokens(train_documents, tokenizer, end_id)
+    tokens = packed_tokens(train_documents, tokenizer, end_id, output)
     batches = training_batches(tokens, end_id, params.max_length, params.batch_windows, seed)
     _train(model, params, batches)
     bits_per_byte = _bits_per_byte(model, tokenizer, validation_documents, params.max_length)
