@@ -1,4 +1,7 @@
-"""Find the files that the `paths` of a source stand for; relative paths lie below the main checkout."""
+"""Find the files that the `paths` of a source stand for; relative paths lie below the main checkout.
+
+There may be millions of files, and a `Path` takes a kilobyte: names are held as text.
+"""
 
 import glob
 import os
@@ -13,12 +16,17 @@ from moe_distill.utils.files import project_root
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LocalFile:
     """A file of a source."""
 
     name: str  # as the user wrote it; bytes that are not UTF-8 stand in it as \\xe9
-    path: Path
+    location: str  # absolute, with such bytes as the system has them
+
+    @property
+    def path(self) -> Path:
+        """Where to read it."""
+        return Path(self.location)
 
 
 def local_files(paths: Sequence[str]) -> list[LocalFile]:
@@ -29,7 +37,7 @@ def local_files(paths: Sequence[str]) -> list[LocalFile]:
     """
     root = project_root()
     names = dict.fromkeys(name for path in paths for name in _texts(path, root))
-    return [LocalFile(printable(name), root / name) for name in names]
+    return [LocalFile(printable(name), str(root / name)) for name in names]
 
 
 def left_out(paths: Sequence[str]) -> Counter[str]:
@@ -39,12 +47,12 @@ def left_out(paths: Sequence[str]) -> Counter[str]:
     return Counter(_kind(root / name) for name in names if not _is_text(root / name))
 
 
-def printable(path: Path) -> str:
+def printable(name: str) -> str:
     """A path as text of UTF-8, whatever the bytes of its name."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _texts(path: str, root: Path) -> list[Path]:
+def _texts(path: str, root: Path) -> list[str]:
     names = [name for name in _matches(path, root) if _is_text(root / name)]
     if not names:
         raise DataError(f"`{path}` matches no {', '.join(SUFFIXES)} file", fix="change `paths` in corpus.sources")
@@ -61,26 +69,27 @@ def _kind(path: Path) -> str:
     return "folder that is a link" if path.is_dir() else "no regular file"
 
 
-def _matches(path: str, root: Path) -> list[Path]:
+def _matches(path: str, root: Path) -> list[str]:
     """Whatever `path` stands for and what lies below it, but for folders; all relative to `root`, or absolute."""
     try:
         # Path.glob refuses absolute patterns
         is_name = bool(path) and (root / path).exists()
         matches = [path] if is_name else sorted(glob.glob(path, root_dir=root, recursive=True))  # noqa: PTH207
-        return [name for match in map(Path, matches) for name in _below(match, root)]
+        return [name for match in matches for name in _below(str(Path(match)), root)]
     except (OSError, ValueError) as error:  # a name that no file can have, or a folder that cannot be listed
         raise DataError(f"`{path}` cannot be read", str(error), "change `paths` in corpus.sources") from error
 
 
-def _below(name: Path, root: Path) -> list[Path]:
+def _below(name: str, root: Path) -> list[str]:
     """The files below a folder, sorted, and links to folders, which are not followed; a file itself."""
     if not (root / name).is_dir():
         return [name]
-    found: list[Path] = []
+    found: list[str] = []
     for folder, folders, files in os.walk(root / name, onerror=_raise):
         links = [each for each in folders if Path(folder, each).is_symlink()]
-        found += [Path(folder, each).relative_to(root / name) for each in [*files, *links]]
-    return [name / each for each in sorted(found)]
+        below = name / Path(folder).relative_to(root / name)
+        found += [str(below / each) for each in [*files, *links]]
+    return sorted(found, key=lambda each: each.replace(os.sep, "\0"))  # by their folders first, as paths are sorted
 
 
 def _raise(error: OSError) -> None:

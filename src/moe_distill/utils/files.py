@@ -26,12 +26,21 @@ def canonical_json(value: Json) -> str:
     Raises:
         ValueError: a number is not finite, which JSON has no notation for.
     """
-    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return "".join(_canonical_pieces(value))
+
+
+def _canonical_pieces(value: Json) -> Iterator[str]:
+    encoder = json.JSONEncoder(sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    yield from encoder.iterencode(value)
+    yield "\n"
 
 
 def fingerprint(value: Json) -> str:
-    """SHA-256 over the canonical JSON of `value`, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()  # any file name
+    """SHA-256 over the canonical JSON of `value`, as 64 hexadecimal digits; the text is never whole in memory."""
+    digest = hashlib.sha256()
+    for piece in _canonical_pieces(value):
+        digest.update(piece.encode("utf-8", "surrogatepass"))  # any file name
+    return digest.hexdigest()
 
 
 def sha256_file(path: Path) -> str:
