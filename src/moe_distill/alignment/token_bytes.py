@@ -51,8 +51,9 @@ class TokenBytes:
         """The bytes that a sequence of tokens spells; an id that stands for no text adds none."""
         lengths = self.lengths[ids]
         before = np.cumsum(lengths) - lengths
-        places = np.repeat(self.starts[ids] - before, lengths) + np.arange(lengths.sum())
-        return bytes(self.spelling[places])
+        places = np.repeat(self.starts[ids] - before, lengths)
+        places += np.arange(len(places))
+        return self.spelling[places].tobytes()
 
     def by_bytes(self) -> dict[bytes, int]:
         """The id of each byte string; of several ids one that is no byte fallback, then the smallest."""
