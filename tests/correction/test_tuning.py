@@ -57,6 +57,20 @@ def test_a_model_that_shows_no_routers_logits_is_tuned_without_the_balance(
     assert "without the load-balancing loss" in capsys.readouterr().out
 
 
+def test_the_loss_scale_of_the_steps_has_its_floor(windows: WindowStore) -> None:
+    """Twenty steps that are not finite end the tuning; the scale would be 0.06 by then."""
+    model = make_teacher("qwen3_moe").half()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.inf)
+    adapters = adapter_parameters(attach_adapters(model, PARAMS, seed=0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.5)
+    optimizer, counters = torch.optim.AdamW(adapters.values()), Counters()
+    for _ in range(3):
+        tuning._step(model, windows, [0], 1, None, optimizer, scaler, counters)
+    assert counters.skipped_steps == 3
+    assert scaler.get_scale() == 1.0
+
+
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_the_first_gradient_is_that_of_a_reference(
     weight: float, windows: WindowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

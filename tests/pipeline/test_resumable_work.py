@@ -11,9 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from moe_distill.errors import ResourceError
-from moe_distill.pipeline.resumable_work import compute_once, hold_workspace
+from moe_distill.pipeline.resumable_work import (
+    WORKSPACE_LOCK,
+    WORKSPACE_OWNER,
+    compute_once,
+    hold_workspace,
+    workspace_holder,
+)
 from moe_distill.utils.files import canonical_json
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -21,7 +28,13 @@ KEY = "k" * 64
 WORKER = """
 import sys
 from pathlib import Path
-from moe_distill.pipeline.resumable_work import compute_once, hold_workspace
+from moe_distill.pipeline.resumable_work import (
+    WORKSPACE_LOCK,
+    WORKSPACE_OWNER,
+    compute_once,
+    hold_workspace,
+    workspace_holder,
+)
 
 def compute(folder):
     (folder / "half").touch()
@@ -178,6 +191,32 @@ def test_r21_a_second_stage_of_the_same_workspace_is_refused_within_two_seconds(
         first.end()
         with hold_workspace("check"):
             pass
+
+
+@pytest.mark.usefixtures("root")
+def test_r21_a_holder_that_has_not_said_who_it_is_is_waited_for_all_the_same() -> None:
+    Path(".work").mkdir()
+    with FileLock(WORKSPACE_LOCK):
+        assert workspace_holder() == ("a stage", "?")
+        with (
+            pytest.raises(ResourceError, match=r"^a stage already runs .* process \?; wait for it$"),
+            hold_workspace("a"),
+        ):
+            pass
+        Path(WORKSPACE_OWNER).touch()
+        assert workspace_holder() == ("a stage", "?")
+
+
+@pytest.mark.usefixtures("root")
+def test_r21_a_workspace_is_let_go_whatever_still_knows_of_it() -> None:
+    try:
+        with hold_workspace("first"):
+            raise KeyError
+    except KeyError as error:
+        kept = error  # its traceback has the frame with the lock
+        with hold_workspace("second"):
+            assert workspace_holder() == ("second", str(os.getpid()))
+        assert kept.__traceback__ is not None
 
 
 def test_r21_other_workspaces_wait_and_take_the_result(root: Path) -> None:

@@ -40,7 +40,7 @@ def test_batch_after_an_overflow_is_that_of_a_fresh_teacher(family: str) -> None
     model = loud_teacher(family)
     states, in_fp32 = run(model, loud)
     assert in_fp32
-    assert states.finite()
+    assert states.finite
     after, in_fp32 = run(model, ids)
     assert not in_fp32
     fresh, _ = run(loud_teacher(family), ids)

@@ -99,6 +99,18 @@ def test_r10_patience_counts_progress_of_min_delta_and_the_best_is_kept() -> Non
     assert (watch.best, watch.best_step) == (1.45, 5)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_r10_a_validation_that_is_not_finite_is_no_progress_and_never_the_best(value: float) -> None:
+    params = EarlyStopping(patience=2, min_delta=0.1, warmup_steps=0)
+    watch = observe(EarlyStoppingState(), 1, value, params)
+    assert (watch.best, watch.reference, watch.without_progress) == (None, None, 1)
+    watch = observe(watch, 2, 1.5, params)
+    assert (watch.best, watch.best_step, watch.without_progress) == (1.5, 2, 0)
+    watch = observe(observe(watch, 3, value, params), 4, value, params)
+    assert (watch.best, watch.best_step) == (1.5, 2)
+    assert should_stop(watch, params)
+
+
 def test_r10_the_weights_of_the_best_validation_are_kept_not_the_last(student: Student, train: Train) -> None:
     trainer = make_trainer(student, train, FP32, 0)
     weight = next(student.model.parameters())
@@ -241,6 +253,15 @@ def test_curve_drops_what_a_resumed_run_writes_again(tmp_path: Path) -> None:
         curve.append(step, {"total": step / 3})
     Curve(tmp_path / "c.tsv", ["total", "lm_raw"], 2).append(3, {"lm_raw": 1.5})
     assert (tmp_path / "c.tsv").read_text() == "step\ttotal\tlm_raw\n1\t0.333333333\t\n2\t0.666666667\t\n3\t\t1.5\n"
+
+
+@pytest.mark.parametrize("cut", ["step\ttotal\n1000\t1.4\n12", "step\ttotal\n1000\t1.4\n900\t1.", "st", ""])
+def test_a_row_of_a_curve_that_was_cut_off_is_dropped(tmp_path: Path, cut: str) -> None:
+    """By a full disk, say: of a step 1200, the 12 that is left would be before the step that is resumed at."""
+    (tmp_path / "c.tsv").write_text(cut)
+    Curve(tmp_path / "c.tsv", ["total"], 1000).append(1200, {"total": 1.3})
+    kept = ["1000\t1.4"] if "1000" in cut else []
+    assert (tmp_path / "c.tsv").read_text().splitlines() == ["step\ttotal", *kept, "1200\t1.3"]
 
 
 def test_r08_a_run_of_25_000_steps_stays_under_5_000_lines() -> None:

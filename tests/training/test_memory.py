@@ -14,7 +14,7 @@ from moe_distill.replay.head import HeadDescription
 from moe_distill.replay.router_rule import RouterRule
 from moe_distill.targets.sparse_target import SparseTarget
 from moe_distill.targets.stretches import Stretch
-from moe_distill.training.routing import RouterSettings, route, routed_state_terms
+from moe_distill.training.routing import RouterSettings, read_gate, route, routed_state_terms
 from moe_distill.training.student import Heads
 
 WINDOWS, LENGTH, K, TAIL_SAMPLES = 4, 384, 64, 32
@@ -82,9 +82,10 @@ def test_replay_of_a_real_step_fits_in_one_and_a_half_gib_beyond_the_student() -
             head, runs = real_head(), real_runs()
             heads = Heads([15, 30], STUDENT_SIZE, TEACHER_SIZE, EXPERTS).to("meta")
             resident = memory.live
-            routing = route(heads, head, student_WPD, runs, RouterSettings(1.0, EXPERTS, 0.0))
+            settings = RouterSettings(1.0, EXPERTS, 0.0)
+            routed_WPT = route(heads, head, read_gate(student_WPD, runs, settings), runs, settings)
             weights = {"router_feature": 1.0, "router_attention": 1.0}
-            terms = routed_state_terms(heads, routing, student_WPD, runs, weights, WINDOWS * LENGTH)
+            terms = routed_state_terms(heads, routed_WPT, student_WPD, runs, weights, WINDOWS * LENGTH)
             total_of(terms).backward()
     assert student_WPD.grad is not None
     output_matrix = TEACHER_VOCABULARY * TEACHER_SIZE * 2

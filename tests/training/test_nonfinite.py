@@ -17,9 +17,9 @@ from moe_distill.training.loop import Result, result_metrics
 from moe_distill.training.objective import Student
 from moe_distill.training.phases import control
 from moe_distill.training.schedule import LM_ONLY
-from moe_distill.training.step import MINIMUM_LOSS_SCALE, Update, optimizer_step
-from moe_distill.training.trainer import make_trainer
-from moe_distill.utils.device import Runtime
+from moe_distill.training.step import Update, optimizer_step
+from moe_distill.training.trainer import make_trainer, save_for_next_phase, take_over
+from moe_distill.utils.device import MINIMUM_LOSS_SCALE, Runtime
 from tests.chain import Chain
 from tests.training.conftest import make_batch
 from tests.training.test_loop_parts import metrics_of
@@ -75,6 +75,20 @@ def test_the_loss_scale_never_falls_below_its_floor(student: Student, train: Tra
         scales.append(trainer.scaler.get_scale())
     assert scales[:2] == [2.0**15, 2.0**14]
     assert min(scales) == scales[-1] == MINIMUM_LOSS_SCALE == 1.0
+
+
+def test_the_next_phase_goes_on_with_the_loss_scale(student: Student, train: Train, tmp_path: Path) -> None:
+    """As the baseline does, which is one phase: from 65,536 its first steps would be skipped for nothing."""
+    trainer = make_trainer(student, train, FP16, 0)
+    state = {"scale": 512.0, "_growth_tracker": 7}
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | state)
+    save_for_next_phase(trainer, tmp_path / "next/optimizer.safetensors")
+    following = make_trainer(student, train, FP16, 0)
+    take_over(following, tmp_path / "next/optimizer.safetensors")
+    assert following.scaler.state_dict() == trainer.scaler.state_dict()
+    without = make_trainer(student, train, Runtime(torch.device("cpu"), torch.float32), 0)
+    take_over(without, tmp_path / "next/optimizer.safetensors")
+    assert not without.scaler.is_enabled()
 
 
 def test_without_a_scaler_there_is_no_floor(student: Student, train: Train) -> None:

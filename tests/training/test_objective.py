@@ -188,8 +188,8 @@ COMPUTED = {  # what is called, and how often, for each term alone; `route` asks
     "contrastive": {"objective.contrastive_nll": 1},
     "router_feature": {"objective.route": 1, "routing.cosine_distance": 1},
     "router_attention": {"objective.route": 1, "routing.relation_kl": 1},
-    "router_balance": {"objective.route": 1, "routing.load_balancing_loss": 1},
-    "router_importance": {"objective.route": 1, "routing.importance_kl": 1},
+    "router_balance": {"routing.load_balancing_loss": 1},
+    "router_importance": {"routing.importance_kl": 1},
 }
 
 

@@ -19,7 +19,7 @@ from moe_distill.replay.block import (
 )
 from moe_distill.replay.router_rule import RouterRule
 from moe_distill.training.objective import Student
-from moe_distill.training.routing import RouterSettings, gate_terms, route, student_aware_logits
+from moe_distill.training.routing import RouterSettings, gate_terms, read_gate, route, student_aware_logits
 from tests.training.conftest import heads_of, make_batch, runs_of
 
 
@@ -50,13 +50,15 @@ def test_r15_router_starts_as_the_teachers_own_gate(
     read = block_input(head, moe_input)
     stored = gate_logits(head, read).half().float()  # as shards hold them
     runs = replace(runs, router_logits_NE=stored)
-    routing = route(heads_of(student), head, states, runs, RouterSettings(1.0, experts_per_token, 0.0))
-    assert torch.equal(student_aware_logits(heads_of(student), routing.gate), stored)
+    settings = RouterSettings(1.0, experts_per_token, 0.0)
+    gate = read_gate(states, runs, settings)
+    routed_WPT = route(heads_of(student), head, gate, runs, settings)
+    assert torch.equal(student_aware_logits(heads_of(student), gate), stored)
     expected = routed_hidden(moe_input, expert_outputs(head, read), teacher_mixture(head, stored))
-    torch.testing.assert_close(routing.routed_WPT[runs.mask_WP], expected)
-    assert not routing.routed_WPT[~runs.mask_WP].any()
+    torch.testing.assert_close(routed_WPT[runs.mask_WP], expected)
+    assert not routed_WPT[~runs.mask_WP].any()
     settings, weights = RouterSettings(2.0, 1, 0.0), dict.fromkeys(ROUTER_TERMS, 1.0)
-    terms, use = gate_terms(heads_of(student), head, routing.gate, settings, weights)
+    terms, use = gate_terms(heads_of(student), head, gate, settings, weights)
     assert use.divergence.item() == pytest.approx(0.0, abs=1e-7)
     assert terms["router_importance"].raw.item() == pytest.approx(0.0, abs=1e-6)
 
@@ -68,10 +70,11 @@ def test_r15_gate_of_one_normalised_expert_learns_from_the_students_loss(
     assert (teacher_head.router.experts_per_token, teacher_head.router.normalizes) == (1, True)
     runs, states = runs_and_states([12, 9])
     for n_experts in (1, 2, 3):
-        routing = route(heads_of(student), teacher_head, states, runs, RouterSettings(1.0, n_experts, 0.0))
+        settings = RouterSettings(1.0, n_experts, 0.0)
+        routed_WPT = route(heads_of(student), teacher_head, read_gate(states, runs, settings), runs, settings)
         projected = heads_of(student).routed_projection(states)
         heads_of(student).zero_grad()
-        cosine_distance(projected, routing.routed_WPT, runs.mask_WP).mean().backward()
+        cosine_distance(projected, routed_WPT, runs.mask_WP).mean().backward()
         gradient = heads_of(student).gate_weight.grad
         assert gradient is not None
         assert gradient.abs().max() > 1e-4
@@ -81,12 +84,14 @@ def test_r28_noise_on_the_gate_is_what_was_drawn_for_the_step(student: Student, 
     """Scaled by the schedule; without it the mixture is another."""
     runs, states = runs_and_states([12, 9])
     assert runs.gate_noise_NE is not None
-    noisy, quiet = (
-        route(heads_of(student), teacher_head, states, runs, RouterSettings(1.0, 3, noise)) for noise in (0.5, 0.0)
+    settings = [RouterSettings(1.0, 3, noise) for noise in (0.5, 0.0)]
+    gates = [read_gate(states, runs, each) for each in settings]
+    assert torch.equal(gates[0].noise_NE, 0.5 * runs.gate_noise_NE)
+    assert not gates[1].noise_NE.any()
+    noisy_WPT, quiet_WPT = (
+        route(heads_of(student), teacher_head, gate, runs, each) for gate, each in zip(gates, settings, strict=True)
     )
-    assert torch.equal(noisy.gate.noise_NE, 0.5 * runs.gate_noise_NE)
-    assert not quiet.gate.noise_NE.any()
-    assert (noisy.routed_WPT - quiet.routed_WPT).abs().max() > 1e-2
+    assert (noisy_WPT - quiet_WPT).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("term", ["router_balance", "router_importance"])
@@ -97,7 +102,7 @@ def test_terms_of_the_gates_means_train_the_correction_alone(
     with torch.no_grad():
         heads_of(student).gate_bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
     settings = RouterSettings(1.0, 1, 0.0)
-    gate = route(heads_of(student), teacher_head, states.requires_grad_(), runs, settings).gate.detached()
+    gate = read_gate(states.requires_grad_(), runs, settings).detached()
     weights = dict.fromkeys(ROUTER_TERMS, 0.0) | {term: 2.0}
     terms, _ = gate_terms(heads_of(student), teacher_head, gate, settings, weights)
     assert terms.keys() == {term}
@@ -115,7 +120,7 @@ def test_the_gates_means_are_of_its_noisy_logits(student: Student, teacher_head:
     with torch.no_grad():
         heads_of(student).gate_bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
     settings, weights = RouterSettings(2.0, 1, 1.5), dict.fromkeys(ROUTER_TERMS, 1.0)
-    gate = route(heads_of(student), teacher_head, states, runs, settings).gate.detached()
+    gate = read_gate(states, runs, settings).detached()
     terms, use = gate_terms(heads_of(student), teacher_head, gate, settings, weights)
 
     assert runs.router_logits_NE is not None

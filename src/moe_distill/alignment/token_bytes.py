@@ -53,7 +53,7 @@ class TokenBytes:
         before = np.cumsum(lengths) - lengths
         places = np.repeat(self.starts[ids] - before, lengths)
         places += np.arange(len(places))
-        return self.spelling[places].tobytes()
+        return bytes(self.spelling[places])
 
     def by_bytes(self) -> dict[bytes, int]:
         """The id of each byte string; of several ids one that is no byte fallback, then the smallest."""

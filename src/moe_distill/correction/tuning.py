@@ -33,7 +33,7 @@ from moe_distill.shards.checkpoint import (
     save_checkpoint,
 )
 from moe_distill.shards.window_store import WindowStore, model_inputs
-from moe_distill.utils.device import Runtime
+from moe_distill.utils.device import Runtime, update_loss_scale
 from moe_distill.utils.learning_rate import warmup_cosine
 from moe_distill.utils.signals import postponed_signals
 
@@ -145,21 +145,22 @@ def _step(
         DivergenceError: see `tune`.
     """
     optimizer.zero_grad(set_to_none=True)
-    n_tokens, nats = int(windows.token_counts[numbers].sum()), 0.0
+    n_tokens, nll_of_step = int(windows.token_counts[numbers].sum()), []
     for start in range(0, len(numbers), micro_batch_windows):
         nll, loss = _losses(model, windows, numbers[start : start + micro_batch_windows], n_tokens, balance)
         scaler.scale(loss).backward()
-        nats += float(nll)
+        nll_of_step.append(nll)
     scaler.unscale_(optimizer)
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP))
-    if math.isfinite(norm) and math.isfinite(nats):
+    norm, nats = float(torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)), float(torch.stack(nll_of_step).sum())
+    applied = math.isfinite(norm) and math.isfinite(nats)
+    if applied:
         optimizer.step()
         counters.consecutive_nonfinite = 0
     else:
         counters.skipped_steps += 1
         counters.consecutive_nonfinite += 1
-    scaler.update()
+    update_loss_scale(scaler, applied, scaler.get_scale())
     if counters.consecutive_nonfinite >= MAX_CONSECUTIVE_NONFINITE:
         raise DivergenceError(
             f"teacher_correction: {counters.consecutive_nonfinite} steps in a row were not finite",
@@ -174,13 +175,16 @@ def _losses(
 ) -> tuple[Tensor, Tensor]:
     """The share of a micro-batch in a step's cross-entropy, for the log, and in its whole loss."""
     input_ids_BL, tokens = model_inputs(windows, numbers)
-    real_BL, targets_N = real_positions(tokens).to(model.device), torch.cat(tokens).to(model.device)
+    places_N = real_positions(tokens).flatten().nonzero().squeeze(1).to(model.device)
+    targets_N = torch.cat(tokens).to(model.device)
     asked = {} if balance is None else {"output_router_logits": True}
     output = model(input_ids=input_ids_BL.to(model.device), use_cache=False, **asked)
-    nll = F.cross_entropy(output.logits[real_BL].float(), targets_N, reduction="sum") / n_tokens
+    logits_NR = output.logits.flatten(0, 1).index_select(0, places_N).float()
+    nll = F.cross_entropy(logits_NR, targets_N, reduction="sum") / n_tokens
     if balance is None:
         return nll.detach(), nll
-    of_layers = [each.reshape(real_BL.numel(), -1)[real_BL.flatten()].float() for each in output.router_logits]
+    n_positions = input_ids_BL.numel()
+    of_layers = [each.reshape(n_positions, -1).index_select(0, places_N).float() for each in output.router_logits]
     uneven = router_auxiliary_loss(of_layers, balance.experts_per_token) * len(targets_N) / n_tokens
     return nll.detach(), nll + balance.weight * uneven
 

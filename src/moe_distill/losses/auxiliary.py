@@ -19,6 +19,7 @@ def router_auxiliary_loss(router_logits: Sequence[Tensor], experts_per_token: in
     losses = []
     for logits_NE in router_logits:
         probs_NE = logits_NE.softmax(dim=-1)
-        chosen_E = probs_NE.topk(experts_per_token).indices.flatten().bincount(minlength=probs_NE.shape[1])
-        losses.append(chosen_E.float() @ probs_NE.mean(dim=0) * probs_NE.shape[1] / len(probs_NE))
+        chosen = probs_NE.topk(experts_per_token).indices.flatten()
+        chosen_E = probs_NE.new_zeros(probs_NE.shape[1]).index_add(0, chosen, probs_NE.new_ones(()).expand(len(chosen)))
+        losses.append(chosen_E @ probs_NE.mean(dim=0) * probs_NE.shape[1] / len(probs_NE))
     return torch.stack(losses).mean()

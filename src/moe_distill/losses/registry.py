@@ -11,7 +11,8 @@ from torch import Tensor
 
 TEXT_TERMS = ("lm", "kd")
 HIDDEN_TERMS = ("feature", "attention", "layerwise", "contrastive")
-ROUTER_TERMS = ("router_feature", "router_attention", "router_balance", "router_importance")
+ROUTED_STATE_TERMS = ("router_feature", "router_attention")  # against the experts' answers under the gate
+ROUTER_TERMS = (*ROUTED_STATE_TERMS, "router_balance", "router_importance")  # the last two are of the gate alone
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,14 @@ from moe_distill.utils.files import (
     project_root,
     publish,
     sha256_file,
+    write_atomically,
 )
 
 SAME_WORKSPACE_SECONDS = 0.5
 WAIT_MESSAGE_SECONDS = 60.0
 RECORD_NAME = "done.json"
 WORKSPACE_LOCK, WORKSPACE_OWNER = ".work/workspace.lock", ".work/workspace.owner"
+NOT_SAID_YET = "a stage", "?"  # name and pid of a holder that has just come
 
 
 class _Record(BaseModel):
@@ -63,18 +65,20 @@ def hold_workspace(name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=SAME_WORKSPACE_SECONDS)
     except Timeout:
-        running, pid = owner.read_text(encoding="utf-8").split()
+        running, pid = _owner(owner) or NOT_SAID_YET
         raise ResourceError(
             f"{running} already runs in this workspace as process {pid}",
-            fix=f"wait for it, or stop it with: kill {pid}",
+            fix="wait for it" if pid == "?" else f"wait for it, or stop it with: kill {pid}",
         ) from None
-    with lock:
-        owner.write_text(f"{name} {os.getpid()}", encoding="utf-8")
+    try:
+        write_atomically(owner, f"{name} {os.getpid()}".encode())
         _remove_what_dvc_has_recorded()
         yield
+    finally:
+        lock.release()
 
 
-def workspace_holder() -> tuple[str, int] | None:
+def workspace_holder() -> tuple[str, str] | None:
     """Name and pid of the stage that runs in the current folder; None: no stage runs."""
     if not Path(WORKSPACE_LOCK).is_file():
         return None
@@ -82,8 +86,13 @@ def workspace_holder() -> tuple[str, int] | None:
         with FileLock(WORKSPACE_LOCK, timeout=0):
             return None
     except Timeout:
-        name, pid = Path(WORKSPACE_OWNER).read_text(encoding="utf-8").split()
-        return name, int(pid)
+        return _owner(Path(WORKSPACE_OWNER)) or NOT_SAID_YET
+
+
+def _owner(path: Path) -> tuple[str, str] | None:
+    """The first word of what the holder of a lock has written, and the rest; None: it has not yet."""
+    name, _, rest = (path.read_text(encoding="utf-8") if path.is_file() else "").partition(" ")
+    return (name, rest) if rest else None
 
 
 def compute_once(
@@ -198,14 +207,16 @@ def _held(folder: Path, stage: str) -> Iterator[None]:
             try:
                 lock.acquire(timeout=timeout)
             except Timeout:
-                pid, _, workspace = owner.read_text(encoding="utf-8").partition(" ")
+                pid, workspace = _owner(owner) or ("?", "another workspace")
                 log(f"{stage}: process {pid} in {workspace} computes the same result; waiting")
                 timeout = WAIT_MESSAGE_SECONDS
     finally:
         waits.unlink()
-    with lock:
-        owner.write_text(f"{os.getpid()} {Path.cwd()}", encoding="utf-8")
+    try:
+        write_atomically(owner, f"{os.getpid()} {Path.cwd()}".encode())
         yield
+    finally:
+        lock.release()
 
 
 def _waiters(folder: Path) -> list[int]:

@@ -154,7 +154,7 @@ def _finite_states(
     """
     input_ids_BL = batch.input_ids_BL.to(next(model.parameters()).device)
     states, in_fp32 = forward(model, architecture, input_ids_BL, hidden_layers)
-    if not states.finite():
+    if not states.finite:
         what = f"the teacher gives non-finite values in {batch}"
         raise DataError(what, "in fp32 too", OTHER_TEACHER)
     return states, in_fp32

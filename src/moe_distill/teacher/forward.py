@@ -6,6 +6,7 @@ Shapes: B windows of a batch, L positions of a window, T hidden size, E experts,
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class States:
     moe_input_BLT: Tensor | None  # residual stream that enters the last MoE block; None: the last layer has none
     router_logits_BLE: Tensor | None  # of that block
 
+    @cached_property
     def finite(self) -> bool:
         """Whether no value is NaN or infinite."""
         tensors = (self.final_BLT, self.hidden_BLST, self.moe_input_BLT, self.router_logits_BLE)
@@ -48,8 +50,8 @@ def forward(
         The states, which may not be finite in fp32 either, and whether fp32 had to be used.
     """
     states = _run(architecture, input_ids_BL, hidden_layers)
-    if states.finite() or model.dtype is torch.float32:
-        return states, not states.finite()
+    if states.finite or model.dtype is torch.float32:
+        return states, not states.finite
     dtype = model.dtype
     _convert_weights(model, torch.float32)
     states = _run(architecture, input_ids_BL, hidden_layers)

@@ -16,8 +16,9 @@ class Curve:
 
     def __init__(self, path: Path, columns: list[str], last_step: int) -> None:
         self._path, self._columns = path, ["step", *columns]
-        lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-        kept = [line for line in lines if int(line.partition("\t")[0] or 0) <= last_step]
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        rows = text.split("\n")[1:-1]  # what no newline ends was cut off as it was written: its step may be too
+        kept = [row for row in rows if int(row.partition("\t")[0] or 0) <= last_step]
         write_atomically(path, ("\n".join(["\t".join(self._columns), *kept]) + "\n").encode())
 
     def append(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,7 +1,8 @@
 """One objective for training and validation: every term once, with its raw value and its part of the total.
 
-A term of weight 0 is not computed. Sums are divided by the counts of the whole optimizer step (or validation set), so
-that parts of a batch add up to the batch: the gradient does not depend on how a step is split.
+A term of weight 0 is not computed, but for KD, which is measured wherever there is a target. Sums are divided by the
+counts of the whole optimizer step (or validation set), so that parts of a batch add up to the batch: the gradient does
+not depend on how a step is split.
 """
 
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from transformers import PreTrainedModel
 from moe_distill.batches.batch import Batch, Counts, HiddenRuns
 from moe_distill.losses.hidden import contrastive_nll, cosine_distance, relation_kl
 from moe_distill.losses.output_head import OutputHead
-from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, LossTerm, Terms, total_of
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTED_STATE_TERMS, ROUTER_TERMS, LossTerm, Terms, total_of
 from moe_distill.losses.text_loss import TextLoss, text_loss
 from moe_distill.models.decoder import Decoder, find_decoder
 from moe_distill.replay.block import TeacherHead
-from moe_distill.training.routing import GateInputs, RouterSettings, route, routed_state_terms
+from moe_distill.training.routing import GateInputs, RouterSettings, read_gate, route, routed_state_terms
 from moe_distill.training.student import Heads, StudentStates, gather_runs, run_student
 
 
@@ -83,11 +84,13 @@ def evaluate_objective(
         state_terms = _hidden_terms(student.heads, states, runs, objective, counts)
         if student.teacher_head is not None and any(objective.weights[name] for name in ROUTER_TERMS):
             student_WPD = gather_runs(states.final_BLD, runs)
-            routing = route(student.heads, student.teacher_head, student_WPD, runs, objective.router)
-            state_terms |= routed_state_terms(
-                student.heads, routing, student_WPD, runs, objective.weights, counts.hidden
-            )
-            gate = routing.gate.detached()
+            gate = read_gate(student_WPD, runs, objective.router)
+            if any(objective.weights[name] for name in ROUTED_STATE_TERMS):
+                routed_WPT = route(student.heads, student.teacher_head, gate, runs, objective.router)
+                state_terms |= routed_state_terms(
+                    student.heads, routed_WPT, student_WPD, runs, objective.weights, counts.hidden
+                )
+            gate = gate.detached()
         if state_terms:
             loss = loss + total_of(state_terms)
             terms |= {name: term.detached() for name, term in state_terms.items()}
@@ -113,7 +116,7 @@ def _text_terms(
 
 
 def _hidden_terms(heads: Heads, states: StudentStates, runs: HiddenRuns, objective: Objective, counts: Counts) -> Terms:
-    """Terms against captured states: `feature` and `contrastive` at the last layer, `layerwise` at the others."""
+    """Terms against captured states: `layerwise` at all pairs of layers but the last, the others at that."""
     weights = {name: objective.weights[name] for name in HIDDEN_TERMS if objective.weights[name] > 0}
     last = len(heads.pairs) - 1
     values: dict[str, Tensor] = {}

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from moe_distill.batches.batch_order import spread_windows
 from moe_distill.batches.loader import BatchReader
@@ -20,7 +19,6 @@ from moe_distill.models.decoder import find_decoder
 from moe_distill.models.pretrained import load_causal_lm, save_causal_lm
 from moe_distill.replay.block import load_teacher_head
 from moe_distill.replay.head import read_description
-from moe_distill.shards.checkpoint import optimizer_tensors, restore_optimizer
 from moe_distill.shards.provenance import check_same_teacher
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.targets.next_token_counts import load_vocabulary_map
@@ -35,7 +33,7 @@ from moe_distill.training.replay_check import replay_fault
 from moe_distill.training.schedule import LM_ONLY, first_phase_steps, objective_at, ramps_are_complete
 from moe_distill.training.stage_folders import OPTIMIZER_NAME, TrainingInputs, TrainingOutputs
 from moe_distill.training.student import layer_pairs, make_heads
-from moe_distill.training.trainer import Trainer, make_trainer, work_bytes
+from moe_distill.training.trainer import make_trainer, save_for_next_phase, take_over, work_bytes
 from moe_distill.utils.device import Runtime, make_runtime, seed_everything
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.processes import ALONE, Processes
@@ -144,7 +142,7 @@ def _train(
     student = _student(params, phase, with_states, inputs, train_split, runtime)
     trainer = make_trainer(student, train, runtime, first_step)
     if inputs.optimizer is not None:
-        restore_optimizer(trainer.optimizer, trainer.names, load_file(inputs.optimizer / OPTIMIZER_NAME))
+        take_over(trainer, inputs.optimizer / OPTIMIZER_NAME)
     outputs.work.mkdir(parents=True, exist_ok=True)
     n_bytes = work_bytes(trainer) - sum(path.stat().st_size for path in outputs.work.rglob("*.safetensors"))
     require_space(outputs.work, n_bytes, f"{phase.stage}: its checkpoints", "choose a smaller student")
@@ -180,7 +178,7 @@ def _train(
     if processes.is_first:
         save_causal_lm(student.model, inputs.student, outputs.student)
         if outputs.optimizer is not None:
-            _save_optimizer(trainer, outputs.optimizer)
+            save_for_next_phase(trainer, outputs.optimizer / OPTIMIZER_NAME)
     return result
 
 
@@ -245,10 +243,3 @@ def _check_states(split: Split, batch_windows: int) -> None:
 
 def _below(folder: Path | None, split: str) -> Path | None:
     return None if folder is None else folder / split
-
-
-def _save_optimizer(trainer: Trainer, folder: Path) -> None:
-    """Write the moments of the student's weights for the next phase."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {parameter: name for parameter, name in trainer.names.items() if name.startswith("student.")}
-    save_file(optimizer_tensors(trainer.optimizer, names), folder / OPTIMIZER_NAME)

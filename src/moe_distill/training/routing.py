@@ -48,14 +48,6 @@ class GateInputs:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """The replayed block at the runs' positions."""
-
-    gate: GateInputs
-    routed_WPT: Tensor  # residual stream after the block under the mixture; 0 where padded
-
-
-@dataclass(frozen=True)
 class ExpertUse:
     """How a whole step (or validation set) uses the experts."""
 
@@ -63,22 +55,28 @@ class ExpertUse:
     divergence: Tensor  # mean KL(student-aware gate || teacher's gate) in nats, without temperature or noise; scalar
 
 
-def route(
-    heads: Heads, teacher_head: TeacherHead, student_WPD: Tensor, runs: HiddenRuns, settings: RouterSettings
-) -> Routing:
-    """Ask every expert and mix the answers under the student-aware gate."""
-    assert runs.moe_input_WPT is not None
+def read_gate(student_WPD: Tensor, runs: HiddenRuns, settings: RouterSettings) -> GateInputs:
+    """What the student-aware gate reads at the runs' positions."""
     assert runs.router_logits_NE is not None
     assert runs.gate_noise_NE is not None
+    return GateInputs(runs.packed(student_WPD), runs.router_logits_NE, settings.noise * runs.gate_noise_NE)
+
+
+def route(
+    heads: Heads, teacher_head: TeacherHead, gate: GateInputs, runs: HiddenRuns, settings: RouterSettings
+) -> Tensor:
+    """Ask every expert and mix the answers under the student-aware gate.
+
+    Returns:
+        The residual stream after the block, [W, P, T]; 0 where padded.
+    """
+    assert runs.moe_input_WPT is not None
     moe_input_NT = runs.packed(runs.moe_input_WPT)
     with torch.no_grad():
         read_NT = block_input(teacher_head, moe_input_NT)
         outputs_NET = expert_outputs(teacher_head, read_NT)
         unrouted_NT = moe_input_NT + shared_output(teacher_head, read_NT)
-    noise_NE = settings.noise * runs.gate_noise_NE
-    gate = GateInputs(runs.packed(student_WPD), runs.router_logits_NE, noise_NE)
-    routed_NT = routed_hidden(unrouted_NT, outputs_NET, _mixture(heads, teacher_head, gate, settings))
-    return Routing(gate, runs.padded(routed_NT))
+    return runs.padded(routed_hidden(unrouted_NT, outputs_NET, _mixture(heads, teacher_head, gate, settings)))
 
 
 def student_aware_logits(heads: Heads, gate: GateInputs) -> Tensor:
@@ -94,19 +92,25 @@ def _mixture(heads: Heads, teacher_head: TeacherHead, gate: GateInputs, settings
 
 
 def routed_state_terms(
-    heads: Heads, routing: Routing, student_WPD: Tensor, runs: HiddenRuns, weights: Mapping[str, float], positions: int
+    heads: Heads,
+    routed_WPT: Tensor,
+    student_WPD: Tensor,
+    runs: HiddenRuns,
+    weights: Mapping[str, float],
+    positions: int,
 ) -> Terms:
     """`router_feature` and `router_attention`, where their weight is above 0: the student against routed knowledge.
 
     Args:
+        routed_WPT: see `route`.
         positions: of the whole step or validation set.
     """
     values: dict[str, Tensor] = {}
     if weights["router_feature"] > 0:
         projected_WPT = heads.routed_projection(student_WPD)
-        values["router_feature"] = cosine_distance(projected_WPT, routing.routed_WPT, runs.mask_WP)
+        values["router_feature"] = cosine_distance(projected_WPT, routed_WPT, runs.mask_WP)
     if weights["router_attention"] > 0:
-        values["router_attention"] = relation_kl(student_WPD, routing.routed_WPT, runs.mask_WP)
+        values["router_attention"] = relation_kl(student_WPD, routed_WPT, runs.mask_WP)
     return {name: LossTerm(raw := value.sum() / positions, weights[name] * raw) for name, value in values.items()}
 
 

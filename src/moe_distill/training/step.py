@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from moe_distill.batches.batch import Batch, Counts
-from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS, Terms, total_of
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTED_STATE_TERMS, ROUTER_TERMS, TEXT_TERMS, Terms, total_of
 from moe_distill.losses.router import expert_entropy
 from moe_distill.training.objective import LossOutput, Objective, Student, evaluate_objective
 from moe_distill.training.routing import ExpertUse, GateInputs, gate_terms
 from moe_distill.training.student import Heads
-from moe_distill.utils.device import Runtime
+from moe_distill.utils.device import Runtime, update_loss_scale
 from moe_distill.utils.processes import ALONE, Processes, sum_gradients
 
-TERMS_OF_PARTS = tuple(sorted(TEXT_TERMS + HIDDEN_TERMS + ROUTER_TERMS))  # those of the gate's means are not seen there
-MINIMUM_LOSS_SCALE = 1.0  # below it gradients underflow, and a scale of 0 would never grow again
+TERMS_OF_PARTS = tuple(sorted(TEXT_TERMS + HIDDEN_TERMS + ROUTED_STATE_TERMS))
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,7 @@ def optimizer_step(
     applied = math.isfinite(of_norm) and math.isfinite(of_loss) and math.isfinite(metrics.total)
     if applied:
         optimizer.step()  # not the scaler's `step`, which would ask the device once more
-    scaler.update()
-    if scaler.is_enabled() and not applied and of_scale * scaler.get_backoff_factor() < MINIMUM_LOSS_SCALE:
-        scaler.update(MINIMUM_LOSS_SCALE)
+    update_loss_scale(scaler, applied, of_scale)
     return Update(metrics, of_loss, of_norm, applied, of_scale)
 
 

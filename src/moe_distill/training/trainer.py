@@ -1,9 +1,11 @@
 """What changes while training: modules, optimizer, scaler and counters, and how they are saved and restored."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_distill.config.profile import Train
@@ -12,6 +14,8 @@ from moe_distill.training.early_stopping import EarlyStoppingState
 from moe_distill.training.objective import Student
 from moe_distill.training.optimizer import make_optimizer, parameter_names
 from moe_distill.utils.device import Runtime
+
+SCALER_STATE = ("scale", "_growth_tracker")  # of a gradient scaler: what changes
 
 
 class Counters(BaseModel):
@@ -109,3 +113,22 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if trainer.counters.scaler:
         trainer.scaler.load_state_dict(trainer.counters.scaler)
     trainer.step = checkpoint.step
+
+
+def save_for_next_phase(trainer: Trainer, path: Path) -> None:
+    """Write what the next phase goes on with, beside the weights: the student's moments, and the loss scale in fp16."""
+    names = {parameter: name for parameter, name in trainer.names.items() if name.startswith("student.")}
+    scaler = trainer.scaler.state_dict()  # empty without one
+    state = {f"scaler:{name}": torch.tensor(scaler[name], dtype=torch.float64) for name in SCALER_STATE if scaler}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(optimizer_tensors(trainer.optimizer, names) | state, path)
+
+
+def take_over(trainer: Trainer, path: Path) -> None:
+    """Go on from what the phase before has written; heads that it had not start afresh."""
+    tensors = load_file(path)
+    restore_optimizer(trainer.optimizer, trainer.names, tensors)
+    state = {name: tensors[f"scaler:{name}"].item() for name in SCALER_STATE if f"scaler:{name}" in tensors}
+    if state and trainer.scaler.is_enabled():
+        whole = {"_growth_tracker": int(state["_growth_tracker"])}
+        trainer.scaler.load_state_dict(trainer.scaler.state_dict() | state | whole)

@@ -11,6 +11,7 @@ import torch
 
 from moe_distill.errors import ConfigError, ResourceError
 
+MINIMUM_LOSS_SCALE = 1.0  # below it gradients underflow, and a scale of 0 would never grow again
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -94,6 +95,17 @@ def make_runtime(precision: Literal["auto", "fp32", "fp16", "bf16"]) -> Runtime:
             "install a wheel with its kernels (a P100 needs a cu126 build), or hide it: CUDA_VISIBLE_DEVICES=",
         )
     return Runtime(device, resolve_precision(precision, torch.cuda.get_device_capability()))
+
+
+def update_loss_scale(scaler: torch.amp.GradScaler, applied: bool, loss_scale: float) -> None:
+    """Let the loss scale grow, or fall after a step that was not applied, to 1 at the lowest.
+
+    Args:
+        loss_scale: the present one, which the device would have to be asked for.
+    """
+    scaler.update()
+    if scaler.is_enabled() and not applied and loss_scale * scaler.get_backoff_factor() < MINIMUM_LOSS_SCALE:
+        scaler.update(MINIMUM_LOSS_SCALE)
 
 
 def seconds_when_done(device: torch.device) -> float:
