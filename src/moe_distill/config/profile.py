@@ -97,7 +97,7 @@ class Train(Section):
     gradient_clip: Rate = 1.0  # largest norm of a step's gradient
     chunk_tokens: Positive = 512  # positions whose logits are held at once
     loader_workers: Count = 2  # processes that make batches ready; 0: the one that trains
-    target_memory_mb: Count = 2048  # of targets kept for later epochs, by all these
+    target_memory_mb: Count = 2048  # of targets kept for later epochs, by all these; each keeps its own
     log_every: Positive = 100  # optimizer steps between two logged ones
     validate_every: Positive = 200  # optimizer steps between two validations
     validation_windows: Positive = 400  # student windows of an in-training validation, evenly spread
