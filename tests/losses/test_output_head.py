@@ -39,6 +39,16 @@ def test_logits_are_the_definition(scale: float, softcap: float | None, has_bias
         assert float(expected.abs().max()) < softcap
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_head_of_another_dtype_has_all_its_parts(has_bias: bool) -> None:
+    head = head_of(0.25, 4.0, has_bias).to_dtype(torch.float64)
+    assert head.weight_VD.dtype is torch.float64
+    hidden_ND = student(14)[0].double()
+    torch.testing.assert_close(head.logits(hidden_ND).double(), plain_logits(hidden_ND, head), atol=1e-5, rtol=1e-5)
+    assert (head.bias_V is not None) == has_bias
+    assert not any(each.requires_grad for each in (head.weight_VD, head.bias_V) if each is not None)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("softcap", SOFTCAPS)
 @pytest.mark.parametrize("has_bias", [True, False])

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from moe_distill.targets import next_token_counts
-from moe_distill.targets.next_token_counts import counted
+from moe_distill.targets.next_token_counts import count_next_tokens, counted
 
 
 @pytest.mark.parametrize("most", [3, 50, 100_000])  # different keys
@@ -18,6 +19,14 @@ def test_keys_of_files_are_counted(most: int) -> None:
     expected = Counter(key for file in files for key in file.tolist())
     assert dict(zip(keys.tolist(), counts.tolist(), strict=True)) == expected
     assert keys.tolist() == sorted(expected)
+
+
+def test_pairs_are_counted_where_there_is_a_teacher_token_the_first_id_too() -> None:
+    columns = {"next_teacher_ids": [[0, -1, 0], [5, 0]], "token_ids": [[7, 8, 7], [0, 9]]}
+    reader = SimpleNamespace(columns=lambda name: [torch.tensor(column) for column in columns[name]])
+    found = count_next_tokens(SimpleNamespace(reader=reader))  # type: ignore[arg-type]
+    pairs = zip(found.teacher_ids.tolist(), found.student_ids.tolist(), found.counts.tolist(), strict=True)
+    assert set(pairs) == {(0, 7, 2), (0, 9, 1), (5, 0, 1)}
 
 
 def test_of_no_file_nothing_is_counted() -> None:
