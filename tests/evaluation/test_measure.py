@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from moe_distill.evaluation import measure as module
 from moe_distill.evaluation.evaluate import AGREED_WITH, source_metrics
 from moe_distill.evaluation.measure import Comparison, Score, compare, score
-from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.evaluation.metrics import bits_per_byte, calibration_sums
 from moe_distill.shards.teacher_nll import teacher_nll
 from moe_distill.shards.window_store import model_inputs
 from moe_distill.targets.teacher_rows import read_rows
@@ -90,8 +90,9 @@ def test_r18_sums_equal_one_window_at_a_time(
     assert student.nll == pytest.approx(plain.nll, rel=1e-5)
     assert student.nll_W.tolist() == pytest.approx(plain.nll_of_windows, rel=1e-5)
     found = compared(stores, batch_windows=batch_windows)
-    assert found.confidence_N.tolist() == pytest.approx(plain.confidence, abs=1e-5)
-    assert found.correct_N.tolist() == plain.correct
+    expected = calibration_sums(torch.tensor(plain.confidence), torch.tensor(plain.correct))
+    torch.testing.assert_close(found.calibration, expected, atol=1e-4, rtol=0.0)
+    assert expected[0].sum() == sum(TOKENS)
     assert (found.agreement.positions, found.agreement.top1) == (plain.positions, plain.top1)
     assert found.agreement.top5 == pytest.approx(plain.top5)
     assert found.agreement.kl == pytest.approx(plain.kl, rel=1e-4)
@@ -109,7 +110,7 @@ def test_r01_any_dtype_of_the_student_measures_against_fp16_shards(
     assert scored(stores, dtype, batch_windows).bits_per_byte == pytest.approx(expected, abs=tolerance)
     found = compared(stores, dtype, batch_windows)
     assert found.agreement.kl / found.agreement.positions == pytest.approx(plain.kl / plain.positions, abs=tolerance)
-    assert found.confidence_N.dtype == torch.float32
+    assert found.calibration.dtype == torch.float64
 
 
 def test_r19_the_teachers_nll_is_of_the_same_documents(stores: Stores) -> None:

@@ -9,6 +9,7 @@ from moe_distill.evaluation.metrics import (
     UNDEFINED_GAP,
     bits_per_byte,
     calibration_bins,
+    calibration_sums,
     expected_calibration_error,
     perplexity,
     resampled_gain,
@@ -64,27 +65,33 @@ def test_r20_calibration_error_equals_a_loop_over_bins(n: int) -> None:
     confidence = torch.rand(n, generator=generator, dtype=torch.float64)
     correct = torch.rand(n, generator=generator) < 0.4
     expected = brute_force_ece(confidence.tolist(), correct.tolist())
-    assert expected_calibration_error(confidence, correct) == pytest.approx(expected, abs=1e-9)
+    parts = zip(confidence.split(7), correct.split(7), strict=True)
+    sums = sum((calibration_sums(*part) for part in parts), torch.zeros(()))
+    assert expected_calibration_error(calibration_bins(sums)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_r20_calibration_error_of_certainty() -> None:
     certain = torch.ones(4)
-    assert expected_calibration_error(certain, torch.ones(4, dtype=torch.bool)) == 0.0
-    assert expected_calibration_error(certain, torch.zeros(4, dtype=torch.bool)) == 1.0
-    assert expected_calibration_error(torch.full((4,), 0.5), torch.tensor([True, False] * 2)) == 0.0
+    half, two_of_four = torch.full((4,), 0.5), torch.tensor([True, False] * 2)
+    for confidence, correct, error in (
+        (certain, certain > 0, 0.0),
+        (certain, certain < 0, 1.0),
+        (half, two_of_four, 0.0),
+    ):
+        assert expected_calibration_error(calibration_bins(calibration_sums(confidence, correct))) == error
 
 
 def test_r20_calibration_bins_have_all_positions_and_the_calibration_error() -> None:
     """Certainty is in the last bin; two positions share a bin, and an edge is of the bin above it."""
     confidence = torch.tensor([1.0, 0.5, 0.52, 0.0, 0.99])
     correct = torch.tensor([True, False, True, True, False])
-    found = calibration_bins(confidence, correct)
+    found = calibration_bins(calibration_sums(confidence, correct))
     assert [each.confidence for each in found] == pytest.approx([0.0, 0.51, 0.995])
     assert [each.accuracy for each in found] == pytest.approx([1.0, 0.5, 0.5])
     assert [each.share for each in found] == pytest.approx([0.2, 0.4, 0.4])
     error = sum(each.share * abs(each.accuracy - each.confidence) for each in found)
     assert error == pytest.approx(brute_force_ece(confidence.tolist(), correct.tolist()))
-    assert error == pytest.approx(expected_calibration_error(confidence, correct))
+    assert error == pytest.approx(expected_calibration_error(found))
 
 
 def test_a_resampled_gain_is_the_plain_bootstrap() -> None:

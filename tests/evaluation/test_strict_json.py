@@ -9,12 +9,13 @@ import torch
 from moe_distill.evaluation.agreement import NO_AGREEMENT
 from moe_distill.evaluation.evaluate import student_metrics
 from moe_distill.evaluation.measure import Comparison, Score
+from moe_distill.evaluation.metrics import calibration_sums
 from moe_distill.utils.files import canonical_json
 
 
 def figures(nll_per_token: float) -> dict[str, float]:
     certain, nll_W = torch.ones(4), torch.tensor([4 * nll_per_token], dtype=torch.float64)
-    return student_metrics(Score(nll_W, 4, 9, 1.0), Comparison(NO_AGREEMENT, certain, certain.bool()))
+    return student_metrics(Score(nll_W, 4, 9, 1.0), Comparison(NO_AGREEMENT, calibration_sums(certain, certain.bool())))
 
 
 def refuse(constant: str) -> None:

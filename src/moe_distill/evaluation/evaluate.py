@@ -116,7 +116,7 @@ def evaluate(inputs: EvaluationInputs, params: Evaluate, device: torch.device) -
     kept = retention(bpb["student_init"], bpb["student"], bpb["teacher"])
     metrics |= {"retention_undefined": 1.0} if kept is None else {"retention": kept}
     metrics |= student_metrics(scores["student"], comparison) | source_metrics(scores["student"], windows)
-    return Evaluation(metrics, calibration_bins(comparison.confidence_N, comparison.correct_N))
+    return Evaluation(metrics, calibration_bins(comparison.calibration))
 
 
 def training_metrics(teacher: Metrics, train_router: Metrics, control: Metrics) -> dict[str, float]:
@@ -176,6 +176,6 @@ def student_metrics(student: Score, comparison: Comparison) -> dict[str, float]:
         "top1_agreement": comparison.agreement.top1 / positions,
         "top5_overlap": comparison.agreement.top5 / positions,
         "kl_teacher_student": comparison.agreement.kl / positions,
-        "expected_calibration_error": expected_calibration_error(comparison.confidence_N, comparison.correct_N),
+        "expected_calibration_error": expected_calibration_error(calibration_bins(comparison.calibration)),
         "student_tokens_per_second": student.tokens / student.seconds,
     }

@@ -3,8 +3,8 @@
 No autocast: the layers compute in the dtype of their weights, and the product with the output matrix, the
 cross-entropy and the comparison with the fp16 shards are done after an explicit cast.
 
-Results of all positions are written into tensors made before the first batch: nothing small is kept between the large
-tensors of a batch, where it keeps the C library's allocator from using all of their room again.
+What is kept of every position is written into a tensor made before the first batch: nothing small is kept between the
+large tensors of a batch, where it keeps the C library's allocator from using all of their room again.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from moe_distill.errors import DataError
 from moe_distill.evaluation.agreement import NO_AGREEMENT, Agreement, likeliest_ids, ranking_agreement
-from moe_distill.evaluation.metrics import bits_per_byte
+from moe_distill.evaluation.metrics import CALIBRATION_BINS, bits_per_byte, calibration_sums
 from moe_distill.log import progress_bar
 from moe_distill.losses.output_head import OutputHead
 from moe_distill.losses.text_loss import Text, text_loss
@@ -53,11 +53,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A student beside its teacher, and its confidence at each of N positions beside the text."""
+    """A student beside its teacher, and its confidence beside the text."""
 
     agreement: Agreement
-    confidence_N: Tensor  # probability of the likeliest token
-    correct_N: Tensor  # bool: whether that is what follows
+    calibration: Tensor  # `calibration_sums` of all positions
 
 
 @dataclass(frozen=True)
@@ -95,21 +94,19 @@ def score(model: PreTrainedModel, windows: WindowStore, batch_windows: int) -> S
 def compare(model: PreTrainedModel, windows: WindowStore, targets: WindowTargets, batch_windows: int) -> Comparison:
     """Agreement with the teacher at aligned positions, and confidence at all, over all windows of a split."""
     decoder, device, agreed = find_decoder(model), _device(model), NO_AGREEMENT
-    n_positions = int(windows.token_counts.sum())
-    confidence_N, correct_N = torch.empty(n_positions), torch.empty(n_positions, dtype=torch.bool)
+    calibration = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64)
     for batch in _batches(decoder, windows, batch_windows):
         target = joined([targets.of(number) for number in batch.numbers])
         teacher_ids = likeliest_ids(target).to(device)
-        confidence, correct = confidence_N[batch.places], correct_N[batch.places]
         for chunk, logits_NV in _logits(decoder.head, batch):
             top, chosen = logits_NV.softmax(-1).max(-1)
-            confidence[chunk], correct[chunk] = top, chosen == batch.labels_N[chunk]
+            calibration += calibration_sums(top.cpu(), (chosen == batch.labels_N[chunk]).cpu())
             has_target = target.has_target_N[chunk].to(device)
             agreed += ranking_agreement(logits_NV[has_target], teacher_ids[chunk][has_target])
         text = Text(batch.labels_N, to_device(target, device), stretches(len(target), CHUNK_POSITIONS, target))
         kl = text_loss(batch.hidden_ND, decoder.head, text, kd_weight=1.0, dtype=torch.float32).kl
         agreed += Agreement(0, 0.0, 0.0, kl=float(kl or 0.0))
-    return Comparison(agreed, confidence_N, correct_N)
+    return Comparison(agreed, calibration)
 
 
 def _batches(decoder: Decoder, windows: WindowStore, batch_windows: int) -> Iterator[_Batch]:

@@ -1,7 +1,7 @@
 """Metrics as pure functions of sums and counts (R18, R19, R20)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,19 +57,6 @@ def resampled_gain(gain_X: Tensor, bytes_X: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def expected_calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
-    """Mean distance between confidence and accuracy over equal-width bins, weighted by their size (Guo et al. 2017).
-
-    Args:
-        confidence_N: probability of the most likely token at each position.
-        correct_N: bool; whether that token came next.
-    """
-    bins = (confidence_N * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
-    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
-    gaps = gaps.index_add(0, bins, correct_N.double() - confidence_N.double())
-    return float(gaps.abs().sum() / len(confidence_N))
-
-
 class CalibrationBin(NamedTuple):
     """The positions at which a student was about as sure."""
 
@@ -78,16 +65,28 @@ class CalibrationBin(NamedTuple):
     share: float  # of all positions
 
 
-def calibration_bins(confidence_N: Tensor, correct_N: Tensor) -> list[CalibrationBin]:
-    """The bins of `expected_calibration_error` that have positions, the least sure first."""
+def calibration_sums(confidence_N: Tensor, correct_N: Tensor) -> Tensor:
+    """What `calibration_bins` needs of some positions, fp64 [3, bins]: how many, their confidence, and how many right.
+
+    Args:
+        confidence_N: probability of the most likely token at each position.
+        correct_N: bool; whether that token came next.
+    """
     bins = (confidence_N * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
-    counts = bins.bincount(minlength=CALIBRATION_BINS)
-    sums = [
-        torch.zeros(CALIBRATION_BINS, dtype=torch.float64).index_add(0, bins, values.double())
-        for values in (confidence_N, correct_N)
-    ]
-    return [
-        CalibrationBin(float(sums[0][number] / n), float(sums[1][number] / n), n / len(confidence_N))
-        for number, n in enumerate(counts.tolist())
-        if n
-    ]
+    values = torch.stack([torch.ones_like(confidence_N).double(), confidence_N.double(), correct_N.double()])
+    return values.new_zeros(3, CALIBRATION_BINS).index_add(1, bins, values)
+
+
+def calibration_bins(sums: Tensor) -> list[CalibrationBin]:
+    """The bins of equal width that have positions, the least sure first.
+
+    Args:
+        sums: the `calibration_sums` of all positions, added up.
+    """
+    n_positions = float(sums[0].sum())
+    return [CalibrationBin(sure / n, right / n, n / n_positions) for n, sure, right in sums.T.tolist() if n]
+
+
+def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
+    """Mean distance between confidence and accuracy over the bins, weighted by their size (Guo et al. 2017)."""
+    return sum(each.share * abs(each.accuracy - each.confidence) for each in bins)

@@ -11,6 +11,8 @@ def teacher_nll(teacher_windows: WindowStore, targets: ShardReader, documents: T
     """The teacher's cached NLL in nats over the windows of the given documents (their numbers), and their bytes."""
     numbers = torch.cat(list(teacher_windows.reader.columns("documents")))
     kept = torch.isin(numbers, documents)
-    logprobs = torch.cat(list(targets.columns("target_logprob"))).double()
-    per_position = kept.repeat_interleave(teacher_windows.token_counts)
-    return -float(logprobs[per_position].sum()), int(teacher_windows.byte_counts[kept].sum())
+    kept_N, first, nll = kept.repeat_interleave(teacher_windows.token_counts), 0, 0.0
+    for logprobs in targets.columns("target_logprob"):
+        nll -= float(logprobs[kept_N[first : first + len(logprobs)]].double().sum())
+        first += len(logprobs)
+    return nll, int(teacher_windows.byte_counts[kept].sum())
