@@ -1,4 +1,4 @@
-"""The parts of the loop: schedules, order, early stopping, checkpoints, logging, balance."""
+"""The parts of the loop: schedules, early stopping, checkpoints, logging, balance."""
 
 import itertools
 import math
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from moe_distill.batches.batch import Counts
-from moe_distill.batches.batch_order import batches_from, epoch_batches
 from moe_distill.config.params import EarlyStopping, ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
@@ -163,27 +162,6 @@ def test_r22_a_good_step_ends_the_run_of_bad_ones(student: Student, train: Train
     _account(trainer, Update(metrics_of(lm=math.nan), math.nan, math.nan, False, 1.0), phase(), train, [0])
     _account(trainer, Update(metrics_of(lm=1.0), 1.0, 1.0, True, 1.0), phase(), train, [1])
     assert (trainer.counters.consecutive_nonfinite, trainer.counters.skipped_steps) == (0, 1)
-
-
-def test_r30_batches_are_of_like_length_seeded_and_complete() -> None:
-    lengths = torch.randint(10, 200, (500,), generator=torch.Generator().manual_seed(0))
-    batches = epoch_batches(lengths, 8, seed=1, epoch=0)
-    assert sorted(number for batch in batches for number in batch) != list(range(500))  # 500 = 62 * 8 + 4
-    assert len({number for batch in batches for number in batch}) == 496
-    padded = sum(8 * int(lengths[batch].max()) for batch in batches)
-    assert 1 - int(sum(lengths[batch].sum() for batch in batches)) / padded < 0.1
-    assert batches == epoch_batches(lengths, 8, seed=1, epoch=0)
-    assert batches != epoch_batches(lengths, 8, seed=2, epoch=0)
-    means = torch.tensor([float(lengths[batch].float().mean()) for batch in batches])
-    assert 0.3 < float((means.diff() >= 0).float().mean()) < 0.7, "longer as often as shorter: no order over time"
-
-
-def test_r21_order_of_a_resumed_run_is_that_of_the_unbroken_one() -> None:
-    lengths = torch.arange(40)
-    whole = batches_from(lengths, 8, 0, 0)
-    steps = [next(whole) for _ in range(13)]
-    resumed = batches_from(lengths, 8, 0, 7)
-    assert [next(resumed) for _ in range(6)] == steps[7:]
 
 
 def test_r21_checkpoint_restores_a_trainer_exactly(
