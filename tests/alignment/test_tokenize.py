@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -313,6 +314,20 @@ def test_teacher_rows_are_numbered_over_files(tmp_path: Path, monkeypatch: pytes
     split = make_split(texts, TEACHER, STUDENT, tmp_path, shard_tokens=10)
     assert len(list((tmp_path / "teacher").glob("shard_*"))) == 3
     check(split, texts, TEACHER, STUDENT, (16, 16))
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 30, 1 << 18])
+def test_a_windows_source_is_that_of_its_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_bytes: int
+) -> None:
+    """However the documents fall into batches; a source whose documents are all skipped has no window."""
+    monkeypatch.setattr("moe_distill.alignment.tokenize.BATCH_BYTES", batch_bytes)
+    texts = [("a", "the fox"), ("a", "jumps over"), ("b", "the dog"), ("c", "\x04"), ("d", "quick"), ("d", "brown")]
+    documents = [[replace(document(text), source=source)] for source, text in texts]
+    folders = tmp_path / "t", tmp_path / "s"
+    tokenize_split(documents, TEACHER, STUDENTS["lossy"], WindowLimits(16, 16, 100), *folders, "t", "s", ("T", "S"))
+    names, numbers = WindowStore(tmp_path / "s", STUDENT_WINDOWS).sources()
+    assert [names[number] for number in numbers.tolist()] == ["a", "a", "b", "d", "d"]
 
 
 def test_index_says_what_the_windows_are(tmp_path: Path) -> None:
