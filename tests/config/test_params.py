@@ -155,7 +155,7 @@ def test_a_profile_that_git_does_not_know_is_named_in_a_temporary_workspace(
     (tmp_path / "main/profiles").mkdir(parents=True)
     shutil.copy(tree / "profiles/tiny.yaml", tmp_path / "main/profiles/mine.yaml")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
-    with pytest.raises(ConfigError, match=r"mine.yaml is not here; .*; run: git add profiles/mine.yaml"):
+    with pytest.raises(ConfigError, match=r"mine.yaml is not here; .*; run: git add profiles/mine.yaml && git commit"):
         load_params(tree)
 
 

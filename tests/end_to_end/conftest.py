@@ -74,7 +74,7 @@ def copy_of_the_project(folder: Path) -> Checkout:
     )
     generated = ("metrics/", "dvc.lock")
     for name in listed.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file() and (name.endswith(".gitignore") or not name.startswith(generated)):
+        if name and (ROOT / name).is_file() and not name.startswith(generated):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     shutil.copy(PARAMS, folder)

@@ -95,6 +95,20 @@ def test_what_is_not_here_counts_as_dvc_lock_records_it(profile: Profile, capsys
     assert "the teacher's folder teacher is not here" in said[1]
 
 
+def test_a_folder_that_is_not_here_must_be_the_one_that_was_read(profile: Profile) -> None:
+    """A misspelt path is none that dvc.lock knows, whatever it knows of the path before."""
+    record(local_inputs(profile))
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    lock["stages"][STAGES["teacher"]]["params"]["profiles/mine.yaml"] = {
+        "models.teacher": {"kind": "folder", "path": "teacher"}
+    }
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    shutil.rmtree("teacher")
+    local_inputs(profile)
+    with pytest.raises(DataError, match=r"teecher is no folder; change `models.teacher.path`"):
+        local_inputs(make_profile(["texts"], "teecher"))
+
+
 @pytest.mark.usefixtures("profile")
 @pytest.mark.parametrize("order", [["texts", "more/*.jsonl"], ["more/*.jsonl", "texts"]])
 def test_an_edit_is_seen_where_another_path_is_gone(order: list[str]) -> None:

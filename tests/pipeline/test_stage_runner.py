@@ -1,6 +1,10 @@
 """How a stage ends whose GPU has too little memory."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -71,3 +75,20 @@ def test_every_stage_that_asks_for_a_device_has_its_keys() -> None:
 def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         stage.run("teacher", failing(RuntimeError("shapes")))
+
+
+def test_ctrl_c_while_a_stage_is_still_importing_has_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    began = subprocess.Popen(
+        [sys.executable, "-m", "stages.teacher"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'src'}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert began.stdout is not None
+    assert began.stdout.readline() == "importing\n"
+    began.send_signal(signal.SIGINT)
+    assert began.communicate(timeout=20) == ("", "")
+    assert began.returncode == -signal.SIGINT

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_distill.errors import DataError
-from moe_distill.pipeline.stage_summary import FIGURES, result_lines, summary
+from moe_distill.pipeline.stage_summary import FIGURES, STUDIED, result_lines, summary
 from moe_distill.reporting.verdicts import gain
 from tests.params import ROOT
 from tests.reporting.crafted import METRICS, NO_BASELINE
@@ -35,7 +35,7 @@ def test_a_stage_ends_with_time_figures_and_outputs() -> None:
 
 
 def test_figures_are_of_stages() -> None:
-    assert {stage.partition("@")[0] for stage in FIGURES} <= set(PIPELINE["stages"])
+    assert {stage.partition("@")[0] for stage in (*FIGURES, *STUDIED)} <= set(PIPELINE["stages"])
 
 
 def test_the_result_is_named_with_report_and_student() -> None:
@@ -54,3 +54,11 @@ def test_the_result_is_named_with_report_and_student() -> None:
     without = {name: value for name, value in figures.items() if name not in NO_BASELINE}  # `baseline: none`
     Path("metrics/evaluate.json").write_text(json.dumps(without))
     assert result_lines()[1] == "validation bits per byte, less is better: teacher 1.5000, student 1.5000"
+
+
+def test_a_result_of_other_parameters_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("metrics/evaluate.json").write_text(json.dumps(METRICS))
+    now = result_lines()
+    monkeypatch.setattr("moe_distill.pipeline.stage_summary.made_as_asked", lambda *stages: stages != STUDIED)
+    assert result_lines()[1:] == now
+    assert result_lines()[0].startswith("of an earlier run: ")

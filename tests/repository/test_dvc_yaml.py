@@ -1,6 +1,7 @@
 """dvc.yaml against the code: what a stage depends on is what it imports, and nothing it does not need."""
 
 import re
+import subprocess
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 
 from moe_distill.config.profile import Profile
 from moe_distill.config.values import Section
+from moe_distill.pipeline.dvc_stage import stage_outputs
 from moe_distill.training.recorder import curve_columns
 from tests.repository.stage_modules import GRAPH, PIPELINE, ROOT, STAGES, definition, is_package, modules_of
 
@@ -52,6 +54,19 @@ def test_a_key_that_is_followed_in_the_profile_must_stand_there() -> None:
                 assert issubclass(section, Section)
                 assert section.model_fields[name].is_required(), key
                 section = section.model_fields[name].annotation
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git repository")
+def test_git_ignores_every_output_by_the_file_at_the_root() -> None:
+    """Lines beside the outputs are DVC's, which takes them out before a stage and loses them where a run ends early."""
+    outputs = [
+        str(path) for paths in stage_outputs().values() for path in paths if path != Path("metrics/summary.json")
+    ]
+    said = subprocess.run(
+        ["git", "check-ignore", "--verbose", "--no-index", *outputs], cwd=ROOT, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert [line.split("\t")[1] for line in said] == outputs
+    assert {line.split(":")[0] for line in said} == {".gitignore"}
 
 
 def test_no_output_persists() -> None:

@@ -134,9 +134,10 @@ def _missing(path: Path) -> ConfigError:
         return ConfigError(*outside_the_root(path.parent))
     temporary = project_root() / "profiles" / path.name
     if temporary.is_file() and temporary.resolve() != path.resolve():
-        fix = f"run: git add profiles/{path.name}"
-        return ConfigError(f"{path} is not here", "`--temp` and `--queue` see only files that git knows", fix)
-    others = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
+        fix = f"run: git add profiles/{path.name} && git commit -m {path.stem}"
+        return ConfigError(f"{path} is not here", "`--temp` and `--queue` see only files that git has", fix)
+    known = project_root() / "profiles"
+    others = ", ".join(sorted(each.stem for each in known.glob("*.yaml")))
     near = get_close_matches(path.stem, others.split(", "), 1)
     meant = f", such as `{near[0]}`" if near else ""
     return ConfigError(f"{path} does not exist", f"there are {others}", f"set `profile` in params.yaml{meant}")

@@ -7,6 +7,7 @@ runs, writes fingerprints of their content to data/sources.json, and the stages 
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from moe_distill.config.corpus_keys import Corpus, Files
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
@@ -105,8 +106,8 @@ def _weights_folder(role: str, model: FolderModel) -> Path | str:
     folder = project_root() / model.path
     if folder.is_dir():
         return folder
-    recorded = _recorded(role)
-    if not isinstance(recorded, str) or recorded == NOTHING_LOCAL:
+    recorded, of_path = _recorded(role), _recorded_path(role)
+    if not isinstance(recorded, str) or recorded == NOTHING_LOCAL or of_path not in (None, model.path):
         fix = f"change `models.{role}.path` in the profile; a relative path is below {project_root()}"
         raise DataError(f"{model.path} is no folder", fix=fix)
     return recorded
@@ -123,6 +124,17 @@ def _sha256(path: Path) -> str:
 
 def _recorded(name: str) -> Recorded | None:
     """What its stage ran with last; None before its first run."""
-    recorded = recorded_stages(Path()).get(STAGES[name], {}).get("params", {}).get(OUTPUT.as_posix(), {})
-    found: Recorded | None = recorded.get(name)
+    found: Recorded | None = _recorded_params(name).get(OUTPUT.as_posix(), {}).get(name)
     return found
+
+
+def _recorded_path(role: str) -> str | None:
+    """The folder that a model was last taken from; None where that is not recorded."""
+    of_profiles = [keys for file, keys in _recorded_params(role).items() if file.startswith("profiles/")]
+    found: str | None = next((keys.get(f"models.{role}", {}).get("path") for keys in of_profiles), None)
+    return found
+
+
+def _recorded_params(name: str) -> dict[str, Any]:
+    params: dict[str, Any] = recorded_stages(Path()).get(STAGES[name], {}).get("params", {})
+    return params

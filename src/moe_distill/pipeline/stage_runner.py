@@ -30,6 +30,7 @@ def run(stage: str, main: Callable[[Params], None], compute: Compute | None = No
         compute: the part of the stage that several processes can share; each of them runs that alone.
     """
     signal.signal(signal.SIGTERM, raise_at_once)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if compute is not None and is_rank():
         run_rank(stage, compute)
     began = datetime.now(UTC)

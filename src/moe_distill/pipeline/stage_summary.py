@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from moe_distill.errors import DataError
+from moe_distill.pipeline.dvc_lock import made_as_asked
 from moe_distill.pipeline.dvc_stage import stage_outputs
 
 FIGURES = {  # stage -> key of metrics/<stage>.json -> how it is written
@@ -19,6 +20,7 @@ FIGURES = {  # stage -> key of metrics/<stage>.json -> how it is written
         "teacher_bits_per_byte": "teacher {:.4f}",
     },
 }
+STUDIED = ("tokenize", "teacher", "train_kd", "train_router", "control", "evaluate")  # what a result depends on
 FIGURES["train_router"] = FIGURES["control"] = FIGURES["train_kd"]
 
 
@@ -49,7 +51,9 @@ def result_lines() -> list[str]:
     known = {words: found.get(f"{key}_bits_per_byte") for words, key in pairs.items()}
     figures = [f"{words} {value:.4f}" for words, value in known.items() if value is not None]  # None: `baseline: none`
     report = next((each for each in ("report.html", "report.md") if Path("reports", each).is_file()), "report.md")
+    earlier = "of an earlier run: params.yaml or the profile say something else now, which `dvc repro` would run"
     return [
+        *([] if made_as_asked(*STUDIED) else [earlier]),
         f"{gain(found).headline}.",
         f"validation bits per byte, less is better: {', '.join(figures)}",
         f"report:  {Path('reports', report)}",
