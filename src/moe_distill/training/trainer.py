@@ -119,7 +119,7 @@ def save_for_next_phase(trainer: Trainer, path: Path) -> None:
     """Write what the next phase goes on with, beside the weights: the student's moments, and the loss scale in fp16."""
     names = {parameter: name for parameter, name in trainer.names.items() if name.startswith("student.")}
     scaler = trainer.scaler.state_dict()  # empty without one
-    state = {f"scaler:{name}": torch.tensor(scaler[name], dtype=torch.float64) for name in SCALER_STATE if scaler}
+    state = {f"scaler:{name}": torch.tensor(scaler[name]) for name in SCALER_STATE if scaler}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(optimizer_tensors(trainer.optimizer, names) | state, path)
 
@@ -130,5 +130,4 @@ def take_over(trainer: Trainer, path: Path) -> None:
     restore_optimizer(trainer.optimizer, trainer.names, tensors)
     state = {name: tensors[f"scaler:{name}"].item() for name in SCALER_STATE if f"scaler:{name}" in tensors}
     if state and trainer.scaler.is_enabled():
-        whole = {"_growth_tracker": int(state["_growth_tracker"])}
-        trainer.scaler.load_state_dict(trainer.scaler.state_dict() | state | whole)
+        trainer.scaler.load_state_dict(trainer.scaler.state_dict() | state)
