@@ -10,6 +10,7 @@ from moe_distill.utils.files import (
     Json,
     canonical_json,
     fingerprint,
+    fingerprint_each,
     folder_fingerprint,
     fresh_folder,
     project_root,
@@ -34,6 +35,12 @@ def test_canonical_json_is_equal_for_equal_values() -> None:
     assert fingerprint(value) == fingerprint(other)
     assert fingerprint(value) != fingerprint({**value, "b": [1, 2.5, None, False]})
     assert len(fingerprint(value)) == 64
+
+
+def test_a_fingerprint_of_several_values_tells_where_one_ends() -> None:
+    cases = [["a", "b"], ["b", "a"], ["ab"], ["a"], [["a", "b"]]]
+    assert len({fingerprint_each(iter(each)) for each in cases}) == len(cases)
+    assert fingerprint_each(iter(["a"])) == fingerprint("a")
 
 
 def test_folder_fingerprint_sees_names_and_bytes(tmp_path: Path) -> None:

@@ -18,15 +18,19 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file of a source."""
+    """A file of a source, by its name below the main checkout, or its absolute one, as the system has it."""
 
-    name: str  # as the user wrote it; bytes that are not UTF-8 stand in it as \\xe9
-    location: str  # absolute, with such bytes as the system has them
+    system_name: str
+
+    @property
+    def name(self) -> str:
+        """As the user wrote it; bytes that are not UTF-8 stand in it as \\xe9."""
+        return printable(self.system_name)
 
     @property
     def path(self) -> Path:
         """Where to read it."""
-        return Path(self.location)
+        return project_root() / self.system_name
 
 
 def local_files(paths: Sequence[str]) -> list[LocalFile]:
@@ -37,7 +41,7 @@ def local_files(paths: Sequence[str]) -> list[LocalFile]:
     """
     root = project_root()
     names = dict.fromkeys(name for path in paths for name in _texts(path, root))
-    return [LocalFile(printable(name), str(root / name)) for name in names]
+    return [LocalFile(name) for name in names]
 
 
 def left_out(paths: Sequence[str]) -> Counter[str]:

@@ -17,7 +17,7 @@ from moe_distill.errors import DataError
 from moe_distill.log import log
 from moe_distill.models.model_folder import model_files
 from moe_distill.pipeline.dvc_lock import recorded_stages
-from moe_distill.utils.files import fingerprint, project_root, sha256_file
+from moe_distill.utils.files import fingerprint, fingerprint_each, project_root, sha256_file
 
 OUTPUT = Path("data/sources.json")
 NOTHING_LOCAL = "none"
@@ -74,7 +74,7 @@ def _text(path: str) -> str:
     if isinstance(files, str):
         log(f"check: `{path}` of the corpus is not here; the corpus is made again only if something else of it changes")
         return files
-    return fingerprint([[file.name, _sha256(file.path)] for file in files])
+    return fingerprint_each([file.name, _sha256(file.path)] for file in files)
 
 
 def _text_files(path: str) -> list[LocalFile] | str:

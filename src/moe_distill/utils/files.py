@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,9 +37,15 @@ def _canonical_pieces(value: Json) -> Iterator[str]:
 
 def fingerprint(value: Json) -> str:
     """SHA-256 over the canonical JSON of `value`, as 64 hexadecimal digits; the text is never whole in memory."""
+    return fingerprint_each([value])
+
+
+def fingerprint_each(values: Iterable[Json]) -> str:
+    """SHA-256 over the canonical JSON of one value after the other; none is kept."""
     digest = hashlib.sha256()
-    for piece in _canonical_pieces(value):
-        digest.update(piece.encode("utf-8", "surrogatepass"))  # any file name
+    for value in values:
+        for piece in _canonical_pieces(value):
+            digest.update(piece.encode("utf-8", "surrogatepass"))  # any file name
     return digest.hexdigest()
 
 
