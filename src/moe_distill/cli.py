@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_distill.errors import ConfigError, DataError, MoeDistillError
+from moe_distill.errors import ConfigError, DataError, MoeDistillError, ResourceError
 from moe_distill.log import log
 from moe_distill.utils.disk_space import disk_full, read_only
 from moe_distill.utils.files import outside_the_root, project_root
@@ -207,8 +207,9 @@ def track() -> None:
     from moe_distill.tracking.run_tree import STAGES
 
     found = fill_in(load_params(), STAGES)
-    if found is not None:
-        log(f"MLflow has {', '.join(found)}" if found else "nothing to track yet; run: dvc repro")
+    if found is None:
+        raise typer.Exit(ResourceError.exit_code)
+    log(f"MLflow has {', '.join(found)}" if found else "nothing to track yet; run: dvc repro")
 
 
 @app.command()

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from moe_distill.cli import app
 from moe_distill.config.profile import Launch
+from moe_distill.errors import ResourceError
 from moe_distill.tracking import mlflow_runs as tracking
 from moe_distill.tracking import mlflow_store
 from moe_distill.tracking.mlflow_runs import track
@@ -418,7 +421,18 @@ def test_an_unreachable_server(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
         track(make_params(), ALL, running=True)
     assert time.monotonic() - began < 10
     (line,) = told(capfd)
-    assert line.startswith("tracking: API request to http://127.0.0.1:9")
+    assert line.startswith("tracking: the store that MLFLOW_TRACKING_URI names: API request to http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("root")
+def test_the_command_fails_where_the_store_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_everything()
+    monkeypatch.setattr("moe_distill.cli.load_params", make_params)
+    assert CliRunner().invoke(app, ["track"]).exit_code == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "foo://bar")
+    done = CliRunner().invoke(app, ["track"])
+    assert done.exit_code == ResourceError.exit_code
+    assert done.output.startswith("tracking: the store that MLFLOW_TRACKING_URI names: Model registry functionality")
 
 
 def test_a_lock_held_by_another_process(

@@ -38,9 +38,9 @@ def test_canonical_json_is_equal_for_equal_values() -> None:
 
 
 def test_a_fingerprint_of_several_values_tells_where_one_ends() -> None:
-    cases = [["a", "b"], ["b", "a"], ["ab"], ["a"], [["a", "b"]]]
-    assert len({fingerprint_each(iter(each)) for each in cases}) == len(cases)
-    assert fingerprint_each(iter(["a"])) == fingerprint("a")
+    cases: list[list[Json]] = [["a", "b"], ["b", "a"], ["ab"], ["a"], [["a", "b"]]]
+    assert len({fingerprint_each(each) for each in cases}) == len(cases)
+    assert fingerprint_each(["a"]) == fingerprint("a")
 
 
 def test_folder_fingerprint_sees_names_and_bytes(tmp_path: Path) -> None:

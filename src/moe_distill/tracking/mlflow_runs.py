@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from moe_distill.config.params import Params
 from moe_distill.log import log
 from moe_distill.tracking.live_runs import PARENT_TAG, held, hold, let_go, opened_store
-from moe_distill.tracking.mlflow_store import MlflowStore, one_line
+from moe_distill.tracking.mlflow_store import MlflowStore, what_failed
 from moe_distill.tracking.run_contents import latest_values, log_reports, log_values, set_tags
 from moe_distill.tracking.run_tree import (
     TRAININGS,
@@ -102,7 +102,7 @@ def _safely(act: Callable[[float], None], running: bool = False) -> bool:
         act(RUNNING_LOCK_SECONDS if running else LOCK_SECONDS)
         return True
     except Exception as error:  # any at all: hours of training are worth more than their copy in a database
-        reason = one_line(error)
+        reason = what_failed(error)
         if reason not in _failures:
             way_out = "the curves stay in metrics/curves and are filled in by the next stage or `moe-distill track`"
             log(f"tracking: {reason}; {way_out}")

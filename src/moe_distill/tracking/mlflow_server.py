@@ -12,7 +12,7 @@ import urllib.request
 from moe_distill.errors import DataError, ResourceError
 from moe_distill.log import log
 from moe_distill.tracking.live_runs import opened_store
-from moe_distill.tracking.mlflow_store import MLFLOW_ENVIRONMENT, one_line, store_uri
+from moe_distill.tracking.mlflow_store import MLFLOW_ENVIRONMENT, store_uri, what_failed
 from moe_distill.utils.files import project_root
 from moe_distill.utils.signals import Terminated, raise_at_once
 
@@ -42,7 +42,7 @@ def serve(port: int) -> None:
             experiment = store.experiment
             has_runs = bool(store.client.search_runs([experiment], max_results=1))
     except Exception as error:  # of MLflow, SQLAlchemy, SQLite, a server's connection
-        raise DataError("MLflow's store cannot be opened", one_line(error)) from error
+        raise DataError("MLflow's store cannot be opened", what_failed(error)) from error
     if not has_runs:
         log("no run yet: train_kd, or `moe-distill track`, makes the first")
     if uri.startswith("http"):

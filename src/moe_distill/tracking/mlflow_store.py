@@ -76,10 +76,15 @@ def open_store() -> MlflowStore:
     return MlflowStore(client, made, is_own)
 
 
-def one_line(error: Exception) -> str:
-    """The first line of an error, without addresses of objects: the same error is always the same line."""
-    reason = str(error).partition("\n")[0].removesuffix(".") or type(error).__name__
-    return re.sub(r" (object )?at 0x[0-9a-f]+", "", reason)[:300]
+def what_failed(error: Exception) -> str:
+    """The first line of an error of the store, after the name of the variable that named another than the project's.
+
+    It has no addresses of objects, so that the same error is always the same line; and what a URI holds, such as a
+    password, stands in it only where MLflow puts it there.
+    """
+    reason = str(error).partition("\n")[0].strip().removesuffix(".") or type(error).__name__
+    named = "the store that MLFLOW_TRACKING_URI names: " if "MLFLOW_TRACKING_URI" in os.environ else ""
+    return named + re.sub(r" (object )?at 0x[0-9a-f]+", "", reason)[:300]
 
 
 def _create(path: Path, fill: Callable[[str], object]) -> None:
