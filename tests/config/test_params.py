@@ -141,8 +141,25 @@ def test_every_wrong_key_of_both_files_is_named_with_what_was_meant(tree: Path, 
         assert sum(part in line for line in rest) == 1, part
 
 
+def test_a_key_in_the_wrong_place_is_told_where_it_belongs(tree: Path, replace: Replace) -> None:
+    replace("params.yaml", r"profile: \w+", "profile: tiny\ntrain: {max_steps: 5}\nmax_steps: 5")
+    replace("profiles/tiny.yaml", r"^windows:", "kd_weight: 0.5\nprocesses: 2\nwindows:")
+    with pytest.raises(ConfigError) as caught:
+        load_params(tree)
+    said = [line.partition("yaml: ")[2] for line in str(caught.value).splitlines()[1:]]
+    assert sorted(said) == [
+        "`kd_weight` is not a known key; it is params.yaml's `kd_weight`",
+        "`max_steps` is not a known key; it is the profile's `train.max_steps`",
+        "`processes` is not a known key; it is `launch.processes`",
+        "`train` is not a known key; it is the profile's `train`",
+    ]
+
+
 def test_a_profile_of_that_name_is_suggested(tree: Path, replace: Replace) -> None:
-    replace("params.yaml", r"profile: \w+", "profile: tinny")
+    replace("params.yaml", r"profile: \w+", "profile: p100.yaml")
+    with pytest.raises(ConfigError, match=r"p100.yaml.yaml does not exist; .*; set `profile` .* such as `p100`"):
+        load_params(tree)
+    replace("params.yaml", r"profile: \S+", "profile: tinny")
     with pytest.raises(ConfigError, match=r"tinny.yaml does not exist; there are .*; set `profile` .* such as `tiny`"):
         load_params(tree)
 

@@ -138,7 +138,7 @@ def _missing(path: Path) -> ConfigError:
         return ConfigError(f"{path} is not here", "`--temp` and `--queue` see only files that git has", fix)
     known = project_root() / "profiles"
     others = ", ".join(sorted(each.stem for each in known.glob("*.yaml")))
-    near = get_close_matches(path.stem, others.split(", "), 1)
+    near = get_close_matches(path.stem.removesuffix(".yaml"), others.split(", "), 1)
     meant = f", such as `{near[0]}`" if near else ""
     return ConfigError(f"{path} does not exist", f"there are {others}", f"set `profile` in params.yaml{meant}")
 
@@ -160,12 +160,12 @@ def load_params(root: Path = Path()) -> Params:
     """
     found: list[MoeDistillError] = []
     content = _read_yaml(root / "params.yaml")
-    experiment = validated(ExperimentParams, content, root / "params.yaml", found)
+    experiment = validated(ExperimentParams, content, root / "params.yaml", {"the profile": Profile}, found)
     profile = None
     if isinstance(name := content.get("profile"), str):
         path = root / "profiles" / f"{name}.yaml"
         try:
-            profile = validated(Profile, _read_yaml(path), path, found)
+            profile = validated(Profile, _read_yaml(path), path, {"params.yaml": ExperimentParams}, found)
         except ConfigError as error:
             found.append(error)
     if found or experiment is None or profile is None:

@@ -1,6 +1,6 @@
 """What is wrong with the keys of a file: all of it at once, in the words of somebody who wrote that file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -16,18 +16,30 @@ Place = tuple[str, ...]  # the keys, and numbers in lists, that lead to a value
 
 
 def validated(
-    section: type[Keys], content: Mapping[str, object], path: Path, found: list[MoeDistillError]
+    section: type[Keys],
+    content: Mapping[str, object],
+    path: Path,
+    others: Mapping[str, type[Section]],
+    found: list[MoeDistillError],
 ) -> Keys | None:
-    """The keys of a file; None where some are wrong: an error of each is added to `found`."""
+    """The keys of a file; None where some are wrong: an error of each is added to `found`.
+
+    Args:
+        others: what other files hold, by what they are called: an unknown key may belong there.
+    """
     try:
         return section.model_validate(content)
     except ValidationError as error:
-        found += _wrong_keys(section, error.errors(), content, path)
+        found += _wrong_keys(section, error.errors(), content, path, others)
         return None
 
 
 def _wrong_keys(
-    section: type[Section], errors: Sequence[ErrorDetails], content: Mapping[str, object], path: Path
+    section: type[Section],
+    errors: Sequence[ErrorDetails],
+    content: Mapping[str, object],
+    path: Path,
+    others: Mapping[str, type[Section]],
 ) -> list[ConfigError]:
     """An error for each wrong key: what the user wrote first, then what is missing.
 
@@ -43,7 +55,9 @@ def _wrong_keys(
             free = [other[-1] for other in missing if other[:-1] == place[:-1]]
             right = _close(place[-1], free) or _close(place[-1], _known(section, each["loc"]))
             meant.add((*place[:-1], right))
-            said[place] = "is not a known key" + (f"; did you mean `{right}`?" if right else "")
+            homes = [] if right else _homes(place[-1], {"": section, **others})
+            meaning = f"; did you mean `{right}`?" if right else f"; it is {' or '.join(homes)}" if homes else ""
+            said[place] = f"is not a known key{meaning}"
         elif each["type"] == "union_tag_invalid":
             tag, kinds = each["ctx"]["tag"], each["ctx"]["expected_tags"].replace("'", "").split(", ")
             right = _close(str(tag), kinds)
@@ -59,7 +73,7 @@ def _wrong_keys(
     said |= {place: "is missing" for place in missing if place not in meant}
     for place, what in said.items():
         key = ".".join(place)
-        fix = "" if what.endswith("?") else f"change `{key}` in {path}"
+        fix = "" if what.endswith(("?", "`")) else f"change `{key}` in {path}"
         told.append(ConfigError(f"{path}: `{key}` {what}", fix=fix))
     return told
 
@@ -89,6 +103,20 @@ def _known(section: type[Section], loc: tuple[int | str, ...]) -> list[str]:
             of_kind = [each for each in sections if "kind" in each.model_fields]
             sections = [each for each in of_kind if part in get_args(each.model_fields["kind"].annotation)] or sections
     return [name for each in sections for name in each.model_fields]
+
+
+def _homes(name: str, files: Mapping[str, type[Section]]) -> list[str]:
+    """The places of all keys of this name, each after its file's, unless that is the empty text."""
+    places = [(file, place) for file, keys in files.items() for place in dict.fromkeys(_places(name, keys))]
+    return [f"{file}'s `{place}`" if file else f"`{place}`" for file, place in places]
+
+
+def _places(name: str, section: type[Section]) -> Iterator[str]:
+    """The keys that lead to one of this name."""
+    for key, field in section.model_fields.items():
+        if key == name:
+            yield key
+        yield from (f"{key}.{place}" for below in sections_of(field.annotation) for place in _places(name, below))
 
 
 def sections_of(annotation: object) -> list[type[Section]]:
