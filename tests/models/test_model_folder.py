@@ -57,6 +57,13 @@ def test_missing_file_is_named(folder: Path, tmp_path: Path, name: str) -> None:
         copy_model_folder(folder, "the model", tmp_path / "copy")
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
+def test_a_clone_without_git_lfs_is_told(folder: Path, file: str) -> None:
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
+    with pytest.raises(DataError, match=rf"{file} of the model is the pointer .*; run: cd {folder} && git lfs install"):
+        check_model_folder(folder, "the model")
+
+
 def test_pickled_weights_alone_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"the model has no \*.safetensors.*pickles"):

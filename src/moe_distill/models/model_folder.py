@@ -22,6 +22,7 @@ FILE_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja
 # Adapters, and weights in a layout of their own: they lie beside a model's weights, and are not read.
 FOREIGN_PATTERNS = ("adapter_*", "consolidated*.safetensors")
 CODE_KEY = "auto_map"  # in a *.json: names the Python code of the repository, which is never run
+POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of a file that `git lfs pull` is to replace
 SMALLER = "choose a smaller model in the profile's models"
 
 
@@ -33,14 +34,15 @@ def check_model_folder(folder: Path, name: str, prefix_token: str | int | None =
         prefix_token: the profile's, see `require_prefix_token`.
 
     Raises:
-        DataError: a file is missing or unreadable; the weights are not safetensors, or quantised; the model is not a
-            language model; its tokenizer has more ids than it has rows; or the prefix token is unfit.
+        DataError: a file is missing, unreadable or a pointer of git-lfs; the weights are quantised, or no safetensors;
+            the model is no language model; its tokenizer has more ids than it has rows; or the prefix token is unfit.
     """
     for file in ("config.json", "tokenizer.json"):
         if not (folder / file).is_file():
             raise DataError(
                 f"{name} has no {file}", fix="use a folder that `save_pretrained` wrote, tokenizer included"
             )
+    _refuse_pointers(folder, name)
     for path in sorted(folder.glob("*config.json")):
         read_settings(path, name)
     config = read_settings(folder / "config.json", name)
@@ -54,6 +56,15 @@ def check_model_folder(folder: Path, name: str, prefix_token: str | int | None =
     tokenizer = load_tokenizer(folder)
     require_rows(tokenizer, config["vocab_size"], name)
     require_prefix_token(config, tokenizer, name, prefix_token)
+
+
+def _refuse_pointers(folder: Path, name: str) -> None:
+    """Refuse what a clone without git-lfs has in place of large files."""
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                what = f"{path.name} of {name} is the pointer that git-lfs keeps in place of a large file"
+                raise DataError(what, fix=f"run: cd {folder} && git lfs install && git lfs pull")
 
 
 def _check_weights(folder: Path, name: str, config: dict[str, Any]) -> None:
