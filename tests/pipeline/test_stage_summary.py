@@ -41,19 +41,29 @@ def test_figures_are_of_stages() -> None:
 def test_the_result_is_named_with_report_and_student() -> None:
     with pytest.raises(DataError, match="there is no result yet; run: dvc repro"):
         result_lines()
-    figures = METRICS | {f"{name}_bits_per_byte": 1.5 for name in ("teacher", "student", "lm_only")}
+    figures = METRICS | {"teacher_bits_per_byte": 1.25}
     Path("metrics/evaluate.json").write_text(json.dumps(figures))
     Path("reports").mkdir()
     Path("reports/report.html").touch()
     assert result_lines() == [
         f"{gain(figures).headline}.",
-        "validation bits per byte, less is better: teacher 1.5000, student 1.5000, the same student, LM only 1.5000",
+        "validation bits per byte, less is better: teacher 1.2500, student 1.8000, the same student, LM only 1.9000",
         "report:  reports/report.html",
         "student: models/student",
     ]
     without = {name: value for name, value in figures.items() if name not in NO_BASELINE}  # `baseline: none`
     Path("metrics/evaluate.json").write_text(json.dumps(without))
-    assert result_lines()[1] == "validation bits per byte, less is better: teacher 1.5000, student 1.5000"
+    assert result_lines()[1] == "validation bits per byte, less is better: teacher 1.2500, student 1.8000"
+
+
+def test_what_makes_a_result_doubtful_is_told_with_it() -> None:
+    Path("metrics/evaluate.json").write_text(json.dumps(METRICS | {"kd_weight_at_the_end": 0.0, "retention": 1.25}))
+    assert [line.partition(": ")[0] for line in result_lines()[2:]] == [
+        "Retention is 1.250, above 1",
+        "The teacher's weight fell to 0",
+        "report",
+        "student",
+    ]
 
 
 def test_a_result_of_other_parameters_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

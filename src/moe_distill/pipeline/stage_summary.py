@@ -41,7 +41,7 @@ def result_lines() -> list[str]:
     Raises:
         DataError: nothing has been evaluated yet.
     """
-    from moe_distill.reporting.verdicts import gain  # imports torch, which the stage `check` does without
+    from moe_distill.reporting.verdicts import doubts, gain  # imports torch, which the stage `check` does without
 
     path = Path("metrics/evaluate.json")
     if not path.is_file():
@@ -56,6 +56,7 @@ def result_lines() -> list[str]:
         *([] if made_as_asked(*STUDIED) else [earlier]),
         f"{gain(found).headline}.",
         f"validation bits per byte, less is better: {', '.join(figures)}",
+        *(f"{each.headline}: {each.detail}" for each in doubts(found)),
         f"report:  {Path('reports', report)}",
         "student: models/student",
     ]

@@ -23,8 +23,13 @@ def verdicts(metrics: Metrics) -> list[Verdict]:
     Args:
         metrics: of metrics/evaluate.json.
     """
-    doubts = (_beside_teacher(metrics), _teacher_beside_baseline(metrics), _retention(metrics), _kd_weight(metrics))
-    return [gain(metrics), *(each for each in doubts if each is not None), _lead(metrics)]
+    return [gain(metrics), *doubts(metrics), _lead(metrics)]
+
+
+def doubts(metrics: Metrics) -> list[Verdict]:
+    """What makes the figures doubtful, or asks to be read otherwise; often nothing."""
+    found = (_beside_teacher(metrics), _teacher_beside_baseline(metrics), _retention(metrics), _kd_weight(metrics))
+    return [each for each in found if each is not None]
 
 
 def gain(metrics: Metrics) -> Verdict:
