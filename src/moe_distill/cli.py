@@ -75,11 +75,11 @@ def plan(
 ) -> None:
     """Say what the parameters come to: windows, steps, teacher rows; hours, memory and disk of every stage."""
     from moe_distill.commands.plan import describe, window_stores
-    from moe_distill.commands.plan_costs import Budget, describe_costs
+    from moe_distill.commands.plan_costs import Budget, describe_costs, planned_device
     from moe_distill.commands.show_windows import show_windows
     from moe_distill.pipeline.parameter_checks import check_parameters
 
-    params = load_params()
+    params, planned = load_params(), planned_device(device, measure)
     for warning in check_parameters(params, needs_commits=False):
         log(f"warning: {warning}")
     if show:
@@ -88,7 +88,7 @@ def plan(
         return
     for line in describe(params):
         log(line)
-    for line in describe_costs(params, window_stores(), device, measure, Budget(hours, disk)):
+    for line in describe_costs(params, window_stores(), planned, measure, Budget(hours, disk)):
         log(line)
 
 

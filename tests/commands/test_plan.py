@@ -60,8 +60,9 @@ def test_before_anything_is_made(workspace: Path) -> None:
         # 8 ids and log-probabilities, 4 samples, 5 nodes, the target; a row number, 2 layers and the MoE's input with
         # their scales, 4 router logits
         f"teacher: {8 * 6 + 4 * 6 + 5 * 4 + 4} bytes a row, {8 + 3 * (2 * 32 + 4) + 4 * 2} more with states",
-        "router: a step sees at most 192 positions with states, 256 are needed: "
-        "too few: raise `teacher.hidden_fraction`",
+        "router: a step sees at most 192 positions with states, 256 are needed: too few: "
+        "raise `teacher.hidden_fraction` or `train.batch_windows`, "
+        "or lower `teacher.hidden_run` if most texts are shorter than it",
         "early stopping: 2 validations follow the last ramp; it cannot end the training: that would need a lower "
         "`early_stopping.patience`, `early_stopping.warmup_steps` or `train.validate_every`",
     ]
@@ -131,6 +132,7 @@ def test_sizes_of_a_teacher_are_read_by_its_familys_names(
     )
     if experts:
         assert lines[3].startswith("router: a step sees at most 384 positions")
+        assert lines[3].endswith("it may be enough")
     else:
         assert lines[3] == "router: the teacher's last block is dense; the router is off"
 

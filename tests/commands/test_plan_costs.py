@@ -9,7 +9,7 @@ import yaml
 
 from moe_distill import cli
 from moe_distill.commands.plan import describe, window_stores
-from moe_distill.commands.plan_costs import Budget, describe_costs
+from moe_distill.commands.plan_costs import Budget, describe_costs, planned_device
 from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError
 from moe_distill.planning.model_configs import TEACHER, find_folder
@@ -29,7 +29,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(params: Params, device: str | None, budget: Budget = NO_LIMIT, measure: bool = False) -> list[str]:
-    return list(describe_costs(params, window_stores(), device, measure, budget))
+    planned = planned_device(device, measure)
+    return list(describe_costs(params, window_stores(), planned, measure, budget))
 
 
 def changed(profile: str, **changes: dict[str, Any]) -> Params:

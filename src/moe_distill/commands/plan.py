@@ -13,7 +13,7 @@ import torch
 from moe_distill.batches.split import mean_positions_with_states
 from moe_distill.config.model_keys import TeacherCorrection, TinyTeacher
 from moe_distill.config.params import Params
-from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS
+from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, MORE_STATES
 from moe_distill.correction.correction_disk_use import least_memory, most_adapter_weights, work_bytes
 from moe_distill.models.config_checks import read_sizes
 from moe_distill.models.model_weights import count_parameters, tensor_shapes
@@ -194,10 +194,12 @@ def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, 
     else:
         share = _expected_states(params, teacher["train"]) / int(teacher["train"].token_counts.sum())
         seen, word = mean_positions_with_states(student["train"], share) * batch, "about "
-    verdict = "enough" if seen >= MINIMUM_ROUTER_POSITIONS else "too few: raise `teacher.hidden_fraction`"
-    return (
-        f"router: a step sees {word}{seen:,.0f} positions with states, {MINIMUM_ROUTER_POSITIONS} are needed: {verdict}"
-    )
+    if seen < MINIMUM_ROUTER_POSITIONS:
+        verdict = f"too few: {MORE_STATES}"
+    else:
+        verdict = "it may be enough" if word == "at most " else "enough"
+    line = f"router: a step sees {word}{seen:,.0f} positions with states, {MINIMUM_ROUTER_POSITIONS} are needed"
+    return f"{line}: {verdict}"
 
 
 def _stopping(params: Params) -> str:

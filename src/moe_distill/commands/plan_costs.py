@@ -28,10 +28,21 @@ class Budget:
     disk: float | None  # GB
 
 
+def planned_device(name: str | None, measure: bool) -> Device:
+    """The device that a run is planned for; None: the one that is here.
+
+    Raises:
+        ConfigError: it is not known, or is to be measured and not here.
+    """
+    if measure and name is not None:
+        raise ConfigError("`--measure` is of the device that is here", fix="leave out `--device`, or `--measure`")
+    return find_device(name)
+
+
 def describe_costs(
     params: Params,
     stores: tuple[dict[str, WindowStore], dict[str, WindowStore]],
-    device_name: str | None,
+    device: Device,
     measure: bool,
     budget: Budget,
 ) -> Iterator[str]:
@@ -39,15 +50,11 @@ def describe_costs(
 
     Args:
         stores: windows of teacher and student, by split; empty before `tokenize`.
-        device_name: of the table; None: the device that is here.
         measure: whether the inner loops run here, instead of the table.
 
     Raises:
-        ConfigError: the device is not known, cannot compute in a precision of the parameters, or is not here.
+        ConfigError: the device cannot compute in a precision of the parameters.
     """
-    if measure and device_name is not None:
-        raise ConfigError("`--measure` is of the device that is here", fix="leave out `--device`, or `--measure`")
-    device = find_device(device_name)
     teacher, student = find_configs(params.profile)
     for role, config in (("teacher", teacher), ("student", student)):
         if config is None:

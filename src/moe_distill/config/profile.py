@@ -16,6 +16,10 @@ from moe_distill.config.values import Count, Positive, Precision, Rate, Real, Se
 from moe_distill.errors import ConfigError, DataError
 
 MINIMUM_ROUTER_POSITIONS = 256  # with teacher states in a step; with fewer, balance and importance are mostly noise
+MORE_STATES = (  # a fix of too few
+    "raise `teacher.hidden_fraction` or `train.batch_windows`, "
+    "or lower `teacher.hidden_run` if most texts are shorter than it"
+)
 
 
 def require_router_positions(positions: float, word: str = "") -> None:
@@ -32,7 +36,7 @@ def require_router_positions(positions: float, word: str = "") -> None:
         raise ConfigError(
             f"a step sees {word}{positions:.0f} positions with teacher states, "
             f"the router needs {MINIMUM_ROUTER_POSITIONS}",
-            fix="raise `teacher.hidden_fraction` or `train.batch_windows`",
+            fix=MORE_STATES,
         )
 
 
