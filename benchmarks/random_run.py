@@ -31,8 +31,8 @@ from moe_distill.shards.writer import ShardWriter
 from moe_distill.teacher.architecture import Architecture, find_architecture
 from moe_distill.teacher.capture import Captured, capture
 from moe_distill.teacher.run import export_head
-from moe_distill.training.loop import Result
 from moe_distill.training.phases import control, train_kd, train_router
+from moe_distill.training.result import Result
 from moe_distill.training.stage_folders import TrainingInputs, TrainingOutputs
 
 TOKENIZER = b"{}"  # what the folders are told apart by

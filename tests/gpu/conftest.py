@@ -14,7 +14,7 @@ from random_pair import REAL, TOY, Pair, make_teacher
 from random_run import RandomRun, make_run, short_params, train
 from transformers import PreTrainedModel
 
-from moe_distill.training.loop import Result
+from moe_distill.training.result import Result
 from moe_distill.utils.device import PRECISIONS, seed_everything
 
 CARD_BYTES = 16e9  # of a P100 or a T4: a larger card is limited to them

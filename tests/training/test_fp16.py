@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from moe_distill.config.params import Params
-from moe_distill.training.loop import Result
 from moe_distill.training.phases import control, train_kd, train_router
+from moe_distill.training.result import Result
 from moe_distill.training.stage_folders import TrainingOutputs
 from tests.chain import Chain, capture
 

@@ -13,9 +13,9 @@ from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
 from moe_distill.shards.checkpoint import newest_checkpoint
 from moe_distill.training import loop
-from moe_distill.training.loop import Result, result_metrics
 from moe_distill.training.objective import Student
 from moe_distill.training.phases import control
+from moe_distill.training.result import Result, result_metrics
 from moe_distill.training.schedule import LM_ONLY
 from moe_distill.training.step import Update, optimizer_step
 from moe_distill.training.trainer import make_trainer, save_for_next_phase, take_over

@@ -26,11 +26,12 @@ from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, Win
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.training import loop
-from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
+from moe_distill.training.loop import Phase, TrainingContext, run_phase
 from moe_distill.training.objective import Student
 from moe_distill.training.phases import control, train_kd, train_router
 from moe_distill.training.recorder import Recorder as CurveRecorder
 from moe_distill.training.recorder import RecorderSettings
+from moe_distill.training.result import Result
 from moe_distill.training.schedule import LM_ONLY, objective_at
 from moe_distill.training.step import StepMetrics, Update, optimizer_step, validate
 from moe_distill.training.trainer import Trainer, make_trainer, restore, to_checkpoint

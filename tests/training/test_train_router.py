@@ -16,8 +16,8 @@ from moe_distill.errors import ConfigError
 from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
 from moe_distill.shards.reader import ShardReader
 from moe_distill.training import phases
-from moe_distill.training.loop import Result
 from moe_distill.training.phases import train_kd, train_router
+from moe_distill.training.result import Result
 from moe_distill.training.schedule import first_phase_steps
 from moe_distill.training.student import Heads, make_heads
 from tests.params import fixed_params

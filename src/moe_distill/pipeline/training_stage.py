@@ -15,7 +15,7 @@ from moe_distill.pipeline.resumable_work import compute_once
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
 from moe_distill.tracking.mlflow_runs import track, tracked
 from moe_distill.tracking.stage_figures import ENDED, STARTED
-from moe_distill.training.loop import Result, result_metrics
+from moe_distill.training.result import Result, result_metrics
 from moe_distill.training.stage_folders import (
     OPTIMIZER_FOLDER,
     STUDENT_FOLDER,

@@ -1,6 +1,5 @@
 """The training loop: one phase from its first step to its last, resumable at every checkpoint."""
 
-import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -23,7 +22,8 @@ from moe_distill.training.early_stopping import observe, should_stop
 from moe_distill.training.kd_weight import SharedText, earned_weight
 from moe_distill.training.objective import Objective
 from moe_distill.training.optimizer import set_learning_rate
-from moe_distill.training.recorder import Recorder, expert_values, term_values
+from moe_distill.training.recorder import Recorder
+from moe_distill.training.result import Result
 from moe_distill.training.schedule import LM_ONLY, kd_weight_is_due, learning_rate_fraction, noise_seed
 from moe_distill.training.step import StepMetrics, Update, ValidationSet, optimizer_step, validate
 from moe_distill.training.trainer import Trainer, load_student_weights, restore, student_weights, to_checkpoint
@@ -44,18 +44,6 @@ class Phase:
     adaptive: bool
     objective_at: Callable[[int, Mapping[str, float], float | None], Objective]
     watches: Callable[[int], bool]  # early stopping and the best weights: from which step on
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a phase ended; the student holds the weights to export."""
-
-    final: StepMetrics  # on the validation windows, under the last objective
-    steps: int
-    stopped_early: bool
-    skipped_steps: int
-    tokens_per_second: float
-    kd_weight: float | None = None  # that the teacher had earned last; None where it was not measured
 
 
 @dataclass(frozen=True)
@@ -267,26 +255,3 @@ def _watch(trainer: Trainer, metrics: StepMetrics, stopping: EarlyStopping) -> N
     trainer.counters.watch = observe(trainer.counters.watch, trainer.step, metrics.bits_per_byte, stopping)
     if trainer.counters.watch.best_step == trainer.step:
         trainer.best = student_weights(trainer)
-
-
-def result_metrics(result: Result) -> dict[str, float]:
-    """How a phase ended, and every term on the validation windows with the weights that are exported.
-
-    Raises:
-        DivergenceError: a value on the validation windows is not finite.
-    """
-    metrics = {
-        "steps": float(result.steps),
-        "stopped_early": float(result.stopped_early),
-        "skipped_steps": float(result.skipped_steps),
-        "train_tokens_per_second": result.tokens_per_second,
-        **({} if result.kd_weight is None else {"kd_weight": result.kd_weight}),
-        "validation_bits_per_byte": result.final.bits_per_byte,
-        "validation_total": result.final.total,
-        **{f"validation_{name}": value for name, value in term_values(result.final).items()},
-        **expert_values(result.final),
-    }
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise DivergenceError(f"{name} is {value} at the end of the phase", fix="lower `train.learning_rate`")
-    return metrics

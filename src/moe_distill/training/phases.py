@@ -26,10 +26,11 @@ from moe_distill.targets.window_targets import WindowTargets, asks_inside_tokens
 from moe_distill.training.curriculum import experts_warning
 from moe_distill.training.input_checks import check_inputs, check_student_rows
 from moe_distill.training.kd_weight import read_shared_text
-from moe_distill.training.loop import Phase, Result, TrainingContext, run_phase
+from moe_distill.training.loop import Phase, TrainingContext, run_phase
 from moe_distill.training.objective import Objective, Student
 from moe_distill.training.recorder import Recorder, RecorderSettings
 from moe_distill.training.replay_check import replay_fault
+from moe_distill.training.result import Result
 from moe_distill.training.schedule import LM_ONLY, first_phase_steps, objective_at, ramps_are_complete
 from moe_distill.training.stage_folders import OPTIMIZER_NAME, TrainingInputs, TrainingOutputs
 from moe_distill.training.student import layer_pairs, make_heads
