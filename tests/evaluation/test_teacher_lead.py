@@ -40,6 +40,7 @@ def test_a_teacher_that_is_behind_is_refused_in_one_line_that_says_what_helps() 
     with pytest.raises(DataError):
         require_lead(BEHIND | {"lead_bits_per_byte": 0.0})
     require_lead(AHEAD)
+    require_lead(AHEAD | {"lead_bits_per_byte": 1e-6})
 
 
 @pytest.mark.parametrize(
