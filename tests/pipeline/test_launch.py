@@ -114,6 +114,16 @@ def test_a_signal_ends_all(
     assert not alive
 
 
+def test_a_stage_under_nohup_outlives_its_terminal(start: Callable[[str], subprocess.Popen[str]]) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what a child inherits, as from `nohup`
+    try:
+        process = start("os.kill(os.getppid(), signal.SIGHUP)")
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    _, said = process.communicate()
+    assert (process.returncode, said) == (0, "")
+
+
 def test_nodes_that_do_not_know_where_to_meet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PET_NNODES", "2")
     with pytest.raises(ConfigError, match=r"2 nodes do not know where to meet.*PET_MASTER_ADDR"):

@@ -20,6 +20,7 @@ from moe_distill.utils.checksummed_json import read_json_object
 from moe_distill.utils.processes import ALONE
 from moe_distill.utils.signals import raise_at_once
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # others do what they do to one process: `nohup` outlives its terminal
 SECONDS_TO_END = 60  # that processes have after a signal, to finish a step and write a checkpoint
 SHOWN_LENGTH = 300  # characters of what a library says
 
@@ -67,10 +68,10 @@ def _launch(stage: str, processes: int, work: Path) -> dict[str, float]:
     metrics = work / METRICS_NAME
     for name in (FAILURE_NAME, LOST_NAME):
         (work / name).unlink(missing_ok=True)
-    options = ["--nproc-per-node", str(processes), "--shutdown-timeout", str(SECONDS_TO_END)]
+    options = ["--nproc-per-node", str(processes), "--monitor-interval", "0.2"]
     with _own_signals(), _environment(processes, work):
         try:
-            run.run(run.parse_args([*options, "--monitor-interval", "0.2", "-m", f"stages.{stage}"]))
+            run.run(run.parse_args([*options, "-m", f"stages.{stage}"]))
         except SignalException as error:
             raise_at_once(error.sigval, None)
         except ChildFailedError as error:
@@ -104,7 +105,7 @@ def _raise_reason(work: Path, exit_code: int) -> NoReturn:
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """torchrun's engine takes the signals over, and does not give them back."""
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
     logging.disable(logging.CRITICAL)  # it would tell of every process in lines of its own
     try:
         yield
@@ -116,9 +117,11 @@ def _own_signals() -> Iterator[None]:
 
 @contextmanager
 def _environment(processes: int, work: Path) -> Iterator[None]:
-    """What the processes find in their environment."""
+    """What the processes find in their environment, and torchrun: as options, an older one would refuse these."""
     kept = dict(os.environ)
     os.environ[WORK_VARIABLE] = str(work)
+    os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(each.name for each in SIGNALS)
+    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(SECONDS_TO_END))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     if os.environ.get("PET_NNODES", "1") == "1" and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing leaves this machine
