@@ -12,6 +12,7 @@ from moe_distill.commands.generate import generate
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.models.tokenizer_files import load_tokenizer
+from tests.alignment.toy import id_of, sentencepiece
 from tests.chain import Chain
 
 TEXT = "The value of 12"
@@ -57,6 +58,17 @@ def test_the_model_reads_the_prefix_token_first(student: Path, monkeypatch: pyte
     list(generate(TEXT, student, 3, 0.0, 0))
     assert read[0] == [0, *load_tokenizer(student).encode(TEXT, add_special_tokens=False).ids]
     assert [len(each) for each in read[1:]] == [1, 1], "what was read is kept"
+
+
+def test_half_a_character_stands_as_such_and_what_follows_is_told(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model may write tokens of single bytes in any order, ids without a token, and special tokens."""
+    tokenizer = sentencepiece("prepend")
+    said = iter([id_of(tokenizer, token) for token in ("<0x68>", "<0xB2>", "</s>", "<0xC3>", "<0xA9>", "w")] + [400])
+    monkeypatch.setattr("moe_distill.commands.generate.load_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr("moe_distill.commands.generate._chosen", lambda *_: next(said))
+    assert list(generate("a", student, 7, 0.0, 0)) == ["a", "h", "\ufffd", "\u00e9", "w"]
 
 
 def test_draws_follow_the_seed_and_differ_with_the_temperature(student: Path) -> None:

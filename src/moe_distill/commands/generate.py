@@ -1,11 +1,12 @@
 """`moe-distill generate`: a text continued by a student, on the CPU, from local files alone."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers.decoders import DecodeStream
 
+from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.models.prefix_token import prefix_token_id
 from moe_distill.models.pretrained import WRITTEN_BY, load_causal_lm
@@ -29,7 +30,7 @@ def generate(text: str, folder: Path, n_tokens: int, temperature: float, seed: i
 
     Raises:
         ConfigError: an option is out of range, or the text is not UTF-8.
-        DataError: the folder holds no model, or the text is too long for it.
+        DataError: the folder holds no model, or one of another kind of tokenizer; or the text is too long for it.
     """
     _check_options(text, n_tokens, temperature, seed)
     require_model(folder)
@@ -40,10 +41,9 @@ def generate(text: str, folder: Path, n_tokens: int, temperature: float, seed: i
         raise DataError(f"the text has {len(ids)} tokens, {folder} reads at most {limit}", fix="give a shorter text")
     ends = model.config.eos_token_id
     ends = set(ends) if isinstance(ends, list) else {ends}
-    generator, stream = torch.Generator().manual_seed(seed), DecodeStream(skip_special_tokens=True)
+    generator, spelled = torch.Generator().manual_seed(seed), token_bytes(tokenizer, f"of {folder}").table
+    decoder = getincrementaldecoder("utf-8")("replace")  # a model may write half a character, and then another
     yield text
-    for number in ids[1:]:  # the decoder writes a blank or not by what stands before it
-        stream.step(tokenizer, number)
     new, cache = torch.tensor([ids]), None
     for _ in range(n_tokens if limit is None else min(n_tokens, limit - len(ids))):
         output = model(input_ids=new, use_cache=True, **({} if cache is None else {"past_key_values": cache}))
@@ -53,7 +53,7 @@ def generate(text: str, folder: Path, n_tokens: int, temperature: float, seed: i
             return
         ids.append(token)
         new = torch.tensor([[token]] if cache is not None else [ids])
-        if piece := stream.step(tokenizer, token):  # None: not yet a whole character
+        if piece := decoder.decode((spelled[token] if token < len(spelled) else None) or b""):
             yield piece
 
 
