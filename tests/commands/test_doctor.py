@@ -165,3 +165,15 @@ def test_r25_doctor_tells_of_broken_data_and_goes_on(tmp_path: Path, monkeypatch
     assert not found["data"].ok
     assert "data/windows/teacher/train/index.json" in found["data"].text
     assert found["device"].ok
+
+
+def test_r25_doctor_tells_of_a_broken_dvc_lock_once_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text("<<<<<<< HEAD\n")
+    Path("metrics").mkdir()
+    doctor.LEAD.write_text("{}")
+    told = list(doctor.examine(fixed_params()))
+    (fault,) = [each for each in told if "dvc.lock is not what DVC writes" in each.text]
+    assert (fault.subject, fault.ok, fault.exit_code) == ("data", False, 3)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moe_distill.errors import DataError
 from moe_distill.pipeline.dvc_lock import made_as_asked
 
 PROFILE = {"models": {"teacher": {"steps": 3, "learning_rate": 0.001, "sizes": [1, 2]}, "seed": 0}}
@@ -58,3 +59,10 @@ def test_a_key_or_a_file_that_is_gone_is_a_change() -> None:
     assert made_as_asked("models")
     Path("profiles/one.yaml").unlink()
     assert not made_as_asked("models")
+
+
+@pytest.mark.parametrize("content", ["stages:\n<<<<<<< HEAD\n  corpus:\n=======\n", "", "schema: '2.0'\n", "stages:\n"])
+def test_what_a_merge_has_left_is_told_in_one_line(content: str) -> None:
+    Path("dvc.lock").write_text(content)
+    with pytest.raises(DataError, match=r"^dvc.lock is not what DVC writes; .*: git checkout HEAD dvc.lock$"):
+        made_as_asked("corpus")

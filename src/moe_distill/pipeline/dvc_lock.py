@@ -23,12 +23,19 @@ class Output:
 
 
 def recorded_stages(root: Path) -> dict[str, Any]:
-    """What `root/dvc.lock` says of each stage; nothing where none has run yet."""
+    """What `root/dvc.lock` says of each stage; nothing where none has run yet.
+
+    Raises:
+        DataError: the file is not what DVC writes, as after a merge in git with a conflict in it.
+    """
     lock = root / "dvc.lock"
     if not lock.is_file():
         return {}
-    content = yaml.load(lock.read_text(encoding="utf-8"), LOADER)  # both are safe loaders
-    stages: dict[str, Any] = content["stages"]
+    try:
+        stages: dict[str, Any] = dict(yaml.load(lock.read_text(encoding="utf-8"), LOADER)["stages"])  # safe, both
+    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        fix = f"put it right, or restore it: git checkout HEAD {lock}"
+        raise DataError(f"{lock} is not what DVC writes", " ".join(str(error).split()), fix) from error
     return stages
 
 
