@@ -77,6 +77,15 @@ def test_a_defect_keeps_its_traceback() -> None:
         stage.run("teacher", failing(RuntimeError("shapes")))
 
 
+@pytest.mark.parametrize("words", [["--debug"], ["techer"], []])
+def test_models_makes_no_model_that_was_not_asked_for(tmp_path: Path, words: list[str]) -> None:
+    command, path = [sys.executable, "-m", "stages.models", *words], f"{ROOT}:{ROOT / 'src'}"
+    environment = os.environ | {"PYTHONPATH": path}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "usage: python -m stages.models teacher|student [--debug]\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_while_a_stage_is_still_importing_has_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
     began = subprocess.Popen(
