@@ -37,7 +37,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {
         "params.yaml": PARAMS,
         "dvc.yaml": STAGES,
-        "notes.md": "first\n",
+        "nötes.md": "first\n",
         "old.md": "old\n",
         ".gitignore": "/begun\n/.work\n",
     }
@@ -61,7 +61,7 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Edited by its user: one file and one parameter, not committed."""
     shutil.copytree(template, tmp_path / "project", symlinks=True)
     monkeypatch.chdir(tmp_path / "project")
-    edit("notes.md", "first\n", "first\nof the user\n")
+    edit("nötes.md", "first\n", "first\nof the user\n")
     edit("params.yaml", "kd_weight: 0.9", "kd_weight: 0.8 # of the user")
     return tmp_path / "project"
 
@@ -135,7 +135,7 @@ def everything_is_in_place() -> None:
 
 
 def the_users_edits_stand() -> None:
-    assert Path("notes.md").read_text() == "first\nof the user\n"
+    assert Path("nötes.md").read_text() == "first\nof the user\n"
     assert Path("params.yaml").read_text() == PARAMS.replace("0.9", "0.8 # of the user")
 
 
@@ -160,11 +160,11 @@ def test_r21_edits_made_after_the_kill_survive_too() -> None:
     kill_when(stage_runs)
     Path(".git/refs/exps/exec/EXEC_HEAD.lock").touch()  # of a process killed while it wrote
     edit("params.yaml", "temperature: 3.0", "temperature: 2.5")
-    edit("notes.md", "of the user", "of the user, again")
+    edit("nötes.md", "of the user", "of the user, again")
     Path("new.txt").write_text("new")
     list(repair_repository(Path()))
     assert "temperature: 2.5" in Path("params.yaml").read_text()
-    assert Path("notes.md").read_text() == "first\nof the user, again\n"
+    assert Path("nötes.md").read_text() == "first\nof the user, again\n"
     assert Path("new.txt").exists()
     everything_is_in_place()
 
@@ -242,7 +242,7 @@ def test_r21_files_that_the_user_removed_or_added_stop_nothing(call: int) -> Non
 def test_r21_killed_while_a_file_of_the_experiment_is_written(half: str) -> None:
     killed_at("scmrepo.git.stash:Stash:apply", call=3)
     Path("params.yaml").write_text(half)
-    Path("notes.md").write_text("first\nof the us")
+    Path("nötes.md").write_text("first\nof the us")
     list(repair_repository(Path()))
     the_users_edits_stand()
     everything_is_in_place()

@@ -205,7 +205,8 @@ def _is_stash_of_dvc(is_queued: bool) -> bool:
 
 
 def _git(*arguments: str, **environment: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, env=os.environ | environment)
+    command = ["git", "-c", "core.quotePath=false", *arguments]  # names as they are, also with other letters than ASCII
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         raise ResourceError(f"git {' '.join(arguments)} fails", done.stderr.strip().replace("\n", " "))
     return done.stdout.strip()
