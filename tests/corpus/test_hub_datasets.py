@@ -78,6 +78,20 @@ def test_a_branch_that_cannot_be_looked_up_is_one_line_whatever_the_library_rais
         list(hub_documents(followed))
 
 
+def test_a_connection_that_is_lost_between_two_rows_is_one_line_hub_not_contacted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_dataset(*_args: object, **_keys: object) -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        raise RuntimeError("timed out")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = hub_documents(SOURCE)
+    assert next(rows) == RawDocument("one", "owner/wiki", 1)
+    with pytest.raises(DataError, match="owner/wiki at revision 0123abc cannot be streamed; timed out; check"):
+        next(rows)
+
+
 def local_repository(folder: Path) -> Hub:
     for split in ("train", "test"):
         lines = [json.dumps({"text": f"{split} {number}\r\né"}) for number in range(3)]

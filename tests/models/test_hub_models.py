@@ -86,7 +86,13 @@ def test_repository_of_pickles_is_refused_hub_not_contacted(
 
 
 @pytest.mark.parametrize(
-    "error", [LocalEntryNotFoundError("no network"), HFValidationError("bad name"), OSError("disk full")]
+    "error",
+    [
+        LocalEntryNotFoundError("no network"),
+        HFValidationError("bad name"),
+        OSError("disk full"),
+        RuntimeError("peer closed connection"),
+    ],
 )
 def test_failed_download_is_one_error_hub_not_contacted(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from moe_distill.config.corpus_keys import Hub
 from moe_distill.corpus.raw import RawDocument, Skip, from_value
 from moe_distill.corpus.resize import join_rows
-from moe_distill.errors import DataError
+from moe_distill.errors import DataError, MoeDistillError
 from moe_distill.utils.hub_commits import is_commit, record_commit, recorded_commit
 
 
@@ -52,10 +52,7 @@ def _commit(source: Hub) -> str:
     if source.allow_unpinned and not is_commit(found):
         from huggingface_hub import HfApi  # imported here, as `datasets` is
 
-        try:
-            found = str(HfApi().dataset_info(source.repository, revision=source.revision).sha)
-        except Exception as error:  # of the hub or of the HTTP library below it, whichever it is
-            raise ConnectionError(str(error)) from error
+        found = str(HfApi().dataset_info(source.repository, revision=source.revision).sha)
         record_commit("dataset", source.repository, source.revision, found)
     return found
 
@@ -63,11 +60,11 @@ def _commit(source: Hub) -> str:
 @contextmanager
 def _reached(source: Hub) -> Iterator[None]:
     """Turn errors of the hub inside the block into a DataError."""
-    import datasets
-
     try:
         yield
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except MoeDistillError:
+        raise
+    except Exception as error:  # of the hub, or of the libraries for tables and HTTP below it, whichever it is
         raise DataError(
             f"the dataset {source.repository} at revision {source.revision} cannot be streamed",
             " ".join(str(error).split()),

@@ -6,7 +6,7 @@ from huggingface_hub import DryRunFileInfo, constants, snapshot_download
 from huggingface_hub.errors import DryRunError
 
 from moe_distill.config.model_keys import HubModel
-from moe_distill.errors import DataError
+from moe_distill.errors import DataError, MoeDistillError
 from moe_distill.models.model_folder import FILE_PATTERNS, SMALLER, copy_model_folder
 from moe_distill.utils.disk_space import require_space
 from moe_distill.utils.hub_commits import record_commit, recorded_commit
@@ -33,7 +33,9 @@ def snapshot(params: HubModel, output: Path) -> None:
         cached = Path(
             snapshot_download(params.repository, revision=revision, allow_patterns=FETCHED, ignore_patterns=IGNORED)
         )
-    except (OSError, ValueError) as error:  # HfHubHTTPError and its kind are OSErrors, a malformed name a ValueError
+    except MoeDistillError:
+        raise
+    except Exception as error:  # of the hub or of the HTTP library below it, whichever it is
         raise DataError(
             f"{name} cannot be downloaded",
             " ".join(str(error).split()),
