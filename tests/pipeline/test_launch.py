@@ -14,7 +14,7 @@ import pytest
 
 from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError, ResourceError
-from moe_distill.pipeline.launch import in_processes
+from moe_distill.pipeline.launch import _environment, in_processes
 from tests.params import ROOT, fixed_params, make_workspace
 
 # A stage whose second process does what the test wants while the first waits for it.
@@ -122,6 +122,15 @@ def test_a_stage_under_nohup_outlives_its_terminal(start: Callable[[str], subpro
         signal.signal(signal.SIGHUP, previous)
     _, said = process.communicate()
     assert (process.returncode, said) == (0, "")
+
+
+def test_processes_share_the_cores_that_the_stage_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Slurm gives a job some of a machine's cores."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(6)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with _environment(2, tmp_path):
+        assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 def test_nodes_that_do_not_know_where_to_meet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

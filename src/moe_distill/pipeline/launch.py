@@ -17,6 +17,7 @@ from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError, ResourceError
 from moe_distill.pipeline.rank import FAILURE_NAME, LOST_NAME, METRICS_NAME, WORK_VARIABLE, Compute, Failure
 from moe_distill.utils.checksummed_json import read_json_object
+from moe_distill.utils.machine import usable_cores
 from moe_distill.utils.processes import ALONE
 from moe_distill.utils.signals import raise_at_once
 
@@ -122,7 +123,7 @@ def _environment(processes: int, work: Path) -> Iterator[None]:
     os.environ[WORK_VARIABLE] = str(work)
     os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(each.name for each in SIGNALS)
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(SECONDS_TO_END))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     if os.environ.get("PET_NNODES", "1") == "1" and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing leaves this machine
     try:

@@ -4,13 +4,13 @@ A share of the peak is what training a small transformer in eager PyTorch gets o
 until `moe-distill plan --measure` has run on the device.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
 from moe_distill.errors import ConfigError
+from moe_distill.utils.machine import usable_cores
 
 GB = 1e9
 TERA = 1e12
@@ -91,6 +91,6 @@ def this_device() -> Device:
 
 
 def _cpu() -> Device:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     flops = {precision: cores * each for precision, each in CPU_CORE_FLOPS.items()}
     return Device(CPU, None, None, flops, bandwidth=10e9, link=1e9)

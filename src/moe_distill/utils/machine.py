@@ -1,4 +1,4 @@
-"""The machine in words, for logs and reports."""
+"""The machine: its cores, and all of it in words, for logs and reports."""
 
 import os
 import platform
@@ -10,8 +10,13 @@ import psutil
 def describe_machine() -> str:
     """Processor, cores that this process may use, memory; and the GPU, where there is one."""
     memory = psutil.virtual_memory().total / 2**30
-    parts = [_processor(), f"{len(os.sched_getaffinity(0))} cores", f"{memory:.0f} GiB of memory", *_gpus()]
+    parts = [_processor(), f"{usable_cores()} cores", f"{memory:.0f} GiB of memory", *_gpus()]
     return ", ".join(parts)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: all of the machine's where the system cannot bind a process to some (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:
