@@ -113,3 +113,12 @@ def test_stages_are_told_with_what_they_wrote(tmp_path: Path) -> None:
     assert stages["corpus"].seconds is not None
     assert stages["teacher"].seconds is None
     assert facts.collected == "2020-02-03"
+
+
+@pytest.mark.parametrize("broken", ["seed: [1,\n", "- a list\n", "", "caf\xe9: 1\n"])
+def test_a_committed_file_that_was_no_yaml_of_keys_does_not_end_the_evaluation(broken: str) -> None:
+    whole = Path("profiles/test.yaml").read_bytes()
+    Path("profiles/test.yaml").write_text(broken, encoding="latin1")
+    head = commit()
+    Path("profiles/test.yaml").write_bytes(whole)
+    assert collect_facts(fixed_params()).commands == (f"git checkout {head}", "make install", "dvc repro")

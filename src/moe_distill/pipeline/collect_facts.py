@@ -69,15 +69,23 @@ def _commands(commit: str, profile: str) -> Iterator[str]:
 
 def _differences(path: str) -> Iterator[str]:
     """What `dvc exp run -S` makes the present parameter file of its committed version with."""
-    committed = _git("show", f"HEAD:./{path}")
-    if not committed:
+    before = _values(_git("show", f"HEAD:./{path}"))
+    if not before:
         return
-    before = dict(_flat(yaml.safe_load(committed)))
-    now = dict(_flat(yaml.safe_load(Path(path).read_text(encoding="utf-8"))))
+    now = _values(Path(path).read_text(encoding="utf-8"))
     yield from (f"~{key}" for key in before if key not in now)
     for key, value in now.items():
         if key not in before or before[key] != value:
             yield f"{'' if key in before else '+'}{key}={_in_hydra(value)}"
+
+
+def _values(text: str) -> dict[str, object]:
+    """The values of a parameter file by dotted key; none of what is not YAML, as a commit may hold."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return dict(_flat(content)) if isinstance(content, Mapping) else {}
 
 
 def _in_hydra(value: object) -> str:
@@ -104,6 +112,6 @@ def _git(*arguments: str) -> str:
     """What git says; nothing where it cannot."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.CalledProcessError):  # ValueError: it is not UTF-8
         return ""
     return done.stdout.strip("\n")
