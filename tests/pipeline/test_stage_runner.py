@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader, Dataset
 
 from moe_distill.config.model_keys import TeacherCorrection
 from moe_distill.config.params import Params
@@ -70,6 +71,25 @@ def test_every_stage_that_asks_for_a_device_has_its_keys() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     on_device = {name for name, each in stages.items() if "src/moe_distill/utils/device.py" in each.get("deps", [])}
     assert on_device | {"models@teacher"} == set(MEMORY_KEYS)
+
+
+class Killed(Dataset[int]):
+    """Its worker is ended as by the system, for want of memory."""
+
+    def __getitem__(self, number: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+def test_a_worker_that_the_system_has_ended_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_params: Params) -> None:
+        list(DataLoader(Killed(), sampler=[0], num_workers=1))
+
+    with pytest.raises(SystemExit) as left:
+        stage.run("train_kd", main)
+    assert left.value.code == 4
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"train_kd: error: a process that makes batches ready was ended; DataLoader .*memory\n", said)
 
 
 def test_a_defect_keeps_its_traceback() -> None:
