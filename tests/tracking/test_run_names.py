@@ -60,5 +60,10 @@ def test_without_a_commit_or_of_another_version_there_is_only_the_profile() -> N
     edit("params.yaml", "temperature: 1.0", "temperature: 2.0")
     subprocess.run("git rm -q --cached params.yaml && git -c user.name=a -c user.email=a commit -qm second", shell=True)
     assert name() == "tiny"
+    whole = Path("params.yaml").read_text()
+    Path("params.yaml").write_text("profile: [tiny\n")
+    subprocess.run("git add params.yaml && git -c user.name=a -c user.email=a commit -qm third", shell=True)
+    Path("params.yaml").write_text(whole)
+    assert name() == "tiny", "what was committed is no YAML"
     shutil.rmtree(".git")
     assert name() == "tiny"

@@ -70,5 +70,7 @@ def committed_parameters(profile: str) -> dict[str, str]:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             path.write_text(yaml.safe_dump({**content, "profile": profile}), encoding="utf-8")
             return flat_parameters(load_params(Path(folder)))
-        except (OSError, subprocess.CalledProcessError, tarfile.TarError, TypeError, ValueError, MoeDistillError):
+        except (OSError, subprocess.CalledProcessError, tarfile.TarError, TypeError, ValueError):
+            return {}
+        except (yaml.YAMLError, MoeDistillError):
             return {}
