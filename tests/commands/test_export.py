@@ -119,10 +119,23 @@ def test_a_student_that_differs_from_its_record_is_not_exported(student: Path, m
         export(student, Path("out"))
 
 
-def test_a_place_where_no_folder_can_be_is_one_line(student: Path) -> None:
+def test_a_place_where_no_folder_can_be_is_one_line(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").touch()
     with pytest.raises(DataError, match="file/a/b cannot be made; Not a directory; give another folder"):
         export(student, Path("file/a/b"))
+    Path("disk").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == Path("disk"))
+    with pytest.raises(DataError, match=r"disk is where a disk is mounted; .*; give disk/student"):
+        export(student, Path("disk"))
+
+
+def test_a_link_to_an_empty_folder_stays_one(student: Path) -> None:
+    Path("large").mkdir()
+    Path("out").symlink_to("large")
+    export(student, Path("out"))
+    assert Path("out").is_symlink()
+    assert Path("large/model.safetensors").is_file()
+    assert 'name = "out"\n' in Path("large/README.md").read_text()
 
 
 def test_a_full_disk_is_told_before_anything_is_written(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def export(student: Path, to: Path) -> None:
 
     Raises:
         DataError: there is no finished student, it is not as dvc.lock records it, or `to` is a file, a folder with
-            something in it, or cannot be made.
+            something in it or where a disk is mounted, or cannot be made.
         ResourceError: the disk cannot take it.
     """
     require_model(student)
@@ -33,6 +33,8 @@ def export(student: Path, to: Path) -> None:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         what = f"{to} is not empty" if to.is_dir() else f"{to} is a file"
         raise DataError(what, fix="give a folder that is empty or not there, or remove it first")
+    if to.is_mount():
+        raise DataError(f"{to} is where a disk is mounted", "no folder can be put in its place", f"give {to}/student")
     for each in verify_output(Path(), student):
         if each.fault is not None:
             fix = f"run: dvc checkout {student}, or dvc repro, and export again"
@@ -43,7 +45,7 @@ def export(student: Path, to: Path) -> None:
         raise DataError(f"{to} cannot be made", error.strerror or str(error), "give another folder") from error
     files = [path for path in sorted(student.iterdir()) if path.is_file()]
     require_space(to.parent, sum(path.stat().st_size for path in files), str(to), "choose another disk")
-    with fresh_folder(to) as folder:
+    with fresh_folder(to.resolve()) as folder:  # which a link may lead to
         for path in files:
             shutil.copyfile(path, folder / path.name)  # no link: what is exported may be edited
         card = (student / CARD_NAME).read_text(encoding="utf-8")
