@@ -9,13 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import quote
 
 import psutil
 import pytest
 
 from moe_distill.tracking.mlflow_runs import track
+from moe_distill.tracking.mlflow_server import _answers
 from tests.params import ROOT
 from tests.tracking.conftest import checkout_in_memory
 from tests.tracking.experiments import ALL, Store, make_params, write_everything
@@ -114,6 +117,24 @@ def test_a_taken_port_is_one_line(server: Server) -> None:
 
 
 @browser
+def test_it_is_asked_whether_it_answers_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies that it found first
+
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        answers = Thread(target=server.handle_request, daemon=True)
+        answers.start()
+        assert _answers(server.server_port)
+        answers.join()
+
+
 def test_the_address_opens_on_the_runs_and_their_curves(server: Server, tmp_path: Path) -> None:
     shown = ("tiny T=2.0", "final/retention", "train/loss", "validation/loss")
     for attempt in range(10):  # charts are drawn last: on a busy machine after the picture

@@ -17,6 +17,7 @@ from moe_distill.utils.files import project_root
 from moe_distill.utils.signals import Terminated, raise_at_once
 
 HOST = "127.0.0.1"
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # http_proxy leads away from this machine
 LOCK_SECONDS, POLL_SECONDS = 30.0, 0.2
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes for what has no use here
 
@@ -90,7 +91,7 @@ def _require_port(port: int) -> None:
 
 def _answers(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2.0) as answer:
+        with DIRECTLY.open(f"http://{HOST}:{port}/health", timeout=2.0) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
