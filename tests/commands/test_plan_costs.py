@@ -97,12 +97,27 @@ def test_a_model_that_is_neither_here_nor_described_is_named(role: str) -> None:
     assert line == f"hours: the {role}'s sizes are not known before: dvc repro models; or `models.{role}.config`"
 
 
-@pytest.mark.parametrize("config", [{"model_type": "nothing"}, {}, {"model_type": "llama", "hidden_size": "wide"}])
-def test_a_description_of_no_model_is_refused_in_one_line(config: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "nothing"},
+        {},
+        {"model_type": "t5"},
+        {"model_type": "llama", "hidden_size": "wide"},
+        {"model_type": "llama", "num_key_value_heads": 0},
+    ],
+)
+def test_a_description_of_no_model_is_refused_in_one_line(config: dict[str, object]) -> None:
     hub = {"kind": "hub", "repository": "a/b", "revision": "0" * 40, "config": config}
     with pytest.raises(ConfigError, match="`config` of a/b describes no model") as caught:
         told(changed("p100", models={"teacher": hub}), "P100")
     assert "\n" not in str(caught.value)
+
+
+def test_a_student_without_attention_has_its_costs() -> None:
+    hub = {"kind": "hub", "repository": "a/b", "revision": "0" * 40, "config": {"model_type": "mamba"}}
+    lines = told(changed("p100", models={"student": hub}), "P100")
+    assert any(line.startswith("train_router ") and "?" not in line for line in lines)
 
 
 def test_bf16_on_a_card_that_lacks_it_is_refused() -> None:

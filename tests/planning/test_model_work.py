@@ -56,6 +56,15 @@ def test_layers_computed_twice_cost_a_forward_pass_of_them() -> None:
     assert expected <= said <= 1.06 * expected, "torch ends a layer's second time before its last product"
 
 
+@pytest.mark.parametrize(
+    ("family", "settings"), [("mamba", {"state_size": 4}), ("rwkv", {"attention_hidden_size": 48})]
+)
+def test_a_model_without_attention_costs_the_same_in_every_window(family: str, settings: dict[str, int]) -> None:
+    work = count_work(AutoConfig.for_model(family, vocab_size=90, hidden_size=48, num_hidden_layers=3, **settings))
+    assert (work.heads, work.layers, work.head) == (0, 3, 90 * 48)
+    assert body_flops(work, 8) == body_flops(work, 800) == 2 * work.body > 0
+
+
 def test_sizes_by_hand() -> None:
     work = count_work(config("qwen3_moe"))
     attention = 48 * (64 + 32 + 32 + 64)

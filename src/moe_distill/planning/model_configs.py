@@ -11,6 +11,7 @@ from moe_distill.models.tiny_models import decoder_settings
 from moe_distill.models.tiny_teacher import output_rows
 from moe_distill.pipeline.dvc_lock import made_as_asked
 from moe_distill.pipeline.parameter_checks import model_folder
+from moe_distill.planning.model_work import count_work
 
 TEACHER, STUDENT = Path("models/teacher"), Path("models/student_init")
 CORRECTED = Path("models/teacher_corrected")
@@ -66,7 +67,9 @@ def _described(model: HubModel) -> PreTrainedConfig:
     assert model.config is not None
     keys = dict(model.config)
     try:
-        return AutoConfig.for_model(str(keys.pop("model_type")), **keys)
+        config: PreTrainedConfig = AutoConfig.for_model(str(keys.pop("model_type")), **keys)
+        count_work(config)  # sizes of which no model can be made are seen here
+        return config
     except Exception as error:  # whatever stands there, and whatever its class says of that
         why = " ".join(str(error).split())[:200]
         raise ConfigError(

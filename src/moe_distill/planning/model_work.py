@@ -25,7 +25,7 @@ class ModelWork:
     rows: int  # of the output matrix
     hidden_size: int
     layers: int
-    heads: int
+    heads: int  # of attention; 0: it has none
     head_size: int
     width: int  # of the feed-forward part that one token meets
     experts: int  # of a layer; 0: all are dense
@@ -40,7 +40,8 @@ def count_work(config: PreTrainedConfig) -> ModelWork:
     head = model.get_output_embeddings()
     assert head is not None
     body = float(sum(_met(name, module, share) for name, module in model.named_modules() if module is not head))
-    heads, layers = int(config.num_attention_heads), int(config.num_hidden_layers)
+    layers = int(config.num_hidden_layers)
+    heads = int(getattr(config, "num_attention_heads", 0))  # a Mamba or RWKV has no attention
     expert_weights = sum(
         parameter.numel() for name, parameter in model.named_parameters() if _is_of_experts(name) and parameter.ndim > 1
     )
@@ -56,7 +57,7 @@ def count_work(config: PreTrainedConfig) -> ModelWork:
         hidden_size=weight.shape[1],
         layers=layers,
         heads=heads,
-        head_size=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        head_size=int(getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0,
         width=int(chosen * share * experts if experts else dense),
         experts=experts,
         last_block=expert_weights // layers,
