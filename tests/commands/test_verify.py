@@ -6,11 +6,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 import yaml
 
 from moe_distill.commands.verify import Verified, verify
 from moe_distill.errors import DataError
 from moe_distill.pipeline.resumable_work import compute_once
+from moe_distill.shards.checkpoint import Checkpoint, check_checkpoint, save_checkpoint
 from tests.end_to_end.test_bit_flips import flip
 
 FOLDERS = {
@@ -133,3 +135,20 @@ def test_a_flipped_bit_in_the_record_of_finished_work_is_found() -> None:
     content = record.read_text()
     record.write_text(content.replace('"speed": 1.0', '"speed": 3.0'))
     assert f"{record} is corrupt" in [fault.what for fault in faults()]
+
+
+def test_a_checkpoint_that_a_training_removes_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ".work/train_kd/1"
+    for step in (10, 20, 30):
+        save_checkpoint(folder, Checkpoint(step, {"weight": torch.ones(2)}, {}))  # keeps two
+
+    def check(path: Path) -> None:
+        if (folder / "checkpoint_000020").is_dir():
+            save_checkpoint(folder, Checkpoint(40, {"weight": torch.ones(2)}, {}))
+        check_checkpoint(path)
+
+    monkeypatch.setattr("moe_distill.commands.verify.check_checkpoint", check)
+    found = list(verify(tmp_path, tmp_path / ".work"))
+    assert [(each.path.name, each.fault) for each in found] == [("checkpoint_000030", None)]

@@ -58,7 +58,9 @@ def verify(root: Path, work: Path) -> Iterator[Verified]:
         if head.is_dir():
             yield _verified(head, lambda folder: read_head(folder, torch.device("cpu")))
     for checkpoint in sorted(work.glob("**/checkpoint_*")):
-        yield _verified(checkpoint, check_checkpoint)
+        found = _verified(checkpoint, check_checkpoint)
+        if found.fault is None or checkpoint.is_dir():  # else a training that goes on has removed it meanwhile
+            yield found
     finished = [_verified(record.parent, check_finished) for record in sorted(work.glob(f"*/*/{RECORD_NAME}"))]
     yield from finished
     outputs = [output for output in recorded_outputs(root) if (root / output.path).exists()]  # a clone pulls some
