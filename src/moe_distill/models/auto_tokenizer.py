@@ -51,8 +51,6 @@ def match_auto_tokenizer(folder: Path) -> None:
 
 def _match(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     path = folder / "tokenizer_config.json"
     before = path.read_bytes() if path.is_file() else None
     settings = read_settings(path, str(folder)) if path.is_file() else {}

@@ -30,9 +30,8 @@ def share_tokenizer(source: Path, folder: Path) -> str:
         The class of transformers whose `from_pretrained(folder)` gives prefix token + ids of a window. It is
         AutoTokenizer unless transformers builds another tokenizer for the model's type, which is said.
     """
-    tokenizer, prefix = load_tokenizer(source), prefix_token_id(source, load_tokenizer(source))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = load_tokenizer(source)
+    prefix = prefix_token_id(source, tokenizer)
     copy_tokenizer(source, folder)
     for name in SECOND_OPINIONS:
         (folder / name).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ TOKENIZER_FILES = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read the `tokenizer.json` of a model folder.
+    """Read the `tokenizer.json` of a model folder; what it says of truncation and padding is left out.
 
     Raises:
         DataError: it is missing or unreadable.
@@ -29,9 +29,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise DataError(f"{path} does not exist", fix="choose a model that has a tokenizer.json")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises plain Exception
         raise DataError(f"{path} is not a tokenizer", " ".join(str(error).split())) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
