@@ -14,6 +14,7 @@ from moe_distill.alignment.token_bytes import token_bytes
 from moe_distill.shards.vocabulary_store import Merges
 from moe_distill.targets.canonical import (
     MOST_GONE,
+    NO_TOKEN,
     MergeRules,
     may_follow,
     merge_rules,
@@ -127,6 +128,12 @@ def test_entries_that_cannot_follow_go_and_the_next_token_stays() -> None:
     asked = entries(*[[0.3, 0.2, 0.5]] * 3)
     gone = noncanonical(merge_rules(MERGES, 5), asked, previous, torch.tensor([0, 1, 1]))
     assert gone.view(3, 3).tolist() == [[False, True, False], [False] * 3, [False] * 3]
+
+
+def test_anything_may_follow_where_no_text_stands_before() -> None:
+    asked = entries(*[[0.3, 0.2, 0.5]] * 2)
+    gone = noncanonical(merge_rules(MERGES, 5), asked, torch.tensor([NO_TOKEN, 0]), None)
+    assert gone.view(2, 3).tolist() == [[False] * 3, [False, True, False]]
 
 
 def test_small_entries_are_not_asked_and_a_row_is_never_emptied() -> None:

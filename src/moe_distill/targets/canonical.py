@@ -28,6 +28,7 @@ from moe_distill.targets.sparse_rows import Entries, index_of, pair_keys, pairs_
 
 NEVER = torch.iinfo(torch.int64).max  # rank of a merge that no rule makes
 LEAST_PROB = 1e-3  # of an entry, at T = 1, that is asked about: each of the others is too small to matter
+NO_TOKEN = -1  # before the first token of a window: its prefix token is joined to no text, even where it is one of text
 MOST_GONE = 0.9  # of a row whose next token is not known; where more would go, it is left whole
 
 
@@ -107,10 +108,10 @@ def noncanonical(rules: MergeRules, entries: Entries, previous_ids_N: Tensor, ne
 
     Args:
         entries: at T = 1.
-        previous_ids_N: the student's last token.
+        previous_ids_N: the student's last token, or NO_TOKEN.
         next_ids_N: the one that follows in the text, and so can; None: nothing is known of it.
     """
-    asked_Z = entries.logprobs > math.log(LEAST_PROB)
+    asked_Z = (entries.logprobs > math.log(LEAST_PROB)) & (previous_ids_N != NO_TOKEN)[entries.rows]
     if next_ids_N is not None:
         asked_Z = asked_Z & (entries.ids != next_ids_N[entries.rows])
     gone_Z = torch.zeros_like(asked_Z)

@@ -111,8 +111,8 @@ def sparse_target(
         rows: of the A positions that have a target, in order.
         has_target_N: bool; which of the N positions these are.
         text: the next tokens; None where the map alone decides.
-        previous_ids_A: the student's last token; entries that its tokenizer would have joined to it are left out
-            (targets/canonical). None: that is not asked.
+        previous_ids_A: the student's last token, or NO_TOKEN; entries that its tokenizer would have joined to it are
+            left out (targets/canonical). None: that is not asked.
     """
     positions_A = has_target_N.nonzero().squeeze(1)
     kept = _kept_ids(rows, vocabulary_map, text)

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from operator import itemgetter
 
-import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moe_distill.config.params import ExperimentParams, KdOrder, KdTail
 from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.window_store import WindowStore
+from moe_distill.targets.canonical import NO_TOKEN
 from moe_distill.targets.last_tokens import (
     LAST_FIELDS,
     LastTokens,
@@ -82,7 +83,7 @@ class WindowTargets:
         rows_N, next_teacher_ids_N, ids_N = (
             self._windows.tokens(name, window).long() for name in ("teacher_rows", "next_teacher_ids", "token_ids")
         )
-        previous_ids_N = torch.cat([torch.tensor([self._windows.prefix_id]), ids_N[:-1]])
+        previous_ids_N = F.pad(ids_N[:-1], (1, 0), value=NO_TOKEN)
         has_target_N = rows_N >= 0
         settings, text = self._settings, None
         if settings.follows_text:
