@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from moe_distill.models.shared_model import older_too, share_model
 from tests.chain import Chain
+
+from .families import make_model
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 32}
 LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -43,7 +46,45 @@ def test_config_names_the_prefix_token_and_rotary_embeddings_as_older_programs_d
     assert torch.equal(models[0](ids).logits, models[1](ids).logits)
 
 
+PLAIN = {"rope_type": "default", "rope_theta": 777.0, "partial_rotary_factor": 0.5}
+SCALING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+YARN = SCALING | {"rope_theta": 555.0}
+FACTORS = {"short_factor": [1.5] * 4, "long_factor": [3.0] * 4}
+LONG = FACTORS | {"rope_type": "longrope", "rope_theta": 777.0, "partial_rotary_factor": 1.0}
+LAYERS = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 333.0}}
+
+
+@pytest.mark.parametrize(
+    ("family", "rotary", "added"),
+    [
+        ("phi", PLAIN, {"rope_theta": 777.0, "partial_rotary_factor": 0.5}),
+        ("gpt_neox", PLAIN, {"rotary_emb_base": 777.0, "rotary_pct": 0.5}),
+        ("gemma3_text", LAYERS, {"rope_theta": 555.0, "rope_scaling": SCALING, "rope_local_base_freq": 333.0}),
+        (
+            "phi3",
+            LONG,
+            {"rope_theta": 777.0, "partial_rotary_factor": 1.0, "rope_scaling": {"type": "longrope", **FACTORS}},
+        ),
+        ("qwen3_moe", YARN, {"rope_theta": 555.0, "rope_scaling": SCALING, "num_experts": 4}),
+    ],
+)
+def test_the_names_of_4_57_stand_beside_the_new_ones(
+    tmp_path: Path, family: str, rotary: dict[str, Any], added: dict[str, Any]
+) -> None:
+    """With these keys 4.57.6 gave the logits of such models; without them other ones, or it did not open them."""
+    model: Any = make_model(family, 100, rope_parameters=rotary)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    older = older_too(config)
+    assert {name: value for name, value in older.items() if name not in config} == added
+    assert config.items() <= older.items()
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    ids = torch.arange(40)[None]
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
 def test_a_config_without_rotary_embeddings_or_with_several_is_left_as_it_is() -> None:
-    for config in ({"n_positions": 8}, {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}):
+    several = {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}
+    for config in ({"n_positions": 8}, several, several | {"model_type": "gemma3_text"}):
         assert older_too(config) == config
     assert "rope_scaling" not in older_too({"rope_parameters": {"rope_type": "default", "rope_theta": 2.0}})
