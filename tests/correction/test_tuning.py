@@ -57,6 +57,15 @@ def test_a_model_that_shows_no_routers_logits_is_tuned_without_the_balance(
     assert "without the load-balancing loss" in capsys.readouterr().out
 
 
+def test_a_model_without_any_attention_is_asked_for_its_routers_logits() -> None:
+    """Jamba's first layers are Mamba's alone; the cache of such a model has no length to ask for."""
+    model = make_model("jamba", VOCABULARY)
+    assert "attention" not in model.config.layers_block_type
+    balance = tuning._balance(model)
+    assert balance is not None
+    assert balance.experts_per_token == model.config.num_experts_per_tok
+
+
 def test_the_loss_scale_of_the_steps_has_its_floor(windows: WindowStore) -> None:
     """Twenty steps that are not finite end the tuning; the scale would be 0.06 by then."""
     model = make_teacher("qwen3_moe").half()

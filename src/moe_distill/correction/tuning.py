@@ -196,7 +196,8 @@ def _balance(model: PreTrainedModel) -> _Balance | None:
     if not weight or not hasattr(config, "output_router_logits") or not find_moe_modules(model).experts:
         return None
     with torch.no_grad():  # its layers alone: a language model computes that loss too, and fails where it has no logits
-        shown = model.base_model(torch.zeros(1, 1, dtype=torch.int64).to(model.device), output_router_logits=True)
+        one_id = torch.zeros(1, 1, dtype=torch.int64).to(model.device)
+        shown = model.base_model(one_id, output_router_logits=True, use_cache=False)
     if not shown.router_logits:
         log("teacher_correction: without the load-balancing loss: no layer of this model shows its router's logits")
         return None
