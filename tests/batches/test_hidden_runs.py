@@ -70,6 +70,14 @@ def test_a_run_stands_where_its_positions_are_in_the_batch(folders: Folders) -> 
     assert len(runs.filled_N) == first
 
 
+def test_every_stored_state_is_read_the_last_one_of_a_file_too(folders: Folders) -> None:
+    split = open_train(folders)
+    assert split.shards is not None
+    n_last = len(split.shards.column("hidden_rows", 0))
+    assert 0 < n_last < split.shards.rows("hidden"), "there are several files"
+    assert len(read(split, [*range(len(split.windows))]).filled_N) == split.shards.rows("hidden")
+
+
 def test_r15_replayed_gate_logits_are_the_stored_ones(folders: Folders) -> None:
     """Within the rounding of both to fp16."""
     runs, head = read(open_train(folders), [*range(24)]), head_of(folders)

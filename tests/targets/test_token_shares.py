@@ -62,6 +62,14 @@ def test_without_text_the_rule_decides() -> None:
         assert found.likeliest.tolist() == [3, -1, 1, 2]
 
 
+def test_the_students_first_id_is_one_as_any_other() -> None:
+    """Of GPT-2's vocabulary it is "!"."""
+    rule, text = torch.tensor([0, -1]), continuations([(0, 0, 2), (1, 0, 5)])
+    for found in (rule_map(rule), counted_shares(rule, text)):
+        assert found.likeliest.tolist() == [0, -1]
+        assert (shares(found, 0), shares(found, 1)) == ({0: 1.0}, {})
+
+
 def test_counts_of_the_text_and_the_rule_as_one_observation() -> None:
     found = counted_shares(RULE, continuations([(0, 3, 4), (0, 2, 15), (1, 2, 9), (2, 3, 1)]))
     total = 4 + RULE_COUNT + 15
