@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -63,11 +64,11 @@ def start(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
     params = two_processes()
     make_workspace(tmp_path, params.profile)
     (tmp_path / "stages").mkdir()
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
 
     def started(act: str) -> subprocess.Popen[str]:
         (tmp_path / "stages/example.py").write_text(STAGE.format(act=act))
-        command = [sys.executable, "-m", "stages.example"]
+        own = {"PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        command, environment = [sys.executable, "-m", "stages.example"], os.environ | own
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -122,6 +123,23 @@ def test_a_stage_under_nohup_outlives_its_terminal(start: Callable[[str], subpro
         signal.signal(signal.SIGHUP, previous)
     _, said = process.communicate()
     assert (process.returncode, said) == (0, "")
+
+
+def test_nodes_that_do_not_find_each_other_are_told_so(
+    start: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the first node's address is misspelt, or that node was never started."""
+    settings = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "RDZV_CONF": "timeout=1"}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not answer
+        for name, value in (settings | {"MASTER_PORT": str(taken.getsockname()[1])}).items():
+            monkeypatch.setenv(f"PET_{name}", value)
+        process = start("pass")
+        _, said = process.communicate()
+    assert process.returncode == 4
+    last = said.splitlines()[-1]  # of the lines before, torch's own code writes some
+    assert re.fullmatch(r"example: error: the processes do not find each other; .*; start all nodes, with .*", last)
+    assert "Traceback" not in said
 
 
 def test_processes_share_the_cores_that_the_stage_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

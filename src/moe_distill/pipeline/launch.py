@@ -60,11 +60,13 @@ def _launch(stage: str, processes: int, work: Path) -> dict[str, float]:
 
     Raises:
         MoeDistillError: that ended the first one that failed.
+        ResourceError: one was ended by the system, or they do not find each other.
         Terminated, KeyboardInterrupt: a signal has ended all.
     """
-    from torch.distributed import run  # imported here: one process does not need it
+    from torch.distributed import DistError, run  # imported here: one process does not need it
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     metrics = work / METRICS_NAME
     for name in (FAILURE_NAME, LOST_NAME):
@@ -77,6 +79,9 @@ def _launch(stage: str, processes: int, work: Path) -> dict[str, float]:
             raise_at_once(error.sigval, None)
         except ChildFailedError as error:
             _raise_reason(work, min(each.exitcode for each in error.failures.values()))
+        except (DistError, RendezvousError) as error:
+            fix = "start all nodes, with the same PET_MASTER_ADDR and PET_MASTER_PORT that no other run has"
+            raise ResourceError("the processes do not find each other", _one_line(error), fix) from error
     values = read_json_object(metrics)
     metrics.unlink()
     return {name: float(str(value)) for name, value in values.items()}
@@ -92,8 +97,7 @@ def _raise_reason(work: Path, exit_code: int) -> NoReturn:
     if not failure.is_file():
         how = f"by signal {-exit_code}" if exit_code < 0 else f"with code {exit_code}"
         told = lost.read_text(encoding="utf-8") if exit_code >= 0 and lost.is_file() else ""
-        why = " ".join(told.split())[:SHOWN_LENGTH]
-        raise ResourceError(f"one of its processes was ended {how}", why, "the same command continues")
+        raise ResourceError(f"one of its processes was ended {how}", _one_line(told), "the same command continues")
     left = Failure.model_validate_json(failure.read_text(encoding="utf-8"))
     failure.unlink()
     known = left.to_error()
@@ -101,6 +105,10 @@ def _raise_reason(work: Path, exit_code: int) -> NoReturn:
         print(left.what, file=sys.stderr)
         sys.exit(1)
     raise known
+
+
+def _one_line(told: object) -> str:
+    return " ".join(str(told).split())[:SHOWN_LENGTH]
 
 
 @contextmanager
