@@ -21,6 +21,7 @@ from moe_distill.pipeline.resumable_work import (
     hold_workspace,
     workspace_holder,
 )
+from moe_distill.utils.checksummed_json import write_checksummed_json
 from moe_distill.utils.files import canonical_json
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -156,6 +157,24 @@ def test_r21_finished_work_is_taken_until_dvc_has_recorded_it(root: Path) -> Non
         assert not (root / ".work/stage" / KEY[:16]).exists()
         compute_once("stage", KEY, computing("3", calls), OUTPUTS)
     assert calls == ["1", "3"]
+
+
+def test_a_process_that_was_killed_as_it_waited_keeps_nothing(root: Path) -> None:
+    figures = compute_once("stage", KEY, computing("1", []), OUTPUTS)
+    record_in_dvc_lock(root, figures)
+    left = root / f".work/stage/{KEY[:16]}.waits.{os.getpid()}"  # its number is another process's by now
+    left.touch()
+    with hold_workspace("next"):
+        assert not left.exists()
+        assert not (root / ".work/stage" / KEY[:16]).exists()
+
+
+def test_finished_work_of_another_version_is_computed_again(root: Path) -> None:
+    compute_once("stage", KEY, computing("1", []), OUTPUTS)
+    record = root / ".work/stage" / KEY[:16] / "done.json"
+    write_checksummed_json(record, {"workspace": ".", "metrics": {}, "outputs": {}, "another": 1})
+    with hold_workspace("next"):
+        assert compute_once("stage", KEY, computing("2", []), OUTPUTS) == {"speed": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moe_distill.errors import DataError, ResourceError
 from moe_distill.log import log
@@ -153,10 +152,15 @@ def _read_record(folder: Path) -> _Record | None:
     """The record of finished work; None where work is unfinished.
 
     Raises:
-        DataError: the record differs from its checksum.
+        DataError: the record differs from its checksum, or is of another version of this project.
     """
     path = folder / RECORD_NAME
-    return _Record.model_validate(verified_content(path, read_json_object(path))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return _Record.model_validate(verified_content(path, read_json_object(path)))
+    except ValidationError as error:
+        raise DataError(f"{path} is of another version of moe-distill", fix="run: dvc repro") from error
 
 
 def _fingerprints(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
@@ -176,7 +180,7 @@ def _remove_what_dvc_has_recorded() -> None:
     for folder in unheld_folders():
         with suppress(DataError):  # a corrupt record: the stage, or `clean`, removes the folder
             record = _read_record(folder)
-            if record is not None and _is_recorded(record) and not _waiters(folder):
+            if record is not None and _is_recorded(record) and not _is_awaited(folder):
                 shutil.rmtree(folder)
 
 
@@ -200,8 +204,7 @@ def _held(folder: Path, stage: str) -> Iterator[None]:
     """Hold the lock of a work folder; wait while another workspace holds it, and log a line a minute."""
     lock, owner = FileLock(f"{folder}.lock"), Path(f"{folder}.owner")
     waits = Path(f"{folder}.waits.{os.getpid()}")
-    waits.touch()
-    try:
+    with FileLock(waits):  # which the system lets go of, however this process ends
         timeout = SAME_WORKSPACE_SECONDS
         while not lock.is_locked:
             try:
@@ -210,8 +213,7 @@ def _held(folder: Path, stage: str) -> Iterator[None]:
                 pid, workspace = _owner(owner) or ("?", "another workspace")
                 log(f"{stage}: process {pid} in {workspace} computes the same result; waiting")
                 timeout = WAIT_MESSAGE_SECONDS
-    finally:
-        waits.unlink()
+    waits.unlink(missing_ok=True)
     try:
         write_atomically(owner, f"{os.getpid()} {Path.cwd()}".encode())
         yield
@@ -219,7 +221,12 @@ def _held(folder: Path, stage: str) -> Iterator[None]:
         lock.release()
 
 
-def _waiters(folder: Path) -> list[int]:
-    """Pids of the processes that wait for a work folder."""
-    pids = [int(path.suffix[1:]) for path in folder.parent.glob(f"{folder.name}.waits.*")]
-    return [pid for pid in pids if psutil.pid_exists(pid)]
+def _is_awaited(folder: Path) -> bool:
+    """Whether a process of another workspace waits for a work folder."""
+    for path in folder.parent.glob(f"{folder.name}.waits.*"):
+        try:
+            with FileLock(path, timeout=0):
+                path.unlink(missing_ok=True)  # of a process that is gone
+        except Timeout:
+            return True
+    return False
