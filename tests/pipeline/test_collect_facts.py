@@ -59,6 +59,13 @@ def test_what_differs_from_the_commit_is_set_by_the_command(monkeypatch: pytest.
     assert facts.experiment == "quiet-frog"
 
 
+def test_a_profile_that_is_in_no_commit_is_to_be_put_back() -> None:
+    commit()
+    Path("profiles/mine.yaml").write_text("")
+    [_, told, *_] = _commands("HEAD", "profiles/mine.yaml")
+    assert told == "# put profiles/mine.yaml back as it was here: it is in no commit"
+
+
 def test_a_shell_dvc_and_its_grammar_take_the_command_as_it_stands(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

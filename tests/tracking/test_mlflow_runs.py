@@ -9,10 +9,12 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from moe_distill.cli import app
@@ -82,6 +84,15 @@ def test_everything_of_an_experiment(root: Path, capfd: pytest.CaptureFixture[st
     assert artifact.stat().st_mode & stat.S_IWUSR, "a read-only artifact could not be replaced"
     assert not Path("mlruns").exists()
     assert told(capfd) == []
+
+
+def test_runs_are_found_on_every_page(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_everything()
+    with monkeypatch.context() as small_pages:
+        small_pages.setattr(MlflowClient, "search_runs", partialmethod(MlflowClient.search_runs, max_results=1))
+        for temperature in (2.0, 3.0, 2.0):
+            track(make_params(temperature), ALL)
+    assert len(Store(root).runs()) == 2 * (1 + len(ALL))
 
 
 def test_repeated_calls_add_nothing(root: Path) -> None:

@@ -63,6 +63,11 @@ def _commands(commit: str, profile: str) -> Iterator[str]:
     ]
     if commit:
         yield f"git checkout {commit}"
+        yield from (
+            f"# put {path} back as it was here: it is in no commit"
+            for path in (VARIED, profile)
+            if not _git("ls-tree", "--name-only", "HEAD", path)
+        )
     yield "make install"
     yield f"dvc exp run {' '.join(changes)}" if changes else "dvc repro"
 

@@ -4,6 +4,7 @@ A share of the peak is what training a small transformer in eager PyTorch gets o
 until `moe-distill plan --measure` has run on the device.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -83,7 +84,7 @@ def this_device() -> Device:
     if not torch.cuda.is_available():
         return _cpu()
     properties, capability = torch.cuda.get_device_properties(0), torch.cuda.get_device_capability()
-    named = [device for name, device in DEVICES.items() if name in properties.name]
+    named = [device for name, device in DEVICES.items() if re.search(rf"\b{name}\b", properties.name)]  # no T400
     older = [each for each in DEVICES.values() if each.capability is not None and each.capability <= capability]
     found = named[0] if named else max(older, key=lambda each: each.capability or (0, 0), default=DEVICES["P100"])
     name = properties.name if named else f"{properties.name}, taken for a {found.name}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from moe_distill.tracking.mlflow_store import MLFLOW_ENVIRONMENT, MlflowStore, open_store
+from moe_distill.tracking.mlflow_store import MLFLOW_ENVIRONMENT, MlflowStore, find_runs, open_store
 from moe_distill.utils.files import project_root
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def end_orphans(store: MlflowStore) -> None:
     A parent run is alive as long as one nested in it is. In a store that several projects share, only runs of this
     place are judged.
     """
-    running = store.client.search_runs([store.experiment], "attributes.status = 'RUNNING'")
+    running = find_runs(store, "attributes.status = 'RUNNING'")
     known = [run for run in running if store.is_own or run.data.tags.get(PLACE_TAG) == place()]
     nested = [run for run in known if PARENT_TAG in run.data.tags]
     alive = [run for run in nested if _is_alive(run.info.run_id)]

@@ -14,6 +14,7 @@ from moe_distill.utils.files import project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "moe-distill"
 PROBE_SECONDS = 2.0  # the longest wait for a locked database; MLflow would wait 20 s for each statement
@@ -74,6 +75,16 @@ def open_store() -> MlflowStore:
         return MlflowStore(client, found.experiment_id, is_own)
     made = client.create_experiment(EXPERIMENT, artifacts)
     return MlflowStore(client, made, is_own)
+
+
+def find_runs(store: MlflowStore, where: str) -> list["Run"]:
+    """All runs of the experiment that fulfil a condition in MLflow's words, the latest first."""
+    page = store.client.search_runs([store.experiment], where)
+    runs = list(page)
+    while page.token:  # a page has a thousand
+        page = store.client.search_runs([store.experiment], where, page_token=page.token)
+        runs += page
+    return runs
 
 
 def what_failed(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from moe_distill.config.params import Params
 from moe_distill.tracking.live_runs import PARENT_TAG, PLACE_TAG, let_go, place
-from moe_distill.tracking.mlflow_store import MlflowStore
+from moe_distill.tracking.mlflow_store import MlflowStore, find_runs
 from moe_distill.tracking.run_contents import log_parameters, set_tags
 from moe_distill.tracking.run_names import committed_parameters, run_name
 from moe_distill.utils.files import fingerprint
@@ -51,7 +51,7 @@ def parent_run(store: MlflowStore, params: Params, started: float) -> "Run":
         started: Unix seconds, for a new run.
     """
     key, digest = experiment_key(params), _digest(params)
-    parents = store.client.search_runs([store.experiment], f"tags.`{KEY_TAG}` != ''")
+    parents = find_runs(store, f"tags.`{KEY_TAG}` != ''")
     known = [run for run in parents if (run.data.tags[KEY_TAG], run.data.tags.get(PARAMS_TAG)) == (key, digest)]
     if known:
         log_parameters(store, known[0], params)
@@ -70,7 +70,7 @@ def parent_run(store: MlflowStore, params: Params, started: float) -> "Run":
 
 def nested_runs(store: MlflowStore, parent: "Run") -> dict[str, "Run"]:
     """The nested runs by stage."""
-    runs = store.client.search_runs([store.experiment], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'")
+    runs = find_runs(store, f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'")
     return {run.data.tags.get(STAGE_TAG, ""): run for run in runs}
 
 
