@@ -1,6 +1,8 @@
 """Keys that ask for more than a model, a machine or the number of steps gives are refused before anything runs."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from moe_distill.errors import ConfigError, DataError
 from moe_distill.pipeline.parameter_checks import check_parameters, examine_parameters, model_sizes
 from moe_distill.training.schedule import first_phase_steps
 from tests.bare_models import write_bare_model
-from tests.params import fixed_params
+from tests.params import ROOT, fixed_params
 
 TEACHER = {
     "model_type": "llama",
@@ -31,6 +33,13 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
     for name, config in (("teacher", TEACHER), ("student", STUDENT)):
         write_bare_model(Path(name), config)
+
+
+def test_the_stage_check_does_without_torch() -> None:
+    """It runs in every `dvc repro`, and torch takes seconds."""
+    code = "import sys, stages.check; sys.exit('torch' in sys.modules)"
+    environment = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
 def params(changes: dict[str, Any]) -> Params:
