@@ -20,7 +20,7 @@ import typer
 from moe_distill.config.params import Params, load_params
 from moe_distill.evaluation.evaluate import AGREED_WITH
 from moe_distill.evaluation.measure import compare, score
-from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS
+from moe_distill.losses.registry import GATE_TERMS, HIDDEN_TERMS, ROUTER_TERMS
 from moe_distill.models.pretrained import load_causal_lm
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
@@ -30,7 +30,6 @@ from moe_distill.training.phases import train_kd, train_router
 from moe_distill.training.stage_folders import TrainingInputs, TrainingOutputs
 
 WINDOWS, TARGETS = Path("data/windows/student"), Path("data/teacher_shards")
-GATE_TERMS = ("router_balance", "router_importance")  # they train the gate, which acts only through the other terms
 
 Metrics = dict[str, float]
 
@@ -63,7 +62,7 @@ def losses_of(params: Params) -> Iterator[tuple[str, Metrics]]:
     off = dict.fromkeys(weights, 0.0)
     yield "none", off
     for term in HIDDEN_TERMS + ROUTER_TERMS:
-        if term not in GATE_TERMS:
+        if term not in GATE_TERMS:  # the gate acts only through the other terms
             gate = {name: weights[name] for name in GATE_TERMS} if term in ROUTER_TERMS else {}
             yield term, off | gate | {term: weights[term]}
     yield "all", weights

@@ -12,7 +12,8 @@ from torch import Tensor
 TEXT_TERMS = ("lm", "kd")
 HIDDEN_TERMS = ("feature", "attention", "layerwise", "contrastive")
 ROUTED_STATE_TERMS = ("router_feature", "router_attention")  # against the experts' answers under the gate
-ROUTER_TERMS = (*ROUTED_STATE_TERMS, "router_balance", "router_importance")  # the last two are of the gate alone
+GATE_TERMS = ("router_balance", "router_importance")  # of the gate's means over a whole step
+ROUTER_TERMS = ROUTED_STATE_TERMS + GATE_TERMS
 
 
 @dataclass(frozen=True)

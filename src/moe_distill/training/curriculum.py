@@ -1,15 +1,14 @@
 """What is asked of the student when: pure functions of progress in [0, 1] (R3, R28).
 
 Progress = min(1, step / curriculum steps). LM and KD are on throughout. In the first phase (10% of the progress
-by default) nothing else is; then ramps open one after the other, each linear from 0 to the term's full weight:
-10-40% feature, attention and the router's terms, 40-70% layerwise, 70-100% contrastive. With another length of the
-first phase the ramps share what remains in the same proportions, so that none is cut.
+by default) nothing else is; then ramps open one after the other (`RAMPS`), each linear from 0 to the term's full
+weight. With another length of the first phase they share what remains in the same proportions, so that none is cut.
 """
 
 from moe_distill.config.params import ExperimentParams
 
 PHASE1_END = 0.1
-RAMPS = {
+RAMPS = {  # term -> the progress at which its ramp begins and ends
     "feature": (0.1, 0.4),
     "attention": (0.1, 0.4),
     "router_feature": (0.1, 0.4),

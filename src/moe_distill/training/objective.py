@@ -120,12 +120,12 @@ def _hidden_terms(heads: Heads, states: StudentStates, runs: HiddenRuns, objecti
     weights = {name: objective.weights[name] for name in HIDDEN_TERMS if objective.weights[name] > 0}
     last = len(heads.pairs) - 1
     values: dict[str, Tensor] = {}
-    if weights.keys() & {"feature", "attention", "contrastive"}:
+    if weights.keys() - {"layerwise"}:
         student_WPD = gather_runs(states.layers[heads.pairs[last]], runs)
         teacher_WPT = runs.states_WPST[:, :, last]
         if "attention" in weights:
             values["attention"] = relation_kl(student_WPD, teacher_WPT, runs.mask_WP)
-        if weights.keys() & {"feature", "contrastive"}:
+        if weights.keys() - {"layerwise", "attention"}:
             projected_WPT = heads.projections[last](student_WPD)
         if "feature" in weights:
             values["feature"] = cosine_distance(projected_WPT, teacher_WPT, runs.mask_WP)
