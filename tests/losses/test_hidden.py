@@ -52,6 +52,7 @@ def brute_force(loss: Loss, student_RD: Tensor, teacher_RD: Tensor) -> list[floa
     if loss is contrastive_nll:
         cosines = [[cosine(student_RD[i], teacher_RD[j]) / CONTRASTIVE_TEMPERATURE for j in range(n)] for i in range(n)]
         return [math.log(sum(math.exp(each - row[i]) for each in row)) for i, row in enumerate(cosines)]
+    assert loss is relation_kl, f"{loss} needs a loop of its own here"
     rows = zip(relation_rows(teacher_RD), relation_rows(student_RD), strict=True)
     return [sum(q * math.log(q / p) for q, p in zip(t, s, strict=True) if q > 0) for t, s in rows]
 

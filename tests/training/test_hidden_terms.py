@@ -126,7 +126,7 @@ def test_r02_every_term_at_initialisation_of_the_real_dimensions(full: Objective
         limit = math.log(STUDENT_ROWS) + 1 if name in ("lm", "kd") else 5.0
         assert 0.0 <= value <= limit, name
     assert raw["router_importance"] == pytest.approx(0.0, abs=1e-5), "the router begins as the teacher's gate"
-    assert min(raw[name] for name in ("feature", "attention", "layerwise", "contrastive", "router_feature")) > 0.05
+    assert min(raw[name] for name in (*HIDDEN_TERMS, "router_feature")) > 0.05
 
 
 def test_the_order_of_the_students_heads_is_irrelevant(student: Student, full: Objective) -> None:
@@ -182,6 +182,8 @@ def test_terms_are_means_over_the_positions_with_states_of_the_paired_layers(
                 ("attention", relation_kl, own[1]),
             ):
                 last.setdefault(name, []).extend(brute_force(loss, of_student, of_teacher[1]))
-    for name, values in {"layerwise": first, **last}.items():
+    by_loops = {"layerwise": first, **last}
+    assert by_loops.keys() == set(HIDDEN_TERMS), "each term needs a line in the loop above"
+    for name, values in by_loops.items():
         assert len(values) == batch.counts.hidden
         assert terms[name].raw == pytest.approx(sum(values) / batch.counts.hidden, abs=1e-5), name
