@@ -1,5 +1,6 @@
 """Weights and schedules as functions of progress."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,7 @@ from moe_distill.training.curriculum import (
     ramp,
 )
 from moe_distill.training.schedule import objective_at
+from tests.params import ROOT
 
 NOTHING = 1e-12  # rounding where a ramp begins
 THIRD = pytest.approx(1 / 3)
@@ -48,6 +50,13 @@ def test_r04_router_terms_follow_the_curriculum() -> None:
     assert set(RAMPS) == {*HIDDEN_TERMS, *ROUTER_TERMS}
     for term in ROUTER_TERMS:
         assert [ramp(progress, 0.1, term) for progress in (0.0, 0.05, 0.2, 0.5, 1.0)] == [0, 0, THIRD, 1, 1]
+
+
+def test_every_term_has_its_formula_on_the_page() -> None:
+    page = (ROOT / "docs/how-it-works.md").read_text(encoding="utf-8")
+    in_tables = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    missing = {*HIDDEN_TERMS, *ROUTER_TERMS} - set(re.findall(r"`(\w+)`", in_tables))
+    assert missing == set(), "each needs a row in section 6 of docs/how-it-works.md"
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.9])
