@@ -129,7 +129,7 @@ def test_an_edit_is_seen_where_another_path_is_gone(order: list[str]) -> None:
 @pytest.mark.parametrize(
     ("paths", "teacher", "said"),
     [
-        (["texts", "none"], "teacher", "`none` matches no .txt, .jsonl, .parquet file"),
+        (["texts", "none"], "teacher", "`none` matches no .txt"),
         (["a" * 5000], "teacher", "`a{5000}` cannot be read"),
         (["texts/notes.md"], "teacher", "matches no .txt"),
         (["texts"], "none", "none is no folder.*`models.teacher.path`"),

@@ -24,7 +24,7 @@ class Files(Section):
     kind: Literal["files"]
     name: SourceName = "texts"  # under which its metrics are reported
     paths: list[str] = Field(min_length=1)  # relative ones are below the main checkout
-    field: str = "text"  # column (parquet) or key (jsonl) that holds the text; ignored for .txt
+    field: str = "text"  # key or column that holds the text; ignored for .txt
     weight: Share = 1.0  # share of its training documents that is kept
     max_documents: Positive | None = None  # null: no limit
     join_rows_to_characters: Positive | None = None  # see kind `hub`; a .txt stays one document

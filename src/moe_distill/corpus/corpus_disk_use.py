@@ -84,7 +84,7 @@ def _files_bytes(source: Files) -> float:
     files = local_files(source.paths)
     documents = total = 0.0
     for suffix in SUFFIXES:
-        kind = [file for file in files if file.path.suffix.lower() == suffix]
+        kind = [file for file in files if file.suffix == suffix]
         sample = _sampled(kind, source.field)
         if sample.texts:
             scale = sum(file.path.stat().st_size for file in kind) / sample.input_bytes
@@ -109,18 +109,20 @@ def _sampled(files: Iterable[LocalFile], field: str) -> _Sample:
                 size += len(checked.text)
             if size >= SAMPLE_BYTES // FILE_SHARE:
                 break
-        sample.input_bytes += _read_bytes(file.path, line)
+        sample.input_bytes += _read_bytes(file, line)
     return sample
 
 
-def _read_bytes(file: Path, lines: int) -> int:
+def _read_bytes(file: LocalFile, lines: int) -> int:
     """Bytes of a file that hold its first `lines` lines or rows; all bytes of a .txt file, which is one document."""
-    if file.suffix.lower() == ".jsonl":
-        with file.open("rb") as opened:
-            return sum(len(line) for line in islice(opened, lines))
-    if file.suffix.lower() == ".parquet":
-        return file.stat().st_size * lines // max(int(pq.read_metadata(file).num_rows), 1)
-    return file.stat().st_size
+    match file.suffix:
+        case ".txt":
+            return file.path.stat().st_size
+        case ".jsonl":
+            with file.path.open("rb") as opened:
+                return sum(len(line) for line in islice(opened, lines))
+        case ".parquet":
+            return file.path.stat().st_size * lines // max(int(pq.read_metadata(file.path).num_rows), 1)
 
 
 def written_bytes(texts: Iterable[str]) -> int:

@@ -25,15 +25,25 @@ def check_fields(source: PythonDocs | Files | Hub) -> None:
     except DataError:  # no such path (`missing_inputs`)
         return
     for file in files:
-        kind = file.path.suffix.lower()
-        keys = [] if kind == ".txt" else _keys(file.path, source.field) if kind == ".jsonl" else _columns(file)
+        keys = _keys(file, source.field)
         if keys and source.field not in keys:
             listed = ", ".join(keys[:SHOWN_KEYS])
             fix = f"set `field` of source `{source.name}` in the profile, or take the file out of its `paths`"
             raise DataError(f"no key `{source.field}` in {file.name}", f"it has {listed}", fix)
 
 
-def _keys(path: Path, field: str) -> list[str]:
+def _keys(file: LocalFile, field: str) -> list[str]:
+    """The keys or columns of a file; none where it has no such thing."""
+    match file.suffix:
+        case ".txt":
+            return []
+        case ".jsonl":
+            return _keys_of_lines(file.path, field)
+        case ".parquet":
+            return _columns(file)
+
+
+def _keys_of_lines(path: Path, field: str) -> list[str]:
     """The keys of a .jsonl file's first lines, up to the first that has the field; none where no line is an object."""
     keys: dict[str, None] = {}
     try:

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from moe_distill.errors import DataError
 from moe_distill.utils.files import project_root
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
+Suffix = Literal[".txt", ".jsonl", ".parquet"]
+SUFFIXES: tuple[Suffix, ...] = get_args(Suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,11 @@ class LocalFile:
     def path(self) -> Path:
         """Where to read it."""
         return project_root() / self.system_name
+
+    @property
+    def suffix(self) -> Suffix:
+        """Its format."""
+        return cast(Suffix, self.path.suffix.lower())  # `_is_text`
 
 
 def local_files(paths: Sequence[str]) -> list[LocalFile]:

@@ -38,7 +38,9 @@ def file_documents(
 def read_file(file: LocalFile, field: str, join_rows_to_characters: int | None) -> Iterator[RawDocument | Skip]:
     """Yield the documents of one file; see `file_documents`."""
     try:
-        yield from _read(file, field, join_rows_to_characters)
+        rows = _rows(file, field)
+        length = None if file.suffix == ".txt" else join_rows_to_characters
+        yield from rows if length is None else join_rows(rows, length)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"{file.name} cannot be read: it is damaged, incomplete or protected",
@@ -47,12 +49,14 @@ def read_file(file: LocalFile, field: str, join_rows_to_characters: int | None) 
         ) from error
 
 
-def _read(file: LocalFile, field: str, characters: int | None) -> Iterator[RawDocument | Skip]:
-    suffix = file.path.suffix.lower()
-    if suffix == ".txt":
-        return iter([_read_txt(file)])
-    rows = _read_jsonl(file, field) if suffix == ".jsonl" else _read_parquet(file, field)
-    return rows if characters is None else join_rows(rows, characters)
+def _rows(file: LocalFile, field: str) -> Iterator[RawDocument | Skip]:
+    match file.suffix:
+        case ".txt":
+            return iter([_read_txt(file)])
+        case ".jsonl":
+            return _read_jsonl(file, field)
+        case ".parquet":
+            return _read_parquet(file, field)
 
 
 def _read_txt(file: LocalFile) -> RawDocument | Skip:
