@@ -62,6 +62,16 @@ def test_a_factor_of_what_the_block_adds_is_replayed() -> None:
     assert replayed(make_model("granitemoe", 120, residual_multiplier=0.22)).output_scale == 0.22
 
 
+@pytest.mark.parametrize("scale", [0.015625, 1.0, 2.826])
+def test_the_scale_of_the_weights_is_found_without_its_key(scale: float) -> None:
+    """Families call it differently, and some take it from elsewhere."""
+    model = make_model("deepseek_v3", 120, routed_scaling_factor=scale)
+    del model.config.routed_scaling_factor
+    router = replayed(model).router
+    assert router is not None
+    assert router.scale == scale
+
+
 def test_an_activation_other_than_the_usual_one_is_replayed() -> None:
     assert replayed(make_model("qwen3_moe", 120, hidden_act="gelu")).activation == "gelu"
 

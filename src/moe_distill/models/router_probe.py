@@ -111,25 +111,23 @@ def find_rule(model: PreTrainedModel, observed: Observed, bias: Tensor | None) -
     per_token = int((observed.mixture_NE != 0).sum(-1).max())
     groups = int(getattr(config, "n_group", None) or 1)
     kept = int(getattr(config, "topk_group", None) or groups)
-    scales = {1.0, float(getattr(config, "routed_scaling_factor", None) or 1.0)}
     num_experts = observed.logits_NE.shape[1]
     grouped: set[tuple[int, int]] = {(1, 1)}
     if num_experts % groups == 0 and num_experts // groups > 1:  # else the groups are of something else
         grouped.add((groups, kept))
     scores: tuple[Literal["softmax", "sigmoid"], ...] = ("softmax", "sigmoid")
     counted: tuple[Literal["largest", "two_largest"], ...] = ("largest", "two_largest")
-    for score, normalizes, scale, (n, of_n), group_score in product(
-        scores, (True, False), sorted(scales), sorted(grouped), counted
-    ):
+    for score, normalizes, (n, of_n), group_score in product(scores, (True, False), sorted(grouped), counted):
         rule = RouterRule(
             score=score,
             experts_per_token=per_token,
             normalizes=normalizes,
-            scale=scale,
             groups=n,
             kept_groups=of_n,
             group_score=group_score,
         )
-        if is_near(mixture(rule, observed.logits_NE, bias, 1.0, per_token), observed.mixture_NE):
-            return rule
+        unscaled_NE = mixture(rule, observed.logits_NE, bias, 1.0, per_token)
+        scale = float(f"{float(observed.mixture_NE.sum() / unscaled_NE.sum()):.6g}")  # configurations name it variously
+        if is_near(scale * unscaled_NE, observed.mixture_NE):
+            return rule.model_copy(update={"scale": scale})
     raise UnknownBlockError("its router weights the experts by an unknown rule")
