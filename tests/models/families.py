@@ -1,10 +1,13 @@
 """Tiny models of many families with random weights; heads, norms, biases and routers are not at their defaults.
 
-`python -m tests.models.families` prints the tables of docs/families.md and README.md.
+`python -m tests.models.families` writes the tables of docs/families.md and README.md.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from moe_distill.models.moe_block import has_experts
 from moe_distill.models.self_test import random_windows, self_test
 from moe_distill.teacher.architecture import find_architecture
 from moe_distill.teacher.replay_error import replay_error
+from tests.params import ROOT
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -224,5 +228,16 @@ def table() -> str:
     return "\n".join(["| family | `model_type` | teacher | student | replay |", "|---|---|---|---|---|", *rows])
 
 
+def pages() -> Iterator[tuple[Path, str]]:
+    """docs/families.md and README.md, each with the text that it should have."""
+    for name, made in (("docs/families.md", table()), ("README.md", short_table())):
+        head = re.escape(made.partition("\n")[0])
+        old = (ROOT / name).read_text(encoding="utf-8")
+        found = re.search(rf"^{head}(\n\|.*)*", old, re.MULTILINE)
+        assert found is not None, f"{name} has no such table"
+        yield ROOT / name, old[: found.start()] + made + old[found.end() :]
+
+
 if __name__ == "__main__":
-    print(table(), short_table(), sep="\n\n")
+    for page, text in pages():
+        page.write_text(text, encoding="utf-8")

@@ -15,11 +15,10 @@ from moe_distill.shards.reader import ShardReader
 from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, TEACHER_WINDOWS, WindowStore, model_inputs
 from moe_distill.training.phases import train_router
-from tests.models.families import NAMES, make_model, short_table, table
+from tests.models.families import NAMES, make_model, pages
 from tests.replay.teachers import VOCABULARY
 from tests.training.folders import Folders, make_folders, make_params
 
-ROOT = Path(__file__).parents[2]
 # Heads with a scale, a cap and a bias; routers of every rule; norms of 1 + w; no rotary positions.
 TEACHERS = ("granite", "cohere", "gemma2", "gemma3_text", "phi", "gpt2", "jamba", "jetmoe")
 REPLAYED = ("qwen3_moe", "mixtral", "olmoe", "qwen2_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss")
@@ -42,15 +41,9 @@ def column(reader: ShardReader, name: str) -> Tensor:
     return torch.cat(list(reader.columns(name)))
 
 
-def test_the_table_of_families_is_what_they_do() -> None:
-    page = (ROOT / "docs/families.md").read_text()
-    assert page[page.index("| family") :].rstrip("\n") == table()
-
-
-def test_the_readme_has_it_in_short() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert short_table() in readme
-    assert "docs/families.md" in readme
+def test_the_tables_of_families_are_what_they_do() -> None:
+    for page, text in pages():
+        assert page.read_text(encoding="utf-8") == text, "run: python -m tests.models.families"
 
 
 @pytest.mark.parametrize("family", [*TEACHERS, *REPLAYED])
