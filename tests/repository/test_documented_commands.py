@@ -82,6 +82,11 @@ def test_every_command_exists_with_its_options(page: str) -> None:
     assert [(" ".join(each), said) for each in found if (said := fault(each))] == []
 
 
+def test_every_command_stands_on_a_page() -> None:
+    named = {words[1] for page in PAGES for words in commands_of((ROOT / page).read_text(encoding="utf-8"))}
+    assert set(get_command(app).commands) - named == set()  # type: ignore[attr-defined]
+
+
 def test_commands_are_found_in_blocks_and_between_backticks() -> None:
     block = "make run A=<what you like> # dvc no\n(dvc repro; moe-distill plan) | tee x"
     page = f"```mermaid\nmake no\n```\nRun `dvc pull a` or `x`, with `make`.\n```bash\n{block}\n```\n"
