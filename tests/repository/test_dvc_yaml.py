@@ -12,7 +12,7 @@ from moe_distill.config.profile import Profile
 from moe_distill.config.values import Section
 from moe_distill.pipeline.dvc_stage import stage_outputs
 from moe_distill.training.recorder import curve_columns
-from tests.repository.stage_modules import GRAPH, PIPELINE, ROOT, STAGES, definition, is_package, modules_of
+from tests.repository.stage_modules import GRAPH, PIPELINE, ROOT, STAGES, definition, file_of, is_package, modules_of
 
 
 def named_by(dependency: str) -> set[str]:
@@ -26,7 +26,10 @@ def named_by(dependency: str) -> set[str]:
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "check"])
 def test_deps_are_the_imports(stage: str) -> None:
     code = [dependency for dependency in definition(stage)["deps"] if dependency.startswith("src/")]
-    assert set[str]().union(*map(named_by, code)) == modules_of(stage)
+    named, imported = set[str]().union(*map(named_by, code)), modules_of(stage)
+    missing, too_much = (sorted(map(file_of, each)) for each in (imported - named, named - imported))
+    assert not missing, f"dvc.yaml: add to `deps` of {stage}"
+    assert not too_much, f"dvc.yaml: take out of `deps` of {stage}"
 
 
 def test_r23_temperature_reaches_no_stage_before_training() -> None:
