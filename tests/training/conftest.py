@@ -23,6 +23,7 @@ from moe_distill.teacher.sparsify import sparsify
 from moe_distill.training.objective import Student
 from moe_distill.training.step import ValidationSet
 from moe_distill.training.student import Heads, make_heads
+from tests.params import fixed_params
 from tests.stores import stores
 
 __all__ = ["stores"]
@@ -206,30 +207,19 @@ def student(teacher_head: TeacherHead) -> Student:
 
 @pytest.fixture
 def experiment() -> ExperimentParams:
-    return ExperimentParams.model_validate(
-        {
-            "profile": "test",
-            "seed": 0,
-            "precision": "fp32",
-            "temperature": 2.0,
-            "kd_weight": 0.7,
-            "kd_order": "temper_then_map",
-            "kd_tail": "sampled",
-            "kd_positions": "aligned",
-            "teacher_must_lead": True,
-            "balance": "fixed",
-            "losses": dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.1),
-            "curriculum": {"phase1_share": 0.1, "curriculum_share": 0.8},
-            "router": {
-                "temperature_start": 2.0,
-                "temperature_end": 1.0,
-                "experts_start": 1,
-                "experts_end": 3,
-                "noise": 0.0,
-            },
-            "early_stopping": {"patience": 2, "min_delta": 0.01, "warmup_steps": 0},
-        }
-    )
+    """tests/params.yaml with every term on, and a schedule for three experts."""
+    keys = fixed_params().experiment.model_dump()
+    changes = {
+        "precision": "fp32",
+        "temperature": 2.0,
+        "kd_weight": 0.7,
+        "kd_order": "temper_then_map",
+        "kd_positions": "aligned",
+        "losses": dict.fromkeys(HIDDEN_TERMS + ROUTER_TERMS, 0.1),
+        "router": keys["router"] | {"experts_end": EXPERTS, "noise": 0.0},
+        "early_stopping": {"patience": 2, "min_delta": 0.01, "warmup_steps": 0},
+    }
+    return ExperimentParams.model_validate(keys | changes)
 
 
 @pytest.fixture
