@@ -102,6 +102,7 @@ def _spread(model: PreTrainedModel, seed: int) -> None:
 
 
 NAMES = {
+    "afmoe": "AFMoE",
     "apertus": "Apertus",
     "arcee": "Arcee",
     "bert": "BERT (encoder)",
@@ -111,6 +112,8 @@ NAMES = {
     "cohere2_moe": "Cohere 2 MoE",
     "deepseek_v2": "DeepSeek-V2",
     "deepseek_v3": "DeepSeek-V3",
+    "deepseek_v32": "DeepSeek-V3.2",
+    "deepseek_v4": "DeepSeek-V4",
     "dots1": "dots.llm1",
     "electra": "ELECTRA (encoder)",
     "ernie4_5": "ERNIE 4.5",
@@ -119,12 +122,15 @@ NAMES = {
     "exaone_moe": "EXAONE MoE",
     "falcon": "Falcon",
     "flex_olmo": "FlexOlmo",
+    "flint": "Flint",
     "gemma": "Gemma",
     "gemma2": "Gemma 2",
     "gemma3_text": "Gemma 3",
     "glm": "GLM",
     "glm4": "GLM-4",
     "glm4_moe": "GLM-4 MoE",
+    "glm4_moe_lite": "GLM-4 MoE Lite",
+    "glm_moe_dsa": "GLM MoE DSA",
     "gpt2": "GPT-2",
     "gpt_bigcode": "GPT BigCode",
     "gpt_neox": "GPT-NeoX, Pythia",
@@ -132,25 +138,33 @@ NAMES = {
     "gptj": "GPT-J",
     "granite": "Granite",
     "granitemoe": "Granite MoE",
+    "granitemoeshared": "Granite MoE Shared",
     "helium": "Helium",
     "hunyuan_v1_dense": "Hunyuan",
     "hunyuan_v1_moe": "Hunyuan MoE",
+    "hy_v3": "HY-V3",
     "hyperclovax": "HyperCLOVA X",
     "jamba": "Jamba",
     "jetmoe": "JetMoE",
+    "laguna": "Laguna",
     "lfm2": "LFM2",
     "llama": "Llama, SmolLM",
     "llama4_text": "Llama 4",
     "mamba": "Mamba",
+    "mellum": "Mellum",
+    "mimo_v2_flash": "MiMo-V2-Flash",
     "minimax": "MiniMax",
+    "minimax_m2": "MiniMax-M2",
     "ministral": "Ministral",
     "mistral": "Mistral",
     "mixtral": "Mixtral",
     "mpt": "MPT",
     "nanochat": "nanochat",
     "nemotron": "Nemotron",
+    "nemotron_h": "Nemotron-H",
     "olmo": "OLMo",
     "olmo2": "OLMo 2",
+    "olmo3": "OLMo 3",
     "olmoe": "OLMoE",
     "opt": "OPT",
     "persimmon": "Persimmon",
@@ -160,13 +174,17 @@ NAMES = {
     "qwen2": "Qwen2",
     "qwen2_moe": "Qwen2 MoE",
     "qwen3": "Qwen3",
+    "qwen3_5_moe_text": "Qwen3.5 MoE",
+    "qwen3_5_text": "Qwen3.5",
     "qwen3_moe": "Qwen3 MoE",
     "qwen3_next": "Qwen3-Next",
     "rwkv": "RWKV",
     "seed_oss": "Seed-OSS",
     "smollm3": "SmolLM3",
+    "solar_open": "Solar Open",
     "stablelm": "StableLM",
     "starcoder2": "StarCoder2",
+    "vaultgemma": "VaultGemma",
     "xglm": "XGLM",
 }
 WINDOW, VOCABULARY = 64, 120
@@ -193,7 +211,11 @@ def verdict(family: str) -> Verdict:
     try:
         self_test(model, "teacher", WINDOW, seed=0)
     except DataError as error:
-        reasons = {"looks ahead": "it looks ahead", "between its states": "its head is more than a matrix"}
+        reasons = {
+            "looks ahead": "it looks ahead",
+            "between its states": "its head is more than a matrix",
+            "of another size inside": "its states are wider between its layers",
+        }
         return Verdict(next(reason for part, reason in reasons.items() if part in str(error)), "")
     architecture = find_architecture(model)
     if not isinstance(architecture.moe, str):
