@@ -3,10 +3,12 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
+from filelock import FileLock
 
 from tests.end_to_end.conftest import Checkout, ran
 from tests.end_to_end.test_bit_flips import flip
@@ -36,7 +38,7 @@ def flip_in_place(path: Path) -> str:
 
 
 @pytest.fixture
-def copied(own_checkout: Checkout) -> Checkout:
+def copied(own_checkout: Checkout) -> Iterator[Checkout]:
     """The finished checkout; its teacher shards are one inode in workspace, DVC's cache and `.work`.
 
     DVC, and a stage, link where they can. What DVC has recorded stays in `.work` while somebody waits for it.
@@ -44,16 +46,16 @@ def copied(own_checkout: Checkout) -> Checkout:
     made = own_checkout
     made.run("dvc", "repro", "-f", "-s", "teacher")
     work = next((made.folder / ".work/teacher").glob("*/shards"))
-    work.parent.with_suffix(f".waits.{os.getpid()}").touch()
-    for shard in (made.folder / "data/teacher_shards").rglob("*.*"):
-        md5 = hashlib.md5(shard.read_bytes()).hexdigest()
-        for other in (
-            made.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:],
-            work / shard.relative_to(shard.parents[1]),
-        ):
-            other.unlink()
-            os.link(shard, other)
-    return made
+    with FileLock(work.parent.with_suffix(f".waits.{os.getpid()}")):
+        for shard in (made.folder / "data/teacher_shards").rglob("*.*"):
+            md5 = hashlib.md5(shard.read_bytes()).hexdigest()
+            for other in (
+                made.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:],
+                work / shard.relative_to(shard.parents[1]),
+            ):
+                other.unlink()
+                os.link(shard, other)
+        yield made
 
 
 @pytest.mark.parametrize("repair", ["repro", "pull"])
