@@ -13,6 +13,7 @@ from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError, DataError
 from moe_distill.pipeline.parameter_checks import check_parameters, examine_parameters, model_sizes
 from moe_distill.training.schedule import first_phase_steps
+from stages import self_test
 from tests.bare_models import write_bare_model
 from tests.params import ROOT, fixed_params
 
@@ -147,6 +148,27 @@ def test_too_few_positions_with_states_are_refused_where_there_are_experts() -> 
         list(check_parameters(params(few)))
     assert list(check_parameters(params(few | {"teacher.hidden_fraction": 0.5}))) == []
     assert list(check_parameters(params({"teacher.hidden_fraction": 0.25}))) == []  # dense: the router is off
+
+
+def test_too_few_positions_are_warned_of_where_it_is_open_whether_experts_can_be_replayed() -> None:
+    write_bare_model(Path("teacher"), TEACHER | {"model_type": "phimoe", "num_local_experts": 4})
+    [told] = check_parameters(params({"teacher.hidden_fraction": 0.25}))
+    assert told.startswith("a step sees at most 128 positions with teacher states")
+    assert told.endswith("`self_test` refuses it if the teacher's experts can be replayed")
+
+
+def test_the_self_test_refuses_too_few_positions_for_experts_that_can_be_replayed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_bare_model(Path("models/teacher"), TEACHER)
+    few = params({"teacher.hidden_fraction": 0.25})
+    monkeypatch.setattr("stages.self_test.run_self_tests", lambda *_: {"router_replayable": 1.0})
+    with pytest.raises(ConfigError, match="a step sees at most 128 positions with teacher states"):
+        self_test.main(few)
+    assert not Path("data").exists()
+    monkeypatch.setattr("stages.self_test.run_self_tests", lambda *_: {"router_replayable": 0.0})
+    self_test.main(few)
+    assert Path("data/self_test.json").is_file()
 
 
 def test_a_model_of_the_hub_is_checked_where_its_cache_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from moe_distill.batches.split import mean_positions_with_states
 from moe_distill.config.model_keys import TeacherCorrection, TinyTeacher
 from moe_distill.config.params import Params
-from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, MORE_STATES
+from moe_distill.config.profile import MINIMUM_ROUTER_POSITIONS, MORE_STATES, most_positions_with_states
 from moe_distill.correction.correction_disk_use import least_memory, most_adapter_weights, work_bytes
 from moe_distill.models.config_checks import read_sizes
 from moe_distill.models.model_weights import count_parameters, tensor_shapes
@@ -179,14 +179,14 @@ def _expected_states(params: Params, teacher: WindowStore) -> float:
 
 
 def _router(params: Params, student: dict[str, WindowStore], teacher: dict[str, WindowStore]) -> str:
-    capture, batch = params.profile.teacher, params.profile.train.batch_windows
+    batch = params.profile.train.batch_windows
     if not params.experiment.losses.terms_of_states():
         return "router: no term of phase 2 has a weight; no states are needed"
     sizes = _teacher_sizes(params)
     if sizes is not None and not sizes[1]:
         return "router: the teacher's last block is dense; the router is off"
     if not student or not teacher:
-        seen, word = batch * capture.hidden_fraction * capture.hidden_run, "at most "
+        seen, word = most_positions_with_states(params.profile), "at most "
     elif _has_targets():
         targets = open_targets(TARGETS / "train")
         seen = mean_positions_with_states(student["train"], targets.rows("hidden") / targets.rows("positions")) * batch

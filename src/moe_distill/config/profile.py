@@ -40,6 +40,11 @@ def require_router_positions(positions: float, word: str = "") -> None:
         )
 
 
+def most_positions_with_states(profile: "Profile") -> float:
+    """The mean number of positions with teacher states in a step of train_router, at most."""
+    return profile.train.batch_windows * profile.teacher.hidden_fraction * profile.teacher.hidden_run
+
+
 def require_a_batch(n_windows: int, batch_windows: int) -> None:
     """Refuse a training split of fewer windows than a step reads.
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from moe_distill.config.model_keys import FolderModel, HubModel, TinyStudent, TinyTeacher
 from moe_distill.config.params import Params
-from moe_distill.config.profile import require_router_positions
+from moe_distill.config.profile import most_positions_with_states, require_router_positions
 from moe_distill.corpus.field_checks import check_fields
 from moe_distill.errors import ConfigError, MoeDistillError, together
 from moe_distill.models.config_checks import ModelSizes, check_capture, check_windows, read_sizes
@@ -59,8 +59,12 @@ def examine_parameters(params: Params, needs_commits: bool = True) -> tuple[list
     tiny = models.teacher.num_experts if isinstance(models.teacher, TinyTeacher) else 0
     experts = tiny if teacher is None else teacher.experts
     if experts and params.experiment.losses.terms_of_states():
-        most = params.profile.train.batch_windows * capture.hidden_fraction * capture.hidden_run
-        _collect(found, partial(require_router_positions, most, "at most "))
+        too_few = list[MoeDistillError]()
+        _collect(too_few, partial(require_router_positions, most_positions_with_states(params.profile), "at most "))
+        if tiny:
+            found += too_few
+        else:  # whether its experts can be replayed is not known yet
+            warnings += [f"{each}; `self_test` refuses it if the teacher's experts can be replayed" for each in too_few]
     if {params.experiment.precision, capture.precision} & {"bf16", "fp16"}:
         _collect(found, partial(_check_precisions, params))
     warning = experts_warning(params.experiment, experts)
