@@ -145,6 +145,15 @@ def test_a_growing_file_and_a_half_written_line(root: Path) -> None:
     assert Store(root).points()["train_kd", "final/loss"] == [(0, 0.5)], "a figure named like a curve stays apart"
 
 
+def test_the_figures_of_an_older_run_do_not_end_one_that_goes_on(root: Path) -> None:
+    write_curve("train_kd", range(10, 30, 10))
+    write_figures("train_kd", steps=40.0, started_at=BEGAN, ended_at=BEGAN + 60)
+    track(make_params(), ["train_kd"], running=True)
+    run = Store(root).nested(Store(root).only_parent())["train_kd"]
+    assert run.info.status == "RUNNING"
+    assert not [name for name in run.data.metrics if name.startswith("final/")]
+
+
 def test_a_resumed_training_goes_on_in_its_run(root: Path) -> None:
     """Killed at step 40 with a checkpoint at 20: the file begins again after 20, with other digits (as on a GPU)."""
     params = make_params()

@@ -44,7 +44,8 @@ def track(params: Params, stages: Sequence[str], running: bool = False) -> list[
     has files is a run nested in it.
 
     Args:
-        running: the caller is a training that goes on: a stage without final metrics stays RUNNING.
+        running: the caller is a training that goes on: its run stays RUNNING, and figures that are there are an older
+            one's, as where DVC has not removed them.
 
     Returns:
         The stages that have files, whose runs are now up to date; without any, no run is made. None: the store was out
@@ -53,7 +54,8 @@ def track(params: Params, stages: Sequence[str], running: bool = False) -> list[
     found: dict[str, StageFigures] = {}
 
     def fill_in(patience: float) -> None:
-        found.update({stage: figures for stage in stages if (figures := read_stage(stage))})
+        read = {stage: read_stage(stage, is_running=running) for stage in stages}
+        found.update({stage: figures for stage, figures in read.items() if figures})
         if found:
             with opened_store(patience) as store:
                 _fill_in(store, params, found, running)

@@ -51,12 +51,12 @@ class StageFigures:
         return bool(self.curves or self.figures)
 
 
-def read_stage(stage: str) -> StageFigures:
-    """What `metrics/curves/<stage>*.tsv` and `metrics/<stage>.json` hold; empty where there is none."""
+def read_stage(stage: str, is_running: bool = False) -> StageFigures:
+    """What `metrics/curves/<stage>*.tsv` and, when it has ended, `metrics/<stage>.json` hold; empty if nothing is."""
     training, first_row = _read_table(Path("metrics/curves", f"{stage}.tsv"))
     validation, _ = _read_table(Path("metrics/curves", f"{stage}_validation.tsv"))
     curves = _without_repetition({**_sections(training, "train"), **_sections(validation, "validation")})
-    content = _read_figures(stage)
+    content = {} if is_running else _read_figures(stage)
     started, ended = content.pop(STARTED, None), content.pop(ENDED, None)
     if ended is None and content:
         started, ended = _times_of_the_file(Path("metrics", f"{stage}.json"))
