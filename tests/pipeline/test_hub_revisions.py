@@ -33,25 +33,30 @@ def profile(revisions: dict[str, str], allowed: tuple[str, ...] = ()) -> Profile
 
 
 def test_commits_are_taken_without_a_word() -> None:
-    assert list(check_revisions(profile({}))) == []
-    assert list(check_revisions(fixed_params("tiny").profile)) == []
+    assert check_revisions(profile({})) == ([], [])
+    assert check_revisions(fixed_params("tiny").profile) == ([], [])
 
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT[:39], COMMIT.upper()])
 def test_a_revision_that_is_no_commit_is_refused_with_the_command_that_prints_it(key: str, revision: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        list(check_revisions(profile({key: revision})))
+    [wrong], _ = check_revisions(profile({key: revision}))
     repository = {
         "corpus.sources[0]": "datasets/Salesforce/wikitext",
         "models.teacher": "huihui-ai/Huihui-MoE-1B-A0.6B",
         "models.student": "HuggingFaceTB/SmolLM-135M",
     }[key]
-    said = str(caught.value)
+    said = str(wrong)
     assert f"`{key}.revision` is `{revision}`, which is no commit" in said
     assert f"`git ls-remote https://huggingface.co/{repository} {revision}`" in said
     assert f"`{key}.allow_unpinned: true`" in said
     assert "\n" not in said
+
+
+def test_every_revision_that_is_no_commit_is_told() -> None:
+    wrong, warnings = check_revisions(profile(dict.fromkeys(KEYS, "main"), allowed=("models.teacher",)))
+    assert [str(each).partition(".revision`")[0] for each in wrong] == ["`corpus.sources[0]", "`models.student"]
+    assert [each.partition(".revision`")[0] for each in warnings] == ["`models.teacher"]
 
 
 def test_a_plan_only_warns_of_it() -> None:
@@ -71,11 +76,11 @@ def test_the_stage_check_refuses_the_profile_as_it_is_shipped() -> None:
 
 def test_the_user_may_follow_a_branch_and_is_told_what_it_was() -> None:
     followed = profile({"models.teacher": "main"}, allowed=("models.teacher",))
-    [said] = check_revisions(followed)
+    _, [said] = check_revisions(followed)
     assert said == "`models.teacher.revision` is no commit: `main` is not downloaded yet"
     record_commit("model", "huihui-ai/Huihui-MoE-1B-A0.6B", "main", COMMIT)
     record_commit("dataset", "huihui-ai/Huihui-MoE-1B-A0.6B", "main", COMMIT[::-1])
-    [said] = check_revisions(followed)
+    _, [said] = check_revisions(followed)
     assert said == f"`models.teacher.revision` is no commit: `main` was {COMMIT} at its first download, and stays so"
 
 

@@ -44,7 +44,8 @@ def examine_parameters(params: Params, needs_commits: bool = True) -> tuple[list
     a DataError (a path is not here, a model's folder or a file of text is unusable) or a ResourceError (the GPU is).
     """
     found = list[MoeDistillError]()
-    warnings = _collect(found, lambda: list(check_revisions(params.profile))) or []
+    unpinned, warnings = _collect(found, partial(check_revisions, params.profile)) or ([], [])
+    found += unpinned
     if not needs_commits:
         warnings, found = [*warnings, *map(str, found)], []
     windows, capture, models = params.profile.windows, params.profile.teacher, params.profile.models
