@@ -2,7 +2,6 @@
 
 import json
 from itertools import islice
-from pathlib import Path
 
 from moe_distill.config.corpus_keys import Files, Hub, PythonDocs
 from moe_distill.corpus.local_files import LocalFile, local_files
@@ -13,7 +12,7 @@ SHOWN_KEYS = 20
 
 
 def check_fields(source: PythonDocs | Files | Hub) -> None:
-    """Refuse a source whose `field` is no key or column of one of its files, and a parquet file that is none.
+    """Refuse a source whose `field` is no key or column of one of its files, and a file that is not what its name says.
 
     Raises:
         DataError: naming the file, and the keys that it has.
@@ -38,26 +37,35 @@ def _keys(file: LocalFile, field: str) -> list[str]:
         case ".txt":
             return []
         case ".jsonl":
-            return _keys_of_lines(file.path, field)
+            return _keys_of_lines(file, field)
         case ".parquet":
             return _columns(file)
 
 
-def _keys_of_lines(path: Path, field: str) -> list[str]:
-    """The keys of a .jsonl file's first lines, up to the first that has the field; none where no line is an object."""
+def _keys_of_lines(file: LocalFile, field: str) -> list[str]:
+    """The keys of a .jsonl file's first lines, up to the first that has the field; none where all are blank."""
     keys: dict[str, None] = {}
+    has_objects = has_others = False
     try:
-        with path.open("rb") as lines:
-            for line in islice(lines, LOOKED_AT):
+        with file.path.open("rb") as lines:
+            for line in filter(bytes.strip, islice(lines, LOOKED_AT)):
                 try:
                     record = json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError):  # such a line is skipped, and counted
-                    continue
-                keys |= dict.fromkeys(map(str, record)) if isinstance(record, dict) else {}
+                except (ValueError, RecursionError):
+                    record = None
+                if isinstance(record, dict):
+                    has_objects, keys = True, keys | dict.fromkeys(map(str, record))
+                else:
+                    has_others = True  # such a line is skipped, and counted
                 if field in keys:
                     break
     except OSError:  # it is named where it is read
         return []
+    if has_others and not has_objects:
+        fix = f'write one object a line, as {{"{field}": "..."}}, or take it out of `paths` in corpus.sources'
+        raise DataError(
+            f"no line of {file.name} is a JSON object", "a list, or an object over several lines, is none", fix
+        )
     return list(keys)
 
 
