@@ -1,20 +1,22 @@
 """The pipeline as `dvc repro` runs it: memory of its stages as the corpus grows, tracking, a run with nothing to do.
 
 Each run is of a small project in a temporary folder, made of this checkout: profile `test` on the source of the
-standard library. 1x fills what a stage holds at once, such as 256 KB of text (alignment/tokenize.py) and most of the
-10,000 words that a tokenizer remembers: 2.4 MB up to `tokenize`. Later stages take longer, and less fills them: 0.6 MB.
-Only a training of some minutes shows what tracking costs: the stage `control` of profile `tiny`.
+standard library. Its documents come in a drawn order, so that the first of them are of the same kinds as all: what a
+batch takes follows its tokens, and tables of digits have many. 1x fills what a stage holds at once, such as 256 KB of
+text (alignment/tokenize.py) and most of the 10,000 words that a tokenizer remembers: 2.4 MB up to `tokenize`. Later
+stages take longer, and less fills them: 0.6 MB. Only a training of some minutes shows what tracking costs: the stage
+`control` of profile `tiny`.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
 from bench_row import Row, Size, at_most, missing
 from interleaved import child_clocks, spread
-from stage_runs import ROOT, StageCost, make_workspace, repro, small_profile
+from stage_runs import DOCUMENT_CHARACTERS, ROOT, StageCost, make_workspace, repro, shuffled_documents, small_profile
 
 CHARACTERS, LATER_CHARACTERS = 2_400_000, 600_000  # of the corpus at 1x: up to `tokenize`, and after it
 GROWTH, NOTHING_TO_DO, TRACKING = at_most(1.1), at_most(5, "s"), at_most(1, "%")
@@ -28,27 +30,34 @@ def rows(size: Size) -> Iterator[Row]:
         yield missing("stages under `dvc repro`", "this takes git, and a Linux that tells what memory a process holds")
         return
     characters = size.pick(CHARACTERS // 40, CHARACTERS, CHARACTERS)
+    documents = shuffled_documents(size.pick(4, 4, 16) * characters)
     last = "corpus" if size is Size.SMALLEST else None
     with TemporaryDirectory() as folder:
-        make_workspace(Path(folder), small_profile(), characters)
+        make_workspace(Path(folder), small_profile(), first(documents, characters))
         once = repro(Path(folder), last)
         yield nothing_to_do(Path(folder), last, size.pick(1, 3, 5))
     if size is Size.FULL:
-        fewer, more, most = costs(LATER_CHARACTERS), costs(4 * CHARACTERS), costs(16 * CHARACTERS, "tokenize")
+        fewer, more = costs(first(documents, LATER_CHARACTERS)), costs(first(documents, 4 * CHARACTERS))
+        most = costs(documents, "tokenize")
         yield growth(once, {stage: more[stage] for stage in most}, 4, FIRST)
         yield growth(once, most, 16, FIRST)
         for scale, later in ((4, once), (16, more)):
             yield growth(fewer, {stage: cost for stage, cost in later.items() if stage not in most}, scale, LATER)
         yield tracking()
     else:
-        yield growth(once, costs(4 * characters, last or "tokenize"), 4, FIRST)
+        yield growth(once, costs(documents, last or "tokenize"), 4, FIRST)
         yield missing(TRACKED, "it takes minutes: `make bench-full`", TRACKING)
 
 
-def costs(characters: int, last: str | None = None) -> dict[str, StageCost]:
-    """What the stages take on a corpus of this size, up to the one that is named."""
+def first(documents: Sequence[str], characters: int) -> Sequence[str]:
+    """As many documents as have so many characters."""
+    return documents[: characters // DOCUMENT_CHARACTERS]
+
+
+def costs(documents: Sequence[str], last: str | None = None) -> dict[str, StageCost]:
+    """What the stages take on a corpus, up to the one that is named."""
     with TemporaryDirectory() as folder:
-        make_workspace(Path(folder), small_profile(), characters)
+        make_workspace(Path(folder), small_profile(), documents)
         return repro(Path(folder), last)
 
 
@@ -90,7 +99,7 @@ def tracking() -> Row:
     """A training long enough."""
     profile = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text(encoding="utf-8"))
     with TemporaryDirectory() as folder:
-        make_workspace(Path(folder), profile, characters=None)
+        make_workspace(Path(folder), profile, documents=None)
         cost = repro(Path(folder), "control")["control"]
     share = 100 * cost.tracking_seconds / cost.seconds
     return Row(

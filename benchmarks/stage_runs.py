@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import measured_stage
@@ -28,11 +30,11 @@ class StageCost:
     first_tracking_seconds: float  # of them, until the stage's run is there: MLflow is imported, its store made
 
 
-def make_workspace(folder: Path, profile: dict[str, Any], characters: int | None) -> None:
+def make_workspace(folder: Path, profile: dict[str, Any], documents: Sequence[str] | None) -> None:
     """Put a project with this profile into `folder`, and the tests' params.yaml, which no user edits.
 
     Args:
-        characters: of source code, which it distils on; None: on the corpus of the profile.
+        documents: which it distils on; None: on the corpus of the profile.
     """
     for name in COPIED:
         source, target = ROOT / name, folder / name
@@ -42,8 +44,8 @@ def make_workspace(folder: Path, profile: dict[str, Any], characters: int | None
         else:
             shutil.copy(source, target)
     shutil.copy(ROOT / "tests/params.yaml", folder)
-    if characters is not None:
-        profile["corpus"]["sources"] = [{"kind": "files", "paths": [str(write_texts(folder, characters))]}]
+    if documents is not None:
+        profile["corpus"]["sources"] = [{"kind": "files", "paths": [str(write_texts(folder, documents))]}]
     (folder / "profiles").mkdir()
     (folder / "profiles/test.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     python = folder / "bin/python"
@@ -53,13 +55,21 @@ def make_workspace(folder: Path, profile: dict[str, Any], characters: int | None
     run(folder, "git", "init", "--quiet")
 
 
-def write_texts(folder: Path, characters: int) -> Path:
-    """Documents of source code, each another one; returns their folder."""
-    texts, text = folder / "texts", code_text(characters)
+def shuffled_documents(characters: int) -> list[str]:
+    """Documents of source code, each another one: those at the beginning are of the same kinds as all."""
+    text = code_text(characters)
+    starts = range(0, len(text), DOCUMENT_CHARACTERS)
+    documents = [f"# {number}\n{text[start : start + DOCUMENT_CHARACTERS]}" for number, start in enumerate(starts)]
+    Random(0).shuffle(documents)
+    return documents
+
+
+def write_texts(folder: Path, documents: Sequence[str]) -> Path:
+    """A file for each document, in this order; returns their folder."""
+    texts = folder / "texts"
     texts.mkdir()
-    for number, start in enumerate(range(0, len(text), DOCUMENT_CHARACTERS)):
-        piece = text[start : start + DOCUMENT_CHARACTERS]
-        (texts / f"{number}.txt").write_text(f"# {number}\n{piece}", encoding="utf-8")
+    for number, document in enumerate(documents):
+        (texts / f"{number:06}.txt").write_text(document, encoding="utf-8")
     return texts
 
 
