@@ -33,19 +33,20 @@ def export(student: Path, to: Path) -> None:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         what = f"{to} is not empty" if to.is_dir() else f"{to} is a file"
         raise DataError(what, fix="give a folder that is empty or not there, or remove it first")
-    if to.is_mount():
+    place = to.resolve()  # where a link leads to
+    if place.is_mount():
         raise DataError(f"{to} is where a disk is mounted", "no folder can be put in its place", f"give {to}/student")
     for each in verify_output(Path(), student):
         if each.fault is not None:
             fix = f"run: dvc checkout {student}, or dvc repro, and export again"
             raise DataError(f"{each.path} is not what dvc.lock records", "it was changed, or is damaged", fix)
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{to} cannot be made", error.strerror or str(error), "give another folder") from error
     files = [path for path in sorted(student.iterdir()) if path.is_file()]
-    require_space(to.parent, sum(path.stat().st_size for path in files), str(to), "choose another disk")
-    with fresh_folder(to.resolve()) as folder:  # which a link may lead to
+    require_space(place.parent, sum(path.stat().st_size for path in files), str(to), "choose another disk")
+    with fresh_folder(place) as folder:
         for path in files:
             shutil.copyfile(path, folder / path.name)  # no link: what is exported may be edited
         card = (student / CARD_NAME).read_text(encoding="utf-8")
