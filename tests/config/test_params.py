@@ -155,6 +155,14 @@ def test_a_key_in_the_wrong_place_is_told_where_it_belongs(tree: Path, replace: 
     ]
 
 
+def test_a_key_of_another_kind_of_its_section_is_not_told_to_stay_where_it_is(tree: Path, replace: Replace) -> None:
+    replace("params.yaml", r"profile: \w+", "profile: p100")
+    replace("profiles/p100.yaml", r"repository: ", "paths: [texts]\n      repository: ")
+    with pytest.raises(ConfigError) as caught:
+        load_params(tree)
+    assert "`corpus.sources.0.paths` is not a known key; change `corpus.sources.0.paths` in" in str(caught.value)
+
+
 def test_a_profile_of_that_name_is_suggested(tree: Path, replace: Replace) -> None:
     replace("params.yaml", r"profile: \w+", "profile: p100.yaml")
     with pytest.raises(ConfigError, match=r"p100.yaml.yaml does not exist; .*; set `profile` .* such as `p100`"):

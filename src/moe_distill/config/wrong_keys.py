@@ -55,7 +55,7 @@ def _wrong_keys(
             free = [other[-1] for other in missing if other[:-1] == place[:-1]]
             right = _close(place[-1], free) or _close(place[-1], _known(section, each["loc"]))
             meant.add((*place[:-1], right))
-            homes = [] if right else _homes(place[-1], {"": section, **others})
+            homes = [] if right else _homes(place, {"": section, **others})
             meaning = f"; did you mean `{right}`?" if right else f"; it is {' or '.join(homes)}" if homes else ""
             said[place] = f"is not a known key{meaning}"
         elif each["type"] == "union_tag_invalid":
@@ -105,10 +105,15 @@ def _known(section: type[Section], loc: tuple[int | str, ...]) -> list[str]:
     return [name for each in sections for name in each.model_fields]
 
 
-def _homes(name: str, files: Mapping[str, type[Section]]) -> list[str]:
-    """The places of all keys of this name, each after its file's, unless that is the empty text."""
-    places = [(file, place) for file, keys in files.items() for place in dict.fromkeys(_places(name, keys))]
-    return [f"{file}'s `{place}`" if file else f"`{place}`" for file, place in places]
+def _homes(place: Place, files: Mapping[str, type[Section]]) -> list[str]:
+    """The places of all keys of this name, each after its file's, unless that is the empty text.
+
+    None where it would be right in another kind of the section that it stands in.
+    """
+    homes = [(file, home) for file, keys in files.items() for home in dict.fromkeys(_places(place[-1], keys))]
+    if ("", ".".join(part for part in place if not part.isdigit())) in homes:
+        return []
+    return [f"{file}'s `{home}`" if file else f"`{home}`" for file, home in homes]
 
 
 def _places(name: str, section: type[Section]) -> Iterator[str]:
