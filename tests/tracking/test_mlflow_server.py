@@ -116,7 +116,6 @@ def test_a_taken_port_is_one_line(server: Server) -> None:
     assert "moe-distill ui --port" in line
 
 
-@browser
 def test_it_is_asked_whether_it_answers_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -135,6 +134,7 @@ def test_it_is_asked_whether_it_answers_past_a_proxy(monkeypatch: pytest.MonkeyP
         answers.join()
 
 
+@browser
 def test_the_address_opens_on_the_runs_and_their_curves(server: Server, tmp_path: Path) -> None:
     shown = ("tiny T=2.0", "final/retention", "train/loss", "validation/loss")
     for attempt in range(10):  # charts are drawn last: on a busy machine after the picture
