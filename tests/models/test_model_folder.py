@@ -64,6 +64,13 @@ def test_a_clone_without_git_lfs_is_told(folder: Path, file: str) -> None:
         check_model_folder(folder, "the model")
 
 
+def test_a_folder_or_a_dead_link_that_is_called_as_a_file_stops_nothing(folder: Path) -> None:
+    (folder / "logs.json").mkdir()
+    (folder / "trace.json").symlink_to("nowhere")
+    (folder / "adapter_model.safetensors").symlink_to("nowhere")
+    check_model_folder(folder, "the model")
+
+
 def test_pickled_weights_alone_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"the model has no \*.safetensors.*pickles"):

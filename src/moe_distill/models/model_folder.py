@@ -60,7 +60,7 @@ def check_model_folder(folder: Path, name: str, prefix_token: str | int | None =
 
 def _refuse_pointers(folder: Path, name: str) -> None:
     """Refuse what a clone without git-lfs has in place of large files."""
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+    for path in filter(Path.is_file, sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])):
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 what = f"{path.name} of {name} is the pointer that git-lfs keeps in place of a large file"
