@@ -154,7 +154,7 @@ def test_too_few_positions_are_warned_of_where_it_is_open_whether_experts_can_be
     write_bare_model(Path("teacher"), TEACHER | {"model_type": "phimoe", "num_local_experts": 4})
     [told] = check_parameters(params({"teacher.hidden_fraction": 0.25}))
     assert told.startswith("a step sees at most 128 positions with teacher states")
-    assert told.endswith("`self_test` refuses it if the teacher's experts can be replayed")
+    assert told.endswith("it is refused later if the teacher's experts can be replayed")
 
 
 def test_the_self_test_refuses_too_few_positions_for_experts_that_can_be_replayed(

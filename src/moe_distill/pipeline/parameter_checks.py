@@ -65,7 +65,7 @@ def examine_parameters(params: Params, needs_commits: bool = True) -> tuple[list
         if tiny:
             found += too_few
         else:  # whether its experts can be replayed is not known yet
-            warnings += [f"{each}; `self_test` refuses it if the teacher's experts can be replayed" for each in too_few]
+            warnings += [f"{each}; it is refused later if the teacher's experts can be replayed" for each in too_few]
     if {params.experiment.precision, capture.precision} & {"bf16", "fp16"}:
         _collect(found, partial(_check_precisions, params))
     warning = experts_warning(params.experiment, experts)
