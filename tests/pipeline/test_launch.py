@@ -15,7 +15,7 @@ import pytest
 
 from moe_distill.config.params import Params
 from moe_distill.errors import ConfigError, ResourceError
-from moe_distill.pipeline.launch import _environment, in_processes
+from moe_distill.pipeline.launch import _environment, _own_signals, in_processes
 from tests.params import ROOT, fixed_params, make_workspace
 
 # A stage whose second process does what the test wants while the first waits for it.
@@ -123,6 +123,18 @@ def test_a_stage_under_nohup_outlives_its_terminal(start: Callable[[str], subpro
         signal.signal(signal.SIGHUP, previous)
     _, said = process.communicate()
     assert (process.returncode, said) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_every_signal_that_torch_has_taken_over_is_given_back(number: signal.Signals) -> None:
+    """An older one takes all of these, whatever it is told."""
+    before = signal.getsignal(number)
+    try:
+        with _own_signals():
+            signal.signal(number, signal.SIG_IGN)
+        assert signal.getsignal(number) == before
+    finally:
+        signal.signal(number, before)
 
 
 def test_nodes_that_do_not_find_each_other_are_told_so(

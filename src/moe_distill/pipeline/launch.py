@@ -114,7 +114,8 @@ def _one_line(told: object) -> str:
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """torchrun's engine takes the signals over, and does not give them back."""
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = (*SIGNALS, signal.SIGHUP, signal.SIGQUIT)  # the last two by an older torch, which knows no choice
+    previous = {number: signal.getsignal(number) for number in taken}
     logging.disable(logging.CRITICAL)  # it would tell of every process in lines of its own
     try:
         yield
