@@ -25,6 +25,12 @@ def test_a_list_under_the_name_of_a_jsonl_file_is_refused(indent: int | None) ->
         check_fields(SOURCE)
 
 
+def test_objects_in_another_encoding_are_told_so() -> None:
+    Path("a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-16")
+    with pytest.raises(DataError, match=r"no line of a.jsonl is a JSON object; .* not UTF-8"):
+        check_fields(SOURCE)
+
+
 @pytest.mark.parametrize("content", ["", "\n \n", 'broken\n{"text": "one"}\n', '[1]\n\n{"text": "one", "id": 1}'])
 def test_blank_lines_and_single_lines_of_another_kind_are_left_to_be_skipped(content: str) -> None:
     Path("a.jsonl").write_text(content)

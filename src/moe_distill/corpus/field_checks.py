@@ -63,9 +63,8 @@ def _keys_of_lines(file: LocalFile, field: str) -> list[str]:
         return []
     if has_others and not has_objects:
         fix = f'write one object a line, as {{"{field}": "..."}}, or take it out of `paths` in corpus.sources'
-        raise DataError(
-            f"no line of {file.name} is a JSON object", "a list, or an object over several lines, is none", fix
-        )
+        why = "a list, an object over several lines, or one that is not UTF-8, is none"
+        raise DataError(f"no line of {file.name} is a JSON object", why, fix)
     return list(keys)
 
 
