@@ -169,6 +169,17 @@ def test_a_process_that_was_killed_as_it_waited_keeps_nothing(root: Path) -> Non
         assert not (root / ".work/stage" / KEY[:16]).exists()
 
 
+def test_a_wait_that_is_broken_off_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ctrl_c(_line: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_distill.pipeline.resumable_work.log", ctrl_c)
+    lock = root / f".work/stage/{KEY[:16]}.lock"
+    with FileLock(lock), pytest.raises(KeyboardInterrupt):
+        compute_once("stage", KEY, computing("1", []), OUTPUTS)
+    assert list(lock.parent.iterdir()) == [lock]
+
+
 def test_finished_work_of_another_version_is_computed_again(root: Path) -> None:
     compute_once("stage", KEY, computing("1", []), OUTPUTS)
     record = root / ".work/stage" / KEY[:16] / "done.json"

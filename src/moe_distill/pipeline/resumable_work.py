@@ -205,15 +205,17 @@ def _held(folder: Path, stage: str) -> Iterator[None]:
     lock, owner = FileLock(f"{folder}.lock"), Path(f"{folder}.owner")
     waits = Path(f"{folder}.waits.{os.getpid()}")
     with FileLock(waits):  # which the system lets go of, however this process ends
-        timeout = SAME_WORKSPACE_SECONDS
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=timeout)
-            except Timeout:
-                pid, workspace = _owner(owner) or ("?", "another workspace")
-                log(f"{stage}: process {pid} in {workspace} computes the same result; waiting")
-                timeout = WAIT_MESSAGE_SECONDS
-    waits.unlink(missing_ok=True)
+        try:
+            timeout = SAME_WORKSPACE_SECONDS
+            while not lock.is_locked:
+                try:
+                    lock.acquire(timeout=timeout)
+                except Timeout:
+                    pid, workspace = _owner(owner) or ("?", "another workspace")
+                    log(f"{stage}: process {pid} in {workspace} computes the same result; waiting")
+                    timeout = WAIT_MESSAGE_SECONDS
+        finally:
+            waits.unlink(missing_ok=True)
     try:
         write_atomically(owner, f"{os.getpid()} {Path.cwd()}".encode())
         yield
