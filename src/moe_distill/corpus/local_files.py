@@ -37,7 +37,7 @@ class LocalFile:
     @property
     def suffix(self) -> Suffix:
         """Its format."""
-        return cast(Suffix, self.path.suffix.lower())  # `_is_text`
+        return cast(Suffix, Path(self.system_name).suffix.lower())  # `_is_text`
 
 
 def local_files(paths: Sequence[str]) -> list[LocalFile]:
