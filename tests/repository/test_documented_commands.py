@@ -83,7 +83,8 @@ def test_every_command_exists_with_its_options(page: str) -> None:
 
 
 def test_every_command_stands_on_a_page() -> None:
-    named = {words[1] for page in PAGES for words in commands_of((ROOT / page).read_text(encoding="utf-8"))}
+    found = [words for page in PAGES for words in commands_of((ROOT / page).read_text(encoding="utf-8"))]
+    named = {name for program, name, *_ in found if program == "moe-distill"}  # `make ui` is none
     assert set(get_command(app).commands) - named == set()  # type: ignore[attr-defined]
 
 
