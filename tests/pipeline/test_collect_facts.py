@@ -63,7 +63,7 @@ def test_a_profile_that_is_in_no_commit_is_to_be_put_back() -> None:
     commit()
     Path("profiles/mine.yaml").write_text("")
     [_, told, *_] = _commands("HEAD", "profiles/mine.yaml")
-    assert told == "# put profiles/mine.yaml back as it was here: it is in no commit"
+    assert told == "# put profiles/mine.yaml back as it was here: that commit has none that can be read"
 
 
 def test_a_shell_dvc_and_its_grammar_take_the_command_as_it_stands(
@@ -128,4 +128,5 @@ def test_a_committed_file_that_was_no_yaml_of_keys_does_not_end_the_evaluation(b
     Path("profiles/test.yaml").write_text(broken, encoding="latin1")
     head = commit()
     Path("profiles/test.yaml").write_bytes(whole)
-    assert collect_facts(fixed_params()).commands == (f"git checkout {head}", "make install", "dvc repro")
+    back = "# put profiles/test.yaml back as it was here: that commit has none that can be read"
+    assert collect_facts(fixed_params()).commands == (f"git checkout {head}", back, "make install", "dvc repro")

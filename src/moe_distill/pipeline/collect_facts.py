@@ -64,9 +64,9 @@ def _commands(commit: str, profile: str) -> Iterator[str]:
     if commit:
         yield f"git checkout {commit}"
         yield from (
-            f"# put {path} back as it was here: it is in no commit"
+            f"# put {path} back as it was here: that commit has none that can be read"
             for path in (VARIED, profile)
-            if not _git("ls-tree", "--name-only", "HEAD", path)
+            if not _committed(path)
         )
     yield "make install"
     yield f"dvc exp run {' '.join(changes)}" if changes else "dvc repro"
@@ -74,7 +74,7 @@ def _commands(commit: str, profile: str) -> Iterator[str]:
 
 def _differences(path: str) -> Iterator[str]:
     """What `dvc exp run -S` makes the present parameter file of its committed version with."""
-    before = _values(_git("show", f"HEAD:./{path}"))
+    before = _committed(path)
     if not before:
         return
     now = _values(Path(path).read_text(encoding="utf-8"))
@@ -82,6 +82,11 @@ def _differences(path: str) -> Iterator[str]:
     for key, value in now.items():
         if key not in before or before[key] != value:
             yield f"{'' if key in before else '+'}{key}={_in_hydra(value)}"
+
+
+def _committed(path: str) -> dict[str, object]:
+    """The values of a parameter file in the present commit; none where it has no such file."""
+    return _values(_git("show", f"HEAD:./{path}"))
 
 
 def _values(text: str) -> dict[str, object]:
