@@ -1,12 +1,13 @@
 """What dvc.lock records was made with the parameters that stand in the files now, or was not."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
 from moe_distill.errors import DataError
-from moe_distill.pipeline.dvc_lock import made_as_asked
+from moe_distill.pipeline.dvc_lock import made_as_asked, recorded_outputs
 
 PROFILE = {"models": {"teacher": {"steps": 3, "learning_rate": 0.001, "sizes": [1, 2]}, "seed": 0}}
 
@@ -66,3 +67,15 @@ def test_what_a_merge_has_left_is_told_in_one_line(content: str) -> None:
     Path("dvc.lock").write_text(content)
     with pytest.raises(DataError, match=r"^dvc.lock is not what DVC writes; .*: git checkout HEAD dvc.lock$"):
         made_as_asked("corpus")
+
+
+def test_a_file_that_a_kill_has_cut_off_anywhere_is_told_in_one_line() -> None:
+    outs = [{"path": "data/corpus", "hash": "md5", "md5": "0" * 32, "size": 1}]
+    stage = {"cmd": "true", "params": {"params.yaml": {"profile": "one"}}, "outs": outs}
+    whole = yaml.safe_dump({"schema": "2.0", "stages": {"corpus": stage}}, sort_keys=False)
+    for length in range(len(whole)):
+        Path("dvc.lock").write_text(whole[:length])
+        with suppress(DataError):
+            made_as_asked("corpus")
+        with suppress(DataError):  # where no key is missing, it is read
+            recorded_outputs(Path())

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,17 +33,34 @@ def recorded_stages(root: Path) -> dict[str, Any]:
     lock = root / "dvc.lock"
     if not lock.is_file():
         return {}
-    try:
-        stages: dict[str, Any] = dict(yaml.load(lock.read_text(encoding="utf-8"), LOADER)["stages"])  # safe, both
-    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        fix = f"put it right, or restore it: git checkout HEAD {lock}"
-        raise DataError(f"{lock} is not what DVC writes", " ".join(str(error).split()), fix) from error
-    return stages
+    with _written_by_dvc(lock):
+        content = yaml.load(lock.read_text(encoding="utf-8"), LOADER)  # both are safe loaders
+        return {name: stage | {"params": _params(stage)} for name, stage in content["stages"].items()}
+
+
+def _params(stage: Any) -> dict[str, dict[str, Any]]:
+    return {file: dict(values) for file, values in stage.get("params", {}).items()}
 
 
 def recorded_outputs(root: Path) -> list[Output]:
-    """The outputs in `root/dvc.lock`; none where nothing has run yet."""
-    return [Output(Path(out["path"]), out["md5"]) for stage in recorded_stages(root).values() for out in stage["outs"]]
+    """The outputs in `root/dvc.lock`; none where nothing has run yet.
+
+    Raises:
+        DataError: see `recorded_stages`.
+    """
+    stages = recorded_stages(root).values()
+    with _written_by_dvc(root / "dvc.lock"):
+        return [Output(Path(out["path"]), out["md5"]) for stage in stages for out in stage["outs"]]
+
+
+@contextmanager
+def _written_by_dvc(lock: Path) -> Iterator[None]:
+    """Turn what reading another file than DVC writes raises inside the block into a DataError."""
+    try:
+        yield
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        fix = f"put it right, or restore it: git checkout HEAD {lock}"
+        raise DataError(f"{lock} is not what DVC writes", " ".join(str(error).split()), fix) from error
 
 
 def cache_folder(root: Path) -> Path:
