@@ -11,7 +11,6 @@ from mlflow import MlflowClient
 from tests.end_to_end.conftest import Checkout, ran, runs_of
 
 pytestmark = pytest.mark.slow
-SHARED = ["windows", "teacher_shards", "teacher_head", "student_init"]
 # In every Python process of the clone: what it opens goes to a file, and no connection leaves the machine.
 WATCH = """
 import os, sys
@@ -36,7 +35,7 @@ def test_r16_a_clone_trains_and_evaluates_on_what_it_pulls(own_checkout: Checkou
     shutil.copytree(own_checkout.folder / "metrics", clone.folder / "metrics", dirs_exist_ok=True)
     shutil.rmtree(clone.folder / "metrics/curves")
     clone.run("dvc", "pull", "data/windows/student", "data/windows/teacher", "data/teacher_shards")
-    clone.run("dvc", "pull", "models/teacher_head", "models/student_init")
+    clone.run("dvc", "pull", "models/teacher_head", "models/student_init", "data/teacher_examples.json")
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch/sitecustomize.py").write_text(WATCH)
     for stage in ("train_kd", "train_router", "control", "evaluate"):

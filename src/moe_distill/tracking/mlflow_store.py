@@ -57,7 +57,7 @@ def open_store() -> MlflowStore:
     """
     from mlflow import MlflowClient
 
-    uri, is_own = store_uri(), "MLFLOW_TRACKING_URI" not in os.environ
+    uri, is_own = store_uri(), not os.environ.get("MLFLOW_TRACKING_URI")
     artifacts = None  # a server has its own place for them
     if not uri.startswith(("http", "databricks")):
         artifacts = (project_root() / "mlartifacts").as_uri()
@@ -94,7 +94,7 @@ def what_failed(error: Exception) -> str:
     password, stands in it only where MLflow puts it there.
     """
     reason = str(error).partition("\n")[0].strip().removesuffix(".") or type(error).__name__
-    named = "the store that MLFLOW_TRACKING_URI names: " if "MLFLOW_TRACKING_URI" in os.environ else ""
+    named = "the store that MLFLOW_TRACKING_URI names: " if os.environ.get("MLFLOW_TRACKING_URI") else ""
     return named + re.sub(r" (object )?at 0x[0-9a-f]+", "", reason)[:300]
 
 
