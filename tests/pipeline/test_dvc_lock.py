@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from moe_distill.errors import DataError
-from moe_distill.pipeline.dvc_lock import made_as_asked, recorded_outputs
+from moe_distill.pipeline.dvc_lock import Output, made_as_asked, recorded_outputs
 
 PROFILE = {"models": {"teacher": {"steps": 3, "learning_rate": 0.001, "sizes": [1, 2]}, "seed": 0}}
 
@@ -79,3 +79,5 @@ def test_a_file_that_a_kill_has_cut_off_anywhere_is_told_in_one_line() -> None:
             made_as_asked("corpus")
         with suppress(DataError):  # where no key is missing, it is read
             recorded_outputs(Path())
+    Path("dvc.lock").write_text(whole)
+    assert recorded_outputs(Path()) == [Output(Path("data/corpus"), "0" * 32)]
