@@ -1,6 +1,7 @@
 """Which files a source's paths stand for, what is left out, and names of any bytes."""
 
 import os
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -64,14 +65,32 @@ def test_a_path_of_no_text_is_refused(path: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_folder_that_cannot_be_listed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = os.scandir
+@pytest.mark.parametrize("call", ["listdir", "access"])
+def test_a_folder_that_cannot_be_listed_or_opened_is_refused(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    real = getattr(os, call)
 
-    def refused(path: str) -> object:
-        if str(path).endswith("deep"):
-            raise PermissionError(13, "Permission denied", path)
-        return listed(path)
+    def refused(path: str, *arguments: int) -> object:
+        if not path.endswith("deep"):
+            return real(path, *arguments)
+        if call == "access":
+            return False
+        raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(os, "scandir", refused)
-    with pytest.raises(DataError, match=r"`texts` cannot be read.*Permission denied.*deep"):
+    monkeypatch.setattr(os, call, refused)
+    with pytest.raises(DataError, match=r"`texts` cannot be read.*(Permission denied|its rights).*deep"):
         local_files(["texts"])
+
+
+def test_listing_holds_little_more_than_the_names(folder: Path) -> None:
+    """A Path of each would put its name into Python's table of interned texts: a megabyte when that grows."""
+    count = 4000
+    (folder / "many").mkdir()
+    for number in range(count):
+        (folder / f"many/{number:06}.txt").touch()
+    tracemalloc.start()
+    try:
+        assert sum(file.suffix == ".txt" for file in local_files(["many"])) == count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 180 * count

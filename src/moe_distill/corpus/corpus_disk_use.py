@@ -81,7 +81,7 @@ def _hub_bytes(source: Hub) -> float:
 
 def _files_bytes(source: Files) -> float:
     """A sample for each kind of file: JSON and text shrink when they are written, parquet does not."""
-    files = local_files(source.paths)
+    files = list(local_files(source.paths))
     documents = total = 0.0
     for suffix in SUFFIXES:
         kind = [file for file in files if file.suffix == suffix]

@@ -1,12 +1,13 @@
 """Find the files that the `paths` of a source stand for; relative paths lie below the main checkout.
 
-There may be millions of files, and a `Path` takes a kilobyte: names are held as text.
+There may be millions of files, and a `Path` takes a kilobyte: names are held as text, and none is made of them.
 """
 
+import errno
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -37,25 +38,27 @@ class LocalFile:
     @property
     def suffix(self) -> Suffix:
         """Its format."""
-        return cast(Suffix, Path(self.system_name).suffix.lower())  # `_is_text`
+        return cast(Suffix, _suffix(self.system_name))  # `_is_text`
 
 
-def local_files(paths: Sequence[str]) -> list[LocalFile]:
-    """The files of `paths` (files, folders and globs) in that order, sorted within each path; each file once.
+def local_files(paths: Sequence[str]) -> Iterator[LocalFile]:
+    """Find the files of `paths` (files, folders and globs), and yield them in that order, sorted within each path.
+
+    A file is yielded once.
 
     Raises:
         DataError: a path matches nothing, or a folder cannot be listed.
     """
     root = project_root()
     names = dict.fromkeys(name for path in paths for name in _texts(path, root))
-    return [LocalFile(name) for name in names]
+    return map(LocalFile, names)
 
 
 def left_out(paths: Sequence[str]) -> Counter[str]:
     """How many files below `paths` are not read, by the end of their names; folders that are links count as one."""
     root = project_root()
     names = dict.fromkeys(name for path in paths for name in _matches(path, root))
-    return Counter(_kind(root / name) for name in names if not _is_text(root / name))
+    return Counter(_kind(name, root) for name in names if not _is_text(name, root))
 
 
 def printable(name: str) -> str:
@@ -64,20 +67,25 @@ def printable(name: str) -> str:
 
 
 def _texts(path: str, root: Path) -> list[str]:
-    names = [name for name in _matches(path, root) if _is_text(root / name)]
+    names = [name for name in _matches(path, root) if _is_text(name, root)]
     if not names:
         raise DataError(f"`{path}` matches no {', '.join(SUFFIXES)} file", fix="change `paths` in corpus.sources")
     return names
 
 
-def _is_text(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def _is_text(name: str, root: Path) -> bool:
+    return _suffix(name) in SUFFIXES and os.path.isfile(os.path.join(root, name))
 
 
-def _kind(path: Path) -> str:
-    if path.is_file():
-        return path.suffix.lower() or "no suffix"
-    return "folder that is a link" if path.is_dir() else "no regular file"
+def _kind(name: str, root: Path) -> str:
+    path = os.path.join(root, name)
+    if os.path.isfile(path):
+        return _suffix(name) or "no suffix"
+    return "folder that is a link" if os.path.isdir(path) else "no regular file"
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _matches(path: str, root: Path) -> list[str]:
@@ -85,23 +93,23 @@ def _matches(path: str, root: Path) -> list[str]:
     try:
         # Path.glob refuses absolute patterns
         is_name = bool(path) and (root / path).exists()
-        matches = [path] if is_name else sorted(glob.glob(path, root_dir=root, recursive=True))  # noqa: PTH207
+        matches = [path] if is_name else sorted(glob.glob(path, root_dir=root, recursive=True))
         return [name for match in matches for name in _below(str(Path(match)), root)]
     except (OSError, ValueError) as error:  # a name that no file can have, or a folder that cannot be listed
         raise DataError(f"`{path}` cannot be read", str(error), "change `paths` in corpus.sources") from error
 
 
-def _below(name: str, root: Path) -> list[str]:
+def _below(name: str, root: Path) -> Iterator[str]:
     """The files below a folder, sorted, and links to folders, which are not followed; a file itself."""
-    if not (root / name).is_dir():
-        return [name]
-    found: list[str] = []
-    for folder, folders, files in os.walk(root / name, onerror=_raise):
-        links = [each for each in folders if Path(folder, each).is_symlink()]
-        below = name / Path(folder).relative_to(root / name)
-        found += [str(below / each) for each in [*files, *links]]
-    return sorted(found, key=lambda each: each.replace(os.sep, "\0"))  # by their folders first, as paths are sorted
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    folder = os.path.join(root, name)
+    if not os.path.isdir(folder):
+        yield name
+        return
+    if not os.access(folder, os.X_OK):  # a folder that can be listed, and whose files cannot be read
+        raise PermissionError(errno.EACCES, "its rights do not let its files be read", folder)
+    for each in sorted(os.listdir(folder)):
+        below = each if name == os.curdir else os.path.join(name, each)
+        if os.path.islink(os.path.join(root, below)):
+            yield below
+        else:
+            yield from _below(below, root)

@@ -4,7 +4,7 @@ DVC knows only the dependencies in dvc.yaml, and these paths stand in the profil
 runs, writes fingerprints of their content to data/sources.json, and the stages that read them depend on them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def _text(path: str) -> str:
     return fingerprint_each([file.name, _sha256(file.path)] for file in files)
 
 
-def _text_files(path: str) -> list[LocalFile] | str:
+def _text_files(path: str) -> Iterator[LocalFile] | str:
     """The files of a path; where it is not here, the fingerprint that it had when it was read last."""
     try:
         return local_files([path])
