@@ -14,7 +14,8 @@ import pytest
 
 from moe_distill.commands import doctor
 from moe_distill.errors import ResourceError
-from moe_distill.pipeline.dvc_repair import killed_experiment, live_program, repair_repository, stale_rwlock_pids
+from moe_distill.pipeline.dvc_locks import RWLOCKS, live_program, stale_locks
+from moe_distill.pipeline.dvc_repair import EXEC_REFS, MERGE, QUEUED, killed_experiment, repair_repository
 
 PARAMS = "temperature: 1.0 # of the softmax\nkd_weight: 0.9\n"
 STAGES = """
@@ -128,7 +129,9 @@ def head() -> str:
 def everything_is_in_place() -> None:
     assert head() == "ref: refs/heads/topic"
     assert git("diff", "--cached", "--name-only") == ""
-    assert set(git("for-each-ref", "--format=%(refname)", "refs/exps").split()) <= {"refs/exps/exec/EXEC_HEAD"}
+    assert set(git("for-each-ref", "--format=%(refname)", EXEC_REFS).split()) <= {f"{EXEC_REFS}/EXEC_HEAD"}
+    assert git("for-each-ref", QUEUED) == ""
+    assert [path.name for path in Path(".git").rglob("*.lock")] == []
     assert killed_experiment() is None
     assert list(doctor._killed_dvc()) == []
     assert list(repair_repository(Path())) == []
@@ -145,7 +148,7 @@ def test_r21_a_killed_experiment_is_found_and_put_right() -> None:
     assert "temperature: 3.0" in Path("params.yaml").read_text()
     said = {finding.subject: finding.text for finding in doctor._killed_dvc()}
     assert "HEAD was left detached from branch topic" in said["git"]
-    assert "stand in params.yaml" in said["experiment"]
+    assert "has changed params.yaml" in said["experiment"]
     assert "EXEC_MERGE" in said["references"]
     assert f"process {pid}, which is dead" in said["lock"]
     assert all(text.endswith("moe-distill recover") for text in said.values())
@@ -259,6 +262,80 @@ def test_r21_killed_after_head_is_back_and_before_the_edits_are() -> None:
     everything_is_in_place()
 
 
+USERS = {"nötes.md": "first\nof the user\n", "params.yaml": PARAMS.replace("0.9", "0.8 # of the user")}
+OF_HEAD = {"nötes.md": "first\n", "params.yaml": PARAMS}
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    "files",
+    [USERS, OF_HEAD, USERS | {"nötes.md": ""}, OF_HEAD | {"params.yaml": "temper"}, OF_HEAD | {"nötes.md": None}],
+    ids=["not yet", "reset", "first file", "second file", "file removed"],
+)
+@pytest.mark.parametrize("call", [1, 2], ids=["stashed", "to be unpacked"])
+def test_r21_killed_while_the_files_are_reset(call: int, files: dict[str, str | None]) -> None:
+    """HEAD is still attached, once when the edits have been stashed, once when both are to be unpacked."""
+    killed_at("scmrepo.git:Git:checkout", call)
+    assert head() == "ref: refs/heads/topic"
+    assert git("stash", "list") if call == 1 else git("for-each-ref", MERGE)
+    for name, content in files.items():
+        if content is None:
+            Path(name).unlink()
+        else:
+            Path(name).write_text(content)
+    Path(".git/index.lock").touch()
+    Path(".git/logs/refs/stash.lock").touch()
+    list(repair_repository(Path()))
+    the_users_edits_stand()
+    everything_is_in_place()
+
+
+@pytest.mark.usefixtures("project")
+def test_r21_a_user_who_has_attached_head_and_dropped_the_edits_keeps_that() -> None:
+    kill_when(stage_runs)
+    git("checkout", "-q", "-f", "topic")
+    list(repair_repository(Path()))
+    assert {name: Path(name).read_text() for name in OF_HEAD} == OF_HEAD
+    everything_is_in_place()
+
+
+@pytest.mark.usefixtures("project")
+def test_r21_edits_of_a_binary_file_are_compared_too() -> None:
+    Path("old.md").write_bytes(bytes(range(256)))
+    kill_when(stage_runs)
+    list(repair_repository(Path()))
+    the_users_edits_stand()
+    assert Path("old.md").read_bytes() == bytes(range(256))
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("step", "call", "temperature"),
+    [("remove_ref", 2, "1.0"), ("remove_ref", 3, "3.0"), ("set_ref", 7, "3.0")],
+)
+def test_r21_killed_when_the_experiment_has_its_commit(step: str, call: int, temperature: str) -> None:
+    """Its values stay in the files, as those of a finished run do, once EXEC_MERGE is gone."""
+    edit("dvc.yaml", "sleep 60", "echo made > model")
+    git("commit", "-q", "-m", "quick", "dvc.yaml")
+    killed_at(f"scmrepo.git:Git:{step}", call)
+    assert any("HEAD was left detached" in finding.text for finding in doctor._killed_dvc())
+    list(repair_repository(Path()))
+    edit("params.yaml", f"temperature: {temperature}", "temperature: 1.0")
+    the_users_edits_stand()
+    everything_is_in_place()
+    assert git("for-each-ref", "refs/exps")  # the experiment itself
+
+
+@pytest.mark.usefixtures("project")
+def test_what_the_user_has_staged_after_a_finished_experiment_is_left_alone() -> None:
+    edit("dvc.yaml", "sleep 60", "echo made > model")
+    subprocess.run([DVC, "exp", "run", "-q", "-S", "temperature=3.0"], env=environment(), check=True)
+    git("add", "-A")
+    assert killed_experiment() is None
+    assert list(repair_repository(Path())) == []
+    assert git("diff", "--cached", "--name-only")
+
+
 @pytest.mark.usefixtures("project")
 def test_a_finished_experiment_leaves_nothing_to_put_right() -> None:
     edit("dvc.yaml", "sleep 60", "echo made > model")
@@ -314,20 +391,21 @@ def test_a_lock_of_a_living_process_is_not_stale() -> None:
     held = {"write": {"model": {"pid": os.getpid(), "cmd": "dvc"}}, "read": {}}
     Path(".dvc/tmp").mkdir(exist_ok=True)
     Path(".dvc/tmp/rwlock").write_text(json.dumps(held))
-    assert stale_rwlock_pids() == []
+    assert stale_locks() == []
     assert list(repair_repository(Path())) == []
     assert Path(".dvc/tmp/rwlock").exists()
 
 
 @pytest.mark.usefixtures("project")
-def test_a_lock_that_was_cut_off_is_named_and_removed() -> None:
-    Path(".dvc/tmp").mkdir(exist_ok=True)
-    for content in ('{"read": {"/x": [{"pid": 9', "[]"):
-        Path(".dvc/tmp/rwlock").write_text(content)
-        [found] = doctor._killed_dvc()
-        assert found.text == ".dvc/tmp/rwlock is half written; put right by: moe-distill recover"
-        assert list(repair_repository(Path())) == ["removed .dvc/tmp/rwlock, which a killed dvc has left half written"]
-        assert not Path(".dvc/tmp/rwlock").exists()
+@pytest.mark.parametrize("path", RWLOCKS, ids=str)
+@pytest.mark.parametrize("content", ['{"read": {"/x": [{"pid": 9', "[]", ""])
+def test_a_lock_that_was_cut_off_is_named_and_removed(path: Path, content: str) -> None:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(content)
+    [found] = doctor._killed_dvc()
+    assert found.text == f"{path} is half written; put right by: moe-distill recover"
+    assert list(repair_repository(Path())) == [f"removed {path}, which is half written"]
+    assert not path.exists()
 
 
 def test_dvc_is_seen_as_a_module_of_python_too(project: Path) -> None:

@@ -16,7 +16,8 @@ from moe_distill.config.params import Params, load_params
 from moe_distill.config.values import Precision
 from moe_distill.errors import ConfigError, DataError, MoeDistillError, ResourceError
 from moe_distill.evaluation.teacher_lead import is_ahead, told
-from moe_distill.pipeline.dvc_repair import is_rwlock_broken, killed_experiment, live_program, stale_rwlock_pids
+from moe_distill.pipeline.dvc_locks import live_program, stale_locks
+from moe_distill.pipeline.dvc_repair import killed_experiment
 from moe_distill.pipeline.parameter_checks import examine_parameters
 from moe_distill.pipeline.resumable_work import RECORD_NAME, unheld_folders, workspace_holder
 from moe_distill.planning.model_configs import TARGETS, is_current
@@ -147,13 +148,11 @@ def _killed_dvc() -> Iterator[Finding]:
         yield Finding("git", f"HEAD was left detached from branch {found.branch} by a killed dvc; {repair}", ok=False)
     if found is not None and found.overwritten:
         names = ", ".join(found.overwritten)
-        yield Finding("experiment", f"values of a killed experiment stand in {names}; {repair}", ok=False)
+        yield Finding("experiment", f"a killed experiment has changed {names}; {repair}", ok=False)
     if found is not None and found.refs:
         yield Finding("references", f"{', '.join(found.refs)} are of a killed experiment; {repair}", ok=False)
-    if is_rwlock_broken():
-        yield Finding("lock", f".dvc/tmp/rwlock is half written; {repair}", ok=False)
-    for dead in stale_rwlock_pids():
-        yield Finding("lock", f".dvc/tmp/rwlock names process {dead}, which is dead; {repair}", ok=False)
+    for lock in stale_locks():
+        yield Finding("lock", f"{lock.path} {lock.fault}; {repair}", ok=False)
 
 
 def _unfinished_work() -> Iterator[Finding]:

@@ -7,9 +7,11 @@ How the user's own edits are told from DVC's: DVC first stashes them (stash U), 
 and stashes both together (EXEC_MERGE), which it unpacks to run. It drops U, but git keeps the commit for weeks. So what
 differs between U and EXEC_MERGE was written by DVC, and all else in the workspace by the user or by a stage. Before DVC
 unpacks EXEC_MERGE it resets the files: a file that the user had edited and that equals HEAD has not been unpacked yet.
+
+How a killed run is told where it has left no references: its lock names a dead process (dvc_locks.py), and HEAD's log
+tells what DVC did last.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,17 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
-
 from moe_distill.errors import ResourceError
+from moe_distill.pipeline.dvc_locks import experiment_began, live_program, stale_locks
 
 EXEC_REFS = "refs/exps/exec"
 MERGE = f"{EXEC_REFS}/EXEC_MERGE"
 OF_FINISHED_RUNS = {f"{EXEC_REFS}/EXEC_HEAD", f"{EXEC_REFS}/EXEC_APPLY"}  # DVC leaves them in place
 QUEUED = "refs/exps/stash"  # an experiment that is about to run in the workspace; `--queue` has another place
 STASH = "refs/stash"
-DVC_TMP = Path(".dvc/tmp")
-STASH_SECONDS = 60  # between the stash of the user's edits and what DVC does next
+RUNS = Path(".dvc/tmp/exps/run")
+STASH_SECONDS = 60  # between the stash of the user's edits and what DVC does before and after it
+COMMITTED, ATTACHED = "commit: dvc: commit experiment", "dvc: Restore HEAD to"  # in HEAD's log
 
 
 @dataclass(frozen=True)
@@ -37,41 +39,8 @@ class KilledExperiment:
 
     branch: str | None  # branch that HEAD was detached from; None: HEAD is attached
     edits: str  # commit with the user's files as they were when the experiment began
-    overwritten: tuple[str, ...]  # files that hold values of the experiment
+    overwritten: tuple[str, ...]  # files that hold values of the experiment, or none of the user's edits
     refs: tuple[str, ...]  # git references of the experiment
-
-
-def live_program(root: Path) -> tuple[str, int] | None:
-    """Name and pid of a running `dvc` or `git` whose current folder is `root` or below; None: there is none."""
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        words, folder = process.info["cmdline"] or [], process.info["cwd"]
-        words = words[2:3] if words[1:2] == ["-m"] else words[:2]
-        programs = [name for name in (Path(word).name for word in words) if name in ("dvc", "git")]
-        if programs and folder and Path(folder).is_relative_to(root.resolve()):
-            return programs[0], int(process.pid)
-    return None
-
-
-def stale_rwlock_pids() -> list[int]:
-    """Processes in .dvc/tmp/rwlock that are dead. DVC removes such entries itself unless the pid is in use again."""
-    path = DVC_TMP / "rwlock"
-    if not path.is_file():
-        return []
-    if is_rwlock_broken():
-        return []
-    content = json.loads(path.read_text(encoding="utf-8") or "{}")
-    readers = [reader for readers in content.get("read", {}).values() for reader in readers]
-    holders = {holder["pid"] for holder in [*readers, *content.get("write", {}).values()]}
-    return sorted(pid for pid in holders if not psutil.pid_exists(pid))
-
-
-def is_rwlock_broken() -> bool:
-    """Whether .dvc/tmp/rwlock was cut off: DVC writes it in place, and can be killed meanwhile."""
-    path = DVC_TMP / "rwlock"
-    try:
-        return path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8") or "{}"), dict)
-    except ValueError:
-        return True
 
 
 def killed_experiment() -> KilledExperiment | None:
@@ -82,23 +51,21 @@ def killed_experiment() -> KilledExperiment | None:
     refs = tuple(each for each in all_refs if each not in OF_FINISHED_RUNS)
     is_attached = _git("rev-parse", "--abbrev-ref", "HEAD") != "HEAD"
     branch = None if is_attached else _branch_before_detachment()
-    is_of_dvc = refs or (branch is not None and _git("rev-parse", branch) == _git("rev-parse", "HEAD"))
-    if not is_of_dvc or (branch is None and not is_attached):
+    if branch is None and not is_attached:
         return None
-    if MERGE in refs and not is_attached:
+    began = experiment_began()
+    if not (refs or began is not None or (branch is not None and _has_dvc_detached(branch))):
+        return None
+    edits, overwritten = "HEAD", tuple[str, ...]()
+    if MERGE in refs and not (is_attached and _has_head_moved_since_merge()):
         edits = _stash_before(MERGE) or f"{EXEC_REFS}/EXEC_HEAD"
-        written = _git("diff", "--name-only", "--diff-filter=M", edits, MERGE).splitlines()
-        touched_since = _differing(MERGE)
-        overwritten = {each for each in written if each not in touched_since}
-        edited = _git("diff", "--name-only", "--diff-filter=M", "HEAD", edits).splitlines()
-        overwritten |= set(edited) - set(_differing("HEAD"))
-        overwritten |= {each for each in [*written, *edited] if _is_half_written(each, MERGE)}
-        return KilledExperiment(branch, edits, tuple(sorted(overwritten)), refs)
-    is_queued = QUEUED in refs and _git("rev-parse", QUEUED) != _git("rev-parse", "HEAD")  # DVC sets it to HEAD first
-    if MERGE not in refs and _is_stash_of_dvc(is_queued):
+        overwritten = _overwritten(edits)
+    elif MERGE not in refs and _is_stash_of_dvc(refs, began if is_attached else None):
         edits = _git("rev-parse", STASH)
-        return KilledExperiment(branch, edits, _differing(edits), refs)
-    return KilledExperiment(branch, "HEAD", (), refs)
+        overwritten = _differing(edits)
+    if branch is None and edits == "HEAD" and not refs:
+        return None
+    return KilledExperiment(branch, edits, overwritten, refs)
 
 
 def repair_repository(root: Path) -> Iterator[str]:
@@ -112,40 +79,45 @@ def repair_repository(root: Path) -> Iterator[str]:
         name, pid = alive
         raise ResourceError(f"{name} runs here as process {pid}", fix=f"wait for it, or stop it with: kill {pid}")
     found = killed_experiment()
+    if found is not None or experiment_began() is not None:
+        _remove_git_locks()
     if found is not None:
         yield from _repair_git(found)
-    if is_rwlock_broken():
-        (DVC_TMP / "rwlock").unlink()
-        yield "removed .dvc/tmp/rwlock, which a killed dvc has left half written"
-    stale = stale_rwlock_pids()
-    if stale:
-        (DVC_TMP / "rwlock").unlink()
-        yield f"removed .dvc/tmp/rwlock of process {', '.join(map(str, stale))}, which is dead"
+    for lock in stale_locks():
+        lock.path.unlink()
+        yield f"removed {lock.path}, which {lock.fault}"
 
 
 def _repair_git(found: KilledExperiment) -> Iterator[str]:
-    for lock in [*Path(".git").glob("*.lock"), *Path(".git/refs").rglob("*.lock")]:
-        lock.unlink()
-    if _git("for-each-ref", "--points-at", found.edits, STASH):  # what DVC would have popped
-        _git("stash", "drop")
     if found.branch is not None:
         _git("symbolic-ref", "HEAD", f"refs/heads/{found.branch}")
         _build_index()
         yield f"HEAD is on branch {found.branch} again, and nothing is staged"
+    before = None
     if found.overwritten:
         _build_index()
-        if _git("diff", "--name-only"):
-            _git("stash", "store", "-m", "before moe-distill recover", _git("stash", "create"))
+        before = _git("stash", "create")
         _git("checkout", found.edits, "--", *found.overwritten)
         _build_index()
         yield f"{', '.join(found.overwritten)} as before the experiment; what stood there: git stash show -p"
+    if _git("for-each-ref", "--points-at", found.edits, STASH):  # what DVC would have popped; it stands in the files
+        _git("stash", "drop")
+        yield "dropped the stash that dvc had made of your edits, which stand in the files"
+    if before:
+        _git("stash", "store", "-m", "before moe-distill recover", before)
     for ref in found.refs:
         runs = [_git("rev-parse", ref), "workspace"] if ref == MERGE else []
         for run in runs:
-            shutil.rmtree(DVC_TMP / "exps/run" / run, ignore_errors=True)
+            shutil.rmtree(RUNS / run, ignore_errors=True)
         _git("update-ref", "-d", ref)
     if found.refs:
         yield f"removed {', '.join(found.refs)}"
+
+
+def _remove_git_locks() -> None:
+    git = Path(".git")
+    for lock in [*git.glob("*.lock"), *(git / "refs").rglob("*.lock"), *(git / "logs").rglob("*.lock")]:
+        lock.unlink()
 
 
 def _build_index() -> None:
@@ -162,12 +134,23 @@ def _differing(commit: str) -> tuple[str, ...]:
         return tuple(_git("diff", "--name-only", **index).splitlines())
 
 
-def _is_half_written(name: str, commit: str) -> bool:
-    """Whether a file holds only the beginning of its content in a commit: git was killed while it wrote it."""
-    if not Path(name).is_file():
-        return False
-    whole, found = _git("show", f"{commit}:{name}"), Path(name).read_text(encoding="utf-8", errors="replace")
-    return len(found.strip()) < len(whole) and whole.startswith(found.strip())
+def _overwritten(edits: str) -> tuple[str, ...]:
+    """Files that hold values of EXEC_MERGE, or none of the user's edits, or were cut off while git wrote them."""
+    written = _git("diff", "--name-only", "--diff-filter=M", edits, MERGE).splitlines()
+    found = set(written) - set(_differing(MERGE))
+    edited = _git("diff", "--name-only", "--diff-filter=M", "HEAD", edits).splitlines()
+    found |= set(edited) - set(_differing("HEAD"))
+    return tuple(sorted(found | {each for each in [*written, *edited] if _is_half_written(each)}))
+
+
+def _is_half_written(name: str) -> bool:
+    """Whether a file holds only the beginning of its content in EXEC_MERGE or HEAD: git was killed while it wrote it.
+
+    One that is not there is one of those: it was there when the experiment began, and git removes what it rewrites.
+    """
+    found = Path(name).read_bytes() if Path(name).is_file() else b""
+    wholes = [_git_bytes("show", f"{commit}:{name}") for commit in (MERGE, "HEAD")]
+    return any(len(found) < len(whole) and whole.startswith(found) for whole in wholes)
 
 
 def _branch_before_detachment() -> str | None:
@@ -194,19 +177,47 @@ def _stash_before(merge: str) -> str | None:
     return max(stashes)[1] if stashes else None
 
 
-def _is_stash_of_dvc(is_queued: bool) -> bool:
-    """Whether the newest stash was made where HEAD is, just before DVC stashed an experiment or detached HEAD."""
+def _is_stash_of_dvc(refs: tuple[str, ...], began: float | None) -> bool:
+    """Whether the newest stash was made where HEAD is, just after DVC began or before what it does next.
+
+    Args:
+        began: None: DVC has come to detach HEAD.
+    """
     if not _git("for-each-ref", STASH):
         return False
     parent, made = _git("log", "-1", "--format=%P %ct", STASH).split()[0::2]
-    detached = _git("reflog", "-1", "--format=%gd", "--date=unix", "HEAD").removeprefix("HEAD@{").removesuffix("}")
-    end = _git("log", "-1", "--format=%ct", QUEUED) if is_queued else detached
-    return parent == _git("rev-parse", "HEAD") and 0 <= int(end) - int(made) <= STASH_SECONDS
+    if QUEUED in refs and _git("rev-parse", QUEUED) != _git("rev-parse", "HEAD"):  # DVC sets it to HEAD first
+        seconds = int(_git("log", "-1", "--format=%ct", QUEUED)) - int(made)
+    elif began is not None:
+        seconds = int(made) - int(began)
+    else:
+        detached = _git("reflog", "-1", "--format=%gd", "--date=unix", "HEAD").removeprefix("HEAD@{").removesuffix("}")
+        seconds = int(detached) - int(made)
+    return parent == _git("rev-parse", "HEAD") and 0 <= seconds <= STASH_SECONDS
+
+
+def _has_dvc_detached(branch: str) -> bool:
+    """Whether HEAD is where DVC leaves it: at the tip of the branch that it was on, or at an experiment's commit."""
+    newest = _git("reflog", "-1", "--format=%gs", "HEAD")
+    tip = _git("rev-parse", branch)
+    is_at_tip = newest == f"checkout: moving from {branch} to {tip}" and tip == _git("rev-parse", "HEAD")
+    return is_at_tip or newest.startswith((COMMITTED, ATTACHED))  # the log is written before HEAD is
+
+
+def _has_head_moved_since_merge() -> bool:
+    """Whether HEAD was attached again, by its user: DVC removes EXEC_MERGE before it does."""
+    head, merge = (Path(_git("rev-parse", "--git-path", name)) for name in ("HEAD", MERGE))
+    return not merge.is_file() or head.stat().st_mtime_ns > merge.stat().st_mtime_ns
 
 
 def _git(*arguments: str, **environment: str) -> str:
+    return _git_bytes(*arguments, **environment).decode("utf-8", "surrogateescape").strip()
+
+
+def _git_bytes(*arguments: str, **environment: str) -> bytes:
     command = ["git", "-c", "core.quotePath=false", *arguments]  # names as they are, also with other letters than ASCII
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    done = subprocess.run(command, capture_output=True, env=os.environ | environment)
     if done.returncode:
-        raise ResourceError(f"git {' '.join(arguments)} fails", done.stderr.strip().replace("\n", " "))
-    return done.stdout.strip()
+        reason = done.stderr.decode("utf-8", "replace").strip().replace("\n", " ")
+        raise ResourceError(f"git {' '.join(arguments)} fails", reason)
+    return done.stdout
