@@ -269,7 +269,7 @@ OF_HEAD = {"nötes.md": "first\n", "params.yaml": PARAMS}
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize(
     "files",
-    [USERS, OF_HEAD, USERS | {"nötes.md": ""}, OF_HEAD | {"params.yaml": "temper"}, OF_HEAD | {"nötes.md": None}],
+    [USERS, OF_HEAD, USERS | {"nötes.md": ""}, OF_HEAD | {"params.yaml": "temperature: 1.0 # of"}, OF_HEAD | {"nötes.md": None}],
     ids=["not yet", "reset", "first file", "second file", "file removed"],
 )
 @pytest.mark.parametrize("call", [1, 2], ids=["stashed", "to be unpacked"])

@@ -24,7 +24,8 @@ def empty_database() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_runs, "_failures", {})
+    monkeypatch.setattr(mlflow_runs, "_pace", mlflow_runs._Pace())
+    monkeypatch.setattr(mlflow_runs, "PAUSE", 0)
     monkeypatch.setattr(live_runs, "_held", {})
     for name in ("DVC_EXP_NAME", "DVC_ROOT", "MLFLOW_TRACKING_URI", *mlflow_store.MLFLOW_ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)

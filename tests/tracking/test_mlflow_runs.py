@@ -120,6 +120,40 @@ def test_changed_figures_and_report_replace_the_old(root: Path) -> None:
     assert (root / "mlartifacts" / parent.info.run_id / "artifacts/reports/report.md").read_text() == "new"
 
 
+@pytest.mark.parametrize(("fails", "share"), [(False, 1 / 200), (True, 1 / 10)])
+def test_tracking_takes_a_bounded_share_of_a_training(
+    monkeypatch: pytest.MonkeyPatch, fails: bool, share: float
+) -> None:
+    """By a clock that only calls and steps move: a call takes 3 seconds, and comes at every step of 0.1 seconds."""
+    monkeypatch.setattr(tracking, "PAUSE", 200)
+    now, calls = [1000.0], [0]
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+
+    def act(_patience: float) -> None:
+        now[0] += 3
+        calls[0] += 1
+        if fails:
+            raise OSError("out of reach")
+
+    steps = 100_000
+    for _ in range(steps):
+        now[0] += 0.1
+        tracking._safely(act, running=True)
+    assert 0.9 * share < 3 * calls[0] / (0.1 * steps) <= share + 3 / (0.1 * steps)
+    assert tracking._safely(act) is not fails, "the end of a stage waits for nothing"
+
+
+def test_a_call_that_comes_too_soon_is_made_up_for_at_the_end(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "PAUSE", 1e6)
+    write_curve("train_kd", range(10, 30, 10))
+    assert track(make_params(), ["train_kd"], running=True) == ["train_kd"]
+    write_curve("train_kd", range(10, 50, 10))
+    assert track(make_params(), ["train_kd"], running=True) is None
+    assert Store(root).points()["train_kd", "train/loss"] == [(10, 1 / 10), (20, 1 / 20)]
+    track(make_params(), ["train_kd"])
+    assert Store(root).points()["train_kd", "train/loss"] == [(step, 1 / step) for step in (10, 20, 30, 40)]
+
+
 def test_a_growing_file_and_a_half_written_line(root: Path) -> None:
     params = make_params()
     assert track(params, ["train_kd"], running=True) == []

@@ -9,6 +9,7 @@ reported in one line, and training goes on.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,21 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 LOCK_SECONDS, RUNNING_LOCK_SECONDS = 30.0, 2.0  # the longest waits for other processes
-PAUSE_FACTOR = 10  # a failing store costs a running training at most a tenth of its time
+# how long a running training does without the store, in what it has just cost: it costs 0.5% of the training's time at
+# most, and a tenth where it fails, which is soon tried again
+PAUSE, PAUSE_AFTER_FAILURE = 200, 10
 FIRST_ROW_TAG = "moe_distill.first_row"
-_failures: dict[str, float] = {}  # reason that was logged -> time until which a running training does not try again
+
+
+@dataclass
+class _Pace:
+    """What this process has to remember of earlier calls."""
+
+    next_at: float = 0.0  # seconds of `time.monotonic`, before which a running training does not try again
+    logged: set[str] = field(default_factory=set)  # reasons of failures
+
+
+_pace = _Pace()
 
 
 def track(params: Params, stages: Sequence[str], running: bool = False) -> list[str] | None:
@@ -45,11 +58,11 @@ def track(params: Params, stages: Sequence[str], running: bool = False) -> list[
 
     Args:
         running: the caller is a training that goes on: its run stays RUNNING, and figures that are there are an older
-            one's, as where DVC has not removed them.
+            one's, as where DVC has not removed them. Nothing is done soon after a call that took long.
 
     Returns:
         The stages that have files, whose runs are now up to date; without any, no run is made. None: the store was out
-        of reach, which has been logged.
+        of reach, which has been logged, or it was too soon.
     """
     found: dict[str, StageFigures] = {}
 
@@ -92,24 +105,27 @@ def tracked(params: Params, stage: str, started: float) -> Iterator[None]:
 
 
 def _safely(act: Callable[[float], None], running: bool = False) -> bool:
-    """Do something with the store, and say whether that went well; after an error a running training waits a while.
+    """Do something with the store, and say whether that went well; a running training waits a while after it.
 
     Args:
         act: is given the seconds that it may wait for another process.
     """
     began = time.monotonic()
-    if running and began < max(_failures.values(), default=0.0):
+    if running and began < _pace.next_at:
         return False
     try:
         act(RUNNING_LOCK_SECONDS if running else LOCK_SECONDS)
-        return True
+        pause = PAUSE if running else 0
     except Exception as error:  # any at all: hours of training are worth more than their copy in a database
+        pause = PAUSE_AFTER_FAILURE
         reason = what_failed(error)
-        if reason not in _failures:
+        if reason not in _pace.logged:
             way_out = "the curves stay in metrics/curves and are filled in by the next stage or `moe-distill track`"
             log(f"tracking: {reason}; {way_out}")
-        _failures[reason] = time.monotonic() + PAUSE_FACTOR * (time.monotonic() - began)
-        return False
+        _pace.logged.add(reason)
+    now = time.monotonic()
+    _pace.next_at = now + pause * (now - began)
+    return pause != PAUSE_AFTER_FAILURE
 
 
 def _begin(store: MlflowStore, params: Params, stage: str, started: float) -> None:
