@@ -127,7 +127,7 @@ def test_tracking_takes_a_bounded_share_of_a_training(
     """By a clock that only calls and steps move: a call takes 3 seconds, and comes at every step of 0.1 seconds."""
     monkeypatch.setattr(tracking, "PAUSE", 200)
     now, calls = [1000.0], [0]
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def act(_patience: float) -> None:
         now[0] += 3

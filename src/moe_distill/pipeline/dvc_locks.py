@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -13,15 +12,10 @@ RWLOCKS = (Path(".dvc/tmp/rwlock"), EXPERIMENTS)
 
 @dataclass(frozen=True)
 class StaleLock:
-    """A lock file that no process will let go of."""
+    """A lock file that no process will let go of, and what is wrong with it."""
 
     path: Path
-    pids: tuple[int, ...]  # dead processes that hold it; none: the file was cut off, DVC writes it in place
-
-    @property
-    def fault(self) -> str:
-        """What is wrong with it."""
-        return f"names process {', '.join(map(str, self.pids))}, which is dead" if self.pids else "is half written"
+    fault: str
 
 
 def live_program(root: Path) -> tuple[str, int] | None:
@@ -36,33 +30,37 @@ def live_program(root: Path) -> tuple[str, int] | None:
 
 
 def stale_locks() -> list[StaleLock]:
-    """Locks of the current folder's repository to remove. DVC forgets dead holders itself unless a pid is in use again,
-    and a file that was cut off stops it."""
-    return [stale for stale in map(_stale, RWLOCKS) if stale is not None]
+    """Lock files to remove from the current folder's repository, in which no `dvc` or `git` runs (`live_program`).
+
+    DVC forgets dead holders itself unless a pid is in use again, and a file that was cut off stops it.
+    """
+    found = []
+    for path in RWLOCKS:
+        dead = _dead_holders(path)
+        if dead is None:
+            found.append(StaleLock(path, "is half written"))
+        elif dead:
+            found.append(StaleLock(path, f"names process {', '.join(map(str, dead))}, which is dead"))
+    git = Path(".git")
+    locks = [*git.glob("*.lock"), *(git / "refs").rglob("*.lock"), *(git / "logs").rglob("*.lock")]
+    return found + [StaleLock(path, "was left by a process that was killed") for path in locks]
 
 
 def experiment_began() -> float | None:
     """When a `dvc exp run` that died began, or came to run its stages, in seconds since 1970; None: none died."""
-    stale = _stale(EXPERIMENTS)
-    return EXPERIMENTS.stat().st_mtime if stale is not None and stale.pids else None
+    return EXPERIMENTS.stat().st_mtime if _dead_holders(EXPERIMENTS) else None
 
 
-def _stale(path: Path) -> StaleLock | None:
+def _dead_holders(path: Path) -> list[int] | None:
+    """Dead processes that a rwlock names; None: it was cut off, as DVC writes it in place."""
     if not path.is_file():
-        return None
-    content = _content(path)
-    if content is None:
-        return StaleLock(path, ())
-    readers = [reader for readers in content.get("read", {}).values() for reader in readers]
-    holders = {int(holder["pid"]) for holder in [*readers, *content.get("write", {}).values()]}
-    dead = tuple(sorted(pid for pid in holders if not psutil.pid_exists(pid)))
-    return StaleLock(path, dead) if dead else None
-
-
-def _content(path: Path) -> dict[str, Any] | None:
-    """None: it was cut off."""
+        return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    readers = [reader for readers in content.get("read", {}).values() for reader in readers]
+    holders = {int(holder["pid"]) for holder in [*readers, *content.get("write", {}).values()]}
+    return sorted(pid for pid in holders if not psutil.pid_exists(pid))

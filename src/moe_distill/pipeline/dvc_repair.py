@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from moe_distill.errors import ResourceError
-from moe_distill.pipeline.dvc_locks import experiment_began, live_program, stale_locks
+from moe_distill.pipeline.dvc_locks import RWLOCKS, experiment_began, live_program, stale_locks
 
 EXEC_REFS = "refs/exps/exec"
 MERGE = f"{EXEC_REFS}/EXEC_MERGE"
@@ -78,13 +78,14 @@ def repair_repository(root: Path) -> Iterator[str]:
     if alive is not None:
         name, pid = alive
         raise ResourceError(f"{name} runs here as process {pid}", fix=f"wait for it, or stop it with: kill {pid}")
-    found = killed_experiment()
-    if found is not None or experiment_began() is not None:
-        _remove_git_locks()
+    found, locks = killed_experiment(), stale_locks()
+    for lock in locks:  # git's stand in the way of the repair; those of dvc tell what to repair, so they go at the end
+        if lock.path not in RWLOCKS:
+            lock.path.unlink(missing_ok=True)
     if found is not None:
         yield from _repair_git(found)
-    for lock in stale_locks():
-        lock.path.unlink()
+    for lock in locks:
+        lock.path.unlink(missing_ok=True)
         yield f"removed {lock.path}, which {lock.fault}"
 
 
@@ -112,12 +113,6 @@ def _repair_git(found: KilledExperiment) -> Iterator[str]:
         _git("update-ref", "-d", ref)
     if found.refs:
         yield f"removed {', '.join(found.refs)}"
-
-
-def _remove_git_locks() -> None:
-    git = Path(".git")
-    for lock in [*git.glob("*.lock"), *(git / "refs").rglob("*.lock"), *(git / "logs").rglob("*.lock")]:
-        lock.unlink()
 
 
 def _build_index() -> None:
