@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from moe_distill.commands import doctor
-from moe_distill.pipeline.dvc_repair import MERGE, killed_experiment, repair_repository
+from moe_distill.pipeline.dvc_repair import EXEC_REFS, MERGE, killed_experiment, repair_repository
 
 from .conftest import (
     DVC,
@@ -163,7 +163,7 @@ def test_r21_killed_while_the_files_are_reset(call: int, files: dict[str, str | 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize(
     ("step", "call", "temperature"),
-    [("remove_ref", 2, "1.0"), ("remove_ref", 3, "3.0"), ("set_ref", 7, "3.0")],
+    [("remove_ref", 1, "1.0"), ("remove_ref", 2, "1.0"), ("remove_ref", 3, "3.0"), ("set_ref", 7, "3.0")],
 )
 def test_r21_killed_when_the_experiment_has_its_commit(step: str, call: int, temperature: str) -> None:
     """Its values stay in the files, as those of a finished run do, once EXEC_MERGE is gone."""
@@ -175,7 +175,8 @@ def test_r21_killed_when_the_experiment_has_its_commit(step: str, call: int, tem
     edit("params.yaml", f"temperature: {temperature}", "temperature: 1.0")
     the_users_edits_stand()
     everything_is_in_place()
-    assert git("for-each-ref", "refs/exps")  # the experiment itself
+    assert git("for-each-ref", "refs/exps/*/*/*")  # the experiment itself
+    assert not Path(".git", EXEC_REFS, "EXEC_BRANCH").exists()  # a link to it, with which the next run would fail
 
 
 @pytest.mark.usefixtures("project")
@@ -253,6 +254,7 @@ def test_r21_killed_at_each_change_of_a_file(
         killed += under_strace(folder, "-o", "/dev/null", "-e", f"inject={name}:signal=KILL:when={call}") != 0
         has_commit = bool(git("for-each-ref", "refs/exps/*/*/fixed"))
         list(repair_repository(Path()))
+        assert bool(git("for-each-ref", "refs/exps/*/*/fixed")) == has_commit
         if has_commit and "temperature: 3.0" in Path("params.yaml").read_text():  # as a finished run leaves it
             edit("params.yaml", "temperature: 3.0", "temperature: 1.0")
             git("reset", "-q")  # nothing tells what is staged then from what its user has staged

@@ -110,7 +110,7 @@ def _repair_git(found: KilledExperiment) -> Iterator[str]:
         runs = [_git("rev-parse", ref), "workspace"] if ref == MERGE else []
         for run in runs:
             shutil.rmtree(RUNS / run, ignore_errors=True)
-        _git("update-ref", "-d", ref)
+        _git("update-ref", "--no-deref", "-d", ref)  # EXEC_BRANCH is a link to the experiment, which stays
     if found.refs:
         yield f"removed {', '.join(found.refs)}"
 
