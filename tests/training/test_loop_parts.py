@@ -217,6 +217,18 @@ def test_broken_newest_checkpoint_is_named_and_skipped(tmp_path: Path, capsys: p
     assert "checkpoint_000003 is broken" in capsys.readouterr().out
 
 
+def test_a_checkpoint_outlives_broken_ones_of_more_steps(tmp_path: Path) -> None:
+    """All are broken, and the training begins anew: what it writes would be the oldest of three."""
+    for step in (200, 300, 100):
+        save_checkpoint(tmp_path, Checkpoint(step, {"weight": torch.full((4,), float(step))}, {}))
+        if step != 100:
+            (tmp_path / f"checkpoint_{step:06d}/tensors.safetensors").write_bytes(b"cut off")
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 100
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_000100"]
+
+
 def test_the_newest_checkpoint_is_that_of_the_most_steps_whatever_its_digits(tmp_path: Path) -> None:
     for step in (999_500, 1_000_000, 1_000_500):
         save_checkpoint(tmp_path, Checkpoint(step, {"weight": torch.full((4,), float(step))}, {}))

@@ -33,7 +33,10 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint below `folder` and remove all but the newest ones."""
+    """Write a checkpoint below `folder` and remove all but the newest ones.
+
+    One of more steps was not taken, since it is broken: it would else outlive each that is written until then.
+    """
     final = folder / f"checkpoint_{checkpoint.step:06d}"
     incoming = folder / f".{final.name}.{os.getpid()}.tmp"
     for left in folder.glob(".checkpoint_*.tmp"):  # by a process that was killed while it wrote
@@ -49,7 +52,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     finally:
         shutil.rmtree(incoming, ignore_errors=True)  # half a checkpoint, where the disk is full
     sync(folder)
-    for old in _folders(folder)[KEPT:]:
+    folders = _folders(folder)
+    for old in [*folders[: folders.index(final)], *folders[folders.index(final) + KEPT :]]:
         shutil.rmtree(old)
 
 
