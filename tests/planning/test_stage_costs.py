@@ -136,7 +136,9 @@ def test_what_is_not_known_makes_nothing_else_up() -> None:
     assert math.isnan(verdict.sessions)
 
 
-def test_a_correction_is_counted() -> None:
+@pytest.mark.parametrize(("wanted", "read"), [(5, 5), (10, 10), (11, 10)])
+def test_a_correction_is_counted(wanted: int, read: int) -> None:
+    """It is measured on no more than the 10 validation windows that there are."""
     correction = {
         "steps": 3,
         "learning_rate": 1e-4,
@@ -146,13 +148,26 @@ def test_a_correction_is_counted() -> None:
         "batch_windows": 4,
         "micro_batch_windows": 1,
         "gradient_checkpointing": True,
-        "validation_windows": 5,
+        "validation_windows": wanted,
         "checkpoint_every": 1,
     }
     models = fixed_params().profile.models.model_dump() | {"teacher_correction": correction}
     cost = named(stage_costs(make_plan(make_params(models=models))))["teacher_correction"]
-    assert cost.tokens == (3 * 4 + 2 * 5) * 50
-    assert cost.seconds == START_SECONDS + (3 * 12 + 10) * 50 * 2.0
+    assert cost.tokens == (3 * 4 + 2 * read) * 50
+    assert cost.seconds == START_SECONDS + (3 * 12 + 2 * read) * 50 * 2.0
+
+
+def test_a_validation_reads_no_more_windows_than_there_are() -> None:
+    """There are 10; all are read where more are asked for, and where it is not known how many there are, those."""
+    some, all_of_them, more = (
+        named(stage_costs(make_plan(make_params(validation_windows=number)))) for number in (4, 10, 400)
+    )
+    unknown = replace(AMOUNTS, student_windows={"train": math.nan, "validation": math.nan})
+    not_known = named(stage_costs(make_plan(make_params(validation_windows=400), amounts=unknown)))
+    for stage, validations in (("train_kd", 2), ("train_router", 8), ("control", 10)):
+        assert more[stage] == all_of_them[stage]
+        assert more[stage].tokens - some[stage].tokens == validations * 6 * 60
+        assert not_known[stage].tokens - some[stage].tokens == validations * 396 * 60
 
 
 @pytest.mark.parametrize(("hours", "sessions"), [(1.0, 3), (1.25, 2), (2.5, 1), (12.0, 1)])

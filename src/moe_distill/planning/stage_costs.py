@@ -1,7 +1,7 @@
 """Tokens, bytes, time, memory and disk of every stage: what there is to do times what each piece of it takes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from moe_distill.config.model_keys import HubModel, TinyTeacher
@@ -133,11 +133,17 @@ def _correction(plan: Plan) -> _Piece:
     assert correction is not None
     length = plan.amounts.teacher_length
     trained = correction.steps * correction.batch_windows * length
-    measured = 2 * correction.validation_windows * length
+    measured = 2 * _held_out(correction.validation_windows, plan.amounts.teacher_windows) * length
     passes = (3 if correction.gradient_checkpointing else 2) * trained + measured
     return _Piece(
         "teacher_correction", trained + measured, passes * plan.rates.capture_position, 2.0 * plan.teacher.parameters
     )
+
+
+def _held_out(wanted: int, windows: Mapping[str, float]) -> float:
+    """Windows that a validation reads: no more than the split has, where that is known."""
+    found = windows["validation"]
+    return wanted if math.isnan(found) else min(wanted, found)
 
 
 def _training(plan: Plan, stage: str, steps: int, outputs: int) -> _Piece:
@@ -145,7 +151,8 @@ def _training(plan: Plan, stage: str, steps: int, outputs: int) -> _Piece:
     train, weights = plan.params.profile.train, FP32 * plan.student.parameters
     tokens = steps * train.batch_windows * plan.amounts.student_length
     validations = math.ceil(steps / train.validate_every)
-    validated = validations * train.validation_windows * plan.amounts.student_length
+    watched = _held_out(train.validation_windows, plan.amounts.student_windows)
+    validated = validations * watched * plan.amounts.student_length
     saved = steps // train.checkpoint_every * 4 * weights / DISK_BYTES_PER_SECOND
     seconds = steps * step_seconds(plan, stage) + validated * plan.rates.validation_token / plan.processes + saved
     return _Piece(stage, tokens + validated, seconds, outputs * weights, phase_bytes(weights, weights) - weights)
