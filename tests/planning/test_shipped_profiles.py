@@ -23,7 +23,7 @@ def planned(request: pytest.FixtureRequest) -> tuple[Params, list[StageCost], Ve
     assert student is not None
     works = count_work(teacher), count_work(student)
     amounts = count_amounts(params, {}, {})
-    stored = count_bytes(params, amounts, (works[0], teacher), (works[1], student))
+    stored = count_bytes(params, amounts, (works[0], teacher), (works[1], student), device)
     rates = estimate_rates(params, device, *works, row_share(params, works[0]))
     costs = stage_costs(Plan(params, device, *works, amounts, stored, rates, False))
     return params, costs, judge(costs, 12.0, 20e9, device.memory)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from moe_distill.config.params import Params
-from moe_distill.planning.devices import DEVICES
+from moe_distill.planning.devices import DEVICES, find_device
 from moe_distill.planning.rates import DISK_BYTES_PER_SECOND
 from moe_distill.planning.stage_costs import (
     START_SECONDS,
@@ -155,6 +155,9 @@ def test_a_correction_is_counted(wanted: int, read: int) -> None:
     cost = named(stage_costs(make_plan(make_params(models=models))))["teacher_correction"]
     assert cost.tokens == (3 * 4 + 2 * read) * 50
     assert cost.seconds == START_SECONDS + (3 * 12 + 2 * read) * 50 * 2.0
+    assert cost.written == 2 * 1000, "fp16 on a T4"
+    on_a_cpu = make_plan(make_params(models=models), device=find_device("CPU"))
+    assert named(stage_costs(on_a_cpu))["teacher_correction"].written == 4 * 1000
 
 
 def test_a_validation_reads_no_more_windows_than_there_are() -> None:

@@ -63,7 +63,7 @@ def describe_costs(
         return
     works = count_work(teacher), count_work(student)
     amounts = count_amounts(params, *stores)
-    stored = count_bytes(params, amounts, (works[0], teacher), (works[1], student))
+    stored = count_bytes(params, amounts, (works[0], teacher), (works[1], student), device)
     row = row_share(params, works[0])
     if measure:
         from moe_distill.planning.measured import measure_rates  # every stage's code: seconds

@@ -13,11 +13,13 @@ from transformers import PreTrainedConfig
 from moe_distill.config.corpus_keys import Hub
 from moe_distill.config.model_keys import HubModel
 from moe_distill.config.params import Params
+from moe_distill.planning.devices import Device
 from moe_distill.planning.model_configs import STUDENT, TEACHER, is_current
 from moe_distill.planning.model_work import ModelWork
 from moe_distill.shards.format import row_bytes
 from moe_distill.shards.window_store import SPLITS, STUDENT_FIELDS, TEACHER_FIELDS, WindowStore
 from moe_distill.teacher.capture import capture_fields
+from moe_distill.utils.device import resolve_precision
 
 UNKNOWN = math.nan
 DEFAULT_DOCUMENT = 16384  # bytes of a document of the hub whose rows are not joined
@@ -74,15 +76,20 @@ def count_bytes(
     amounts: Amounts,
     teacher: tuple[ModelWork, PreTrainedConfig],
     student: tuple[ModelWork, PreTrainedConfig],
+    device: Device,
 ) -> StoredBytes:
-    """Bytes of corpus, models, windows, shards and head; of models that are here those of their files."""
+    """Bytes of corpus, models, windows, shards and head; of models that are here those of their files.
+
+    Raises:
+        ConfigError: the device cannot compute in the precision of the capture.
+    """
     tokens = {
         "teacher": amounts.teacher_tokens,
         "student": sum(amounts.student_windows.values()) * amounts.student_length,
     }
     of_windows = row_bytes(TEACHER_FIELDS)["tokens"] * tokens["teacher"]
     of_windows += row_bytes(STUDENT_FIELDS)["tokens"] * tokens["student"]
-    item = 4 if params.profile.teacher.precision == "fp32" else 2
+    item = resolve_precision(params.profile.teacher.precision, device.capability).itemsize
     return StoredBytes(
         corpus=_corpus(params),
         teacher=_model(TEACHER, *teacher),

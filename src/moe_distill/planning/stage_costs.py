@@ -12,6 +12,7 @@ from moe_distill.planning.model_work import ModelWork, training_flops
 from moe_distill.planning.rates import DISK_BYTES_PER_SECOND, Rates
 from moe_distill.training.curriculum import phase1_steps
 from moe_distill.training.trainer import phase_bytes
+from moe_distill.utils.device import resolve_precision
 
 START_SECONDS = 20.0  # of a stage: libraries, models, verification of what it reads
 DOWNLOAD_BYTES_PER_SECOND = 20e6
@@ -135,8 +136,12 @@ def _correction(plan: Plan) -> _Piece:
     trained = correction.steps * correction.batch_windows * length
     measured = 2 * _held_out(correction.validation_windows, plan.amounts.teacher_windows) * length
     passes = (3 if correction.gradient_checkpointing else 2) * trained + measured
+    item = resolve_precision(plan.params.profile.teacher.precision, plan.device.capability).itemsize
     return _Piece(
-        "teacher_correction", trained + measured, passes * plan.rates.capture_position, 2.0 * plan.teacher.parameters
+        "teacher_correction",
+        trained + measured,
+        passes * plan.rates.capture_position,
+        float(item * plan.teacher.parameters),
     )
 
 

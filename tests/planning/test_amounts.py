@@ -1,0 +1,29 @@
+"""Bytes that a plan tells, against what the stages write."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from moe_distill.planning.amounts import count_amounts, count_bytes
+from moe_distill.planning.devices import find_device
+from moe_distill.planning.model_configs import find_configs
+from moe_distill.planning.model_work import count_work
+from moe_distill.teacher.architecture import find_architecture
+from tests.params import fixed_params
+
+
+@pytest.mark.parametrize(("device", "share"), [("CPU", 1.0), ("T4", 0.5), ("A100", 0.5)])
+def test_the_head_is_in_the_precision_that_the_device_captures_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, share: float
+) -> None:
+    """`auto` is fp32 on a CPU; the norm is not counted."""
+    monkeypatch.chdir(tmp_path)
+    params = fixed_params("tiny")
+    teacher, student = find_configs(params.profile)
+    assert teacher is not None
+    assert student is not None
+    of_both = (count_work(teacher), teacher), (count_work(student), student)
+    stored = count_bytes(params, count_amounts(params, {}, {}), *of_both, find_device(device))
+    written = find_architecture(AutoModelForCausalLM.from_config(teacher)).head_bytes  # in fp32
+    assert stored.head == pytest.approx(share * written, rel=0.01)
