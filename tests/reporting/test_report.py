@@ -122,3 +122,20 @@ def test_markdown_of_any_text() -> None:
     assert fenced("a") == "```text\na\n```"
     assert fenced("a ````` b").startswith("``````text\n")
     assert cell("a|b\nc") == "a\\|b c"
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("more/*.jsonl, other/*.jsonl", r"more/\*.jsonl, other/\*.jsonl"),
+        ("my/<b>x</b>", r"my/\<b>x\</b>"),
+        ("my/__teacher__ _a", r"my/\_\_teacher\_\_ \_a"),
+        ("~/a, ~/b `c` [d](e) ![f](g)", r"\~/a, \~/b \`c\` \[d](e) !\[f](g)"),
+        ("a\\*b\\|c", r"a\\\*b\\\|c"),
+        ("AT&amp;T &#60; a & b", r"AT\&amp;T \&#60; a & b"),
+        ("train_kd.max_steps 1.5 > 1", "train_kd.max_steps 1.5 > 1"),
+    ],
+)
+def test_a_cell_shows_a_mark_of_markdown_as_it_is(text: str, written: str) -> None:
+    """Two globs, say, were shown without their asterisks, and in italics between."""
+    assert cell(text) == written

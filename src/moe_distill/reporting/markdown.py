@@ -13,9 +13,13 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
+# What begins a mark: not an underscore inside a word, nor an ampersand that begins no name of a character.
+MARK = re.compile(r"[\\`*\[<~|]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
+
+
 def cell(text: str) -> str:
     """A text in a cell of a table."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+    return " ".join(MARK.sub(r"\\\g<0>", text).split())
 
 
 def coded(text: str) -> Markup:
