@@ -86,6 +86,24 @@ def test_card_of_a_tiny_student_says_what_is_known_and_no_more(chain: Chain, tmp
     assert "tuned on the training text" not in card.text
 
 
+@pytest.mark.parametrize(
+    ("line", "languages"),
+    [
+        ("language: no", ["en", "no"]),
+        ("language: [no, nn, de]", ["de", "en", "nn", "no"]),
+        ("language: 'no'", ["en", "no"]),
+        ("language:", ["en"]),
+        ("license: mit", ["en"]),
+    ],
+)
+def test_norwegian_is_a_language(chain: Chain, tmp_path: Path, line: str, languages: list[str]) -> None:
+    """YAML reads `no` as false: the card said False, or nothing. The text is English."""
+    (tmp_path / "README.md").write_text(f"---\n{line}\n---\n")
+    (tmp_path / "card").mkdir()
+    student = FolderModel(kind="folder", path=str(tmp_path))
+    assert card_of(changed(chain.params, student), tmp_path / "card").data.language == languages
+
+
 def test_card_of_hub_models_names_base_licence_languages_and_data(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,8 +55,9 @@ def card_metadata(params: Params, metrics: Mapping[str, float]) -> ModelCardData
     """
     student, sources = params.profile.models.student, params.profile.corpus.sources
     own, datasets = source_card(student), [each.repository for each in sources if isinstance(each, Hub)]
-    spoken = own.get("language")
-    known = map(str, spoken) if isinstance(spoken, list) else [spoken] if isinstance(spoken, str) else []
+    spoken = own.get("language")  # Norwegian, `no`, is text to the hub, and false to YAML here
+    listed = spoken if isinstance(spoken, list) else [spoken]
+    known = ["no" if each is False else each for each in listed if isinstance(each, str) or each is False]
     english = ["en"] if any(source_name(each) == "python_docs" for each in sources) else []
     base = student.repository if isinstance(student, HubModel) else None
     return ModelCardData(
