@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from moe_distill.reporting import plots
+from moe_distill.reporting.svg import term_svgs
 
 HEADER = "step\texpert_share_0\texpert_share_1\texpert_entropy\tgate_divergence\n"
 
@@ -36,6 +37,25 @@ def test_r11_experts_are_drawn_with_entropy_and_divergence(tmp_path: Path, drawn
     assert lines["even use"] == [math.log(2)] * 2
     assert lines["even share"] == [0.5] * 2
     assert all(math.isnan(lines[f"expert {number}"][0]) for number in (0, 1)), "the router was off at step 10"
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_single_value_is_seen(tmp_path: Path, drawn: list[Figure], rows: int) -> None:
+    """A line of one point shows nothing; a training of 100 steps that are logged every 100 has no more."""
+    row = "\t0.75\t0.25\t0.56\t0.02\n"
+    (tmp_path / "train_router.tsv").write_text(f"{HEADER}10\t\t\t\t\n{''.join(f'{n}{row}' for n in range(rows))}")
+    assert plots.plot_experts(tmp_path, tmp_path / "experts.png")
+    curves = [line for axes in drawn[0].axes for line in axes.lines if not str(line.get_label()).startswith("even")]
+    assert [line.get_marker() == "." for line in curves] == [rows == 1] * 4
+
+
+def test_a_single_step_of_a_term_is_seen(tmp_path: Path) -> None:
+    for name in ("train_kd", "train_kd_validation", "train_router_validation"):
+        (tmp_path / f"{name}.tsv").write_text("step\tlm_raw\n")
+    (tmp_path / "train_router.tsv").write_text("step\tlm_raw\n100\t3.0\n")
+    ((name, picture),) = term_svgs(tmp_path)
+    assert name == "lm"
+    assert f"fill: {plots.BLUE}" in picture, "a dot; a line of one point has a stroke alone"
 
 
 def test_without_a_router_there_is_no_picture(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,23 @@ def draw_experts(axes: Any, curves: Path, ink: str) -> bool:
     above, below = axes
     for number, name in enumerate(shares):
         label = name.replace("expert_share_", "expert ") if len(shares) <= MOST_EXPERTS else None
-        above.plot(table["step"], table[name], label=label, color=CYCLE[number % len(CYCLE)])
+        draw_line(above, table["step"], table[name], label=label, color=CYCLE[number % len(CYCLE)])
     above.axhline(1 / len(shares), linestyle="--", linewidth=1, color=ink, label="even share")
     above.set(ylabel="share of the mixture", ylim=(0, None))
     above.legend(ncols=3)
-    below.plot(table["step"], table["expert_entropy"], label="entropy of the shares", color=BLUE)
+    draw_line(below, table["step"], table["expert_entropy"], label="entropy of the shares", color=BLUE)
     below.axhline(math.log(len(shares)), linestyle="--", linewidth=1, color=ink, label="even use")
-    below.plot(table["step"], table["gate_divergence"], label="KL(student-aware gate, teacher's gate)", color=ORANGE)
+    divergence = "KL(student-aware gate, teacher's gate)"
+    draw_line(below, table["step"], table["gate_divergence"], label=divergence, color=ORANGE)
     below.set(xlabel="optimizer step", ylabel="nats", ylim=(0, None))
     below.legend()
     return True
+
+
+def draw_line(axes: Any, steps: Sequence[float], values: Sequence[float], **style: Any) -> None:
+    """Draw a line; where there is but one value, of which a line shows nothing, as a point."""
+    is_single = sum(not math.isnan(value) for value in values) == 1
+    axes.plot(steps, values, marker="." if is_single else "", **style)
 
 
 def _save(figure: Figure, output: Path) -> None:

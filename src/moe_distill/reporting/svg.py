@@ -15,7 +15,16 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from moe_distill.evaluation.metrics import CalibrationBin
-from moe_distill.reporting.plots import BLUE, GRAY, ORANGE, Table, draw_bits_per_byte, draw_experts, read_curve
+from moe_distill.reporting.plots import (
+    BLUE,
+    GRAY,
+    ORANGE,
+    Table,
+    draw_bits_per_byte,
+    draw_experts,
+    draw_line,
+    read_curve,
+)
 
 INK = "#123456"  # stands for the colour of the page's text, and is replaced by `currentColor`
 STYLE: Any = {
@@ -91,9 +100,9 @@ Points = tuple[list[float], list[float]]
 
 def _term_svg(name: str, trained: Points, validated: Points, weighted: Points) -> str:
     with _drawn(f"term-{name}", SMALL) as (figure, axes):
-        axes.plot(*trained, color=BLUE, linewidth=1.2, label="training")
+        draw_line(axes, *trained, color=BLUE, linewidth=1.2, label="training")
         if _is_told("weighted", weighted[1]):
-            axes.plot(*weighted, color=GRAY, linewidth=1.0, label="weighted")
+            draw_line(axes, *weighted, color=GRAY, linewidth=1.0, label="weighted")
         if _is_told(name, validated[1]):
             axes.plot(*validated, color=ORANGE, linestyle="", marker=".", label="validation")
         if len(axes.lines) > 1:
