@@ -123,6 +123,12 @@ def test_parquet_with_two_columns_of_the_name_is_refused(tmp_path: Path) -> None
         read(path)
 
 
+def test_a_column_whose_name_is_the_path_of_another_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": [{"b": "inside"}], "a.b": ["text"]}), path)
+    assert list(file_documents([str(path)], "a.b")) == [RawDocument("text", str(path), 1)]
+
+
 def test_parquet_without_the_column_names_file_key_and_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["a"], column="content")
     with pytest.raises(DataError, match=rf"{path} has no column `text`.*number, content.*`field`"):

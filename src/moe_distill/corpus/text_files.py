@@ -118,7 +118,7 @@ def _read_parquet(file: LocalFile, field: str) -> Iterator[RawDocument | Skip]:
         number = 0
         for batch in table.iter_batches(BATCH_ROWS, columns=[field]):
             # as bytes, so that only a row that is not UTF-8 is skipped, and not the file
-            for content in batch.column(0).cast(pa.large_binary()).to_pylist():
+            for content in batch.column(field).cast(pa.large_binary()).to_pylist():
                 number += 1
                 yield _decode_row(content, file.name, number)
 
