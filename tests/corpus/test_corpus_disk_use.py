@@ -11,6 +11,8 @@ import pytest
 
 from moe_distill.corpus.build import build_corpus
 from moe_distill.corpus.corpus_disk_use import corpus_bytes
+from moe_distill.corpus.documents import Document, document_id
+from moe_distill.corpus.parquet_writer import open_writer
 from moe_distill.corpus.python_docs import topic_documents
 from moe_distill.errors import ResourceError
 from tests.corpus.conftest import MakeCorpus, files_source
@@ -58,6 +60,23 @@ def test_files_are_estimated_within_15_percent(tmp_path: Path, make_corpus: Make
         params = make_corpus(files_source(tmp_path / "texts", **keys), validation_fraction=0.2)
         build_corpus(params, tmp_path / "corpus")
         assert corpus_bytes(params) == pytest.approx(written(tmp_path / "corpus"), rel=0.15), keys
+
+
+@pytest.mark.parametrize("n_null", [0, 10**6])
+def test_a_parquet_file_whose_long_rows_come_first_is_not_taken_for_a_larger_one(
+    tmp_path: Path, make_corpus: MakeCorpus, n_null: int
+) -> None:
+    """Its first row holds two thirds of its bytes, or all. A file of 1 MB was taken for 2 GB of corpus."""
+    random = Random(0)
+    long = " ".join(random.choices(WORDS, k=100_000))
+    short = [" ".join(random.choices(WORDS, k=10)) for _ in range(0 if n_null else 5000)]
+    texts = pa.array([long, *short, *[None] * n_null], pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="snappy")
+    params = make_corpus(files_source(tmp_path / "a.parquet"))
+    with open_writer(tmp_path / "written.parquet") as writer:
+        for each in (long, *short):
+            writer.append(Document(document_id(each), "texts", each))
+    assert corpus_bytes(params) == pytest.approx((tmp_path / "written.parquet").stat().st_size, rel=0.5)
 
 
 @pytest.mark.slow  # every module of Python is parsed

@@ -32,7 +32,7 @@ DOCUMENTED_SHARE = 0.86  # text of docstrings and signatures over all triple-quo
 class _Sample:
     """Documents of a source, and the bytes of its files that they were read from."""
 
-    input_bytes: int = 0
+    input_bytes: float = 0.0
     texts: list[str] = field(default_factory=list)
 
 
@@ -106,15 +106,19 @@ def _sampled(files: Iterable[LocalFile], field: str) -> _Sample:
             checked = examine(item) if isinstance(item, RawDocument) else item
             if not isinstance(checked, Skip):
                 sample.texts.append(checked.text)
-                size += len(checked.text)
+                size += len(checked.text.encode())
             if size >= SAMPLE_BYTES // FILE_SHARE:
                 break
-        sample.input_bytes += _read_bytes(file, line)
+        sample.input_bytes += _read_bytes(file, field, line, size)
     return sample
 
 
-def _read_bytes(file: LocalFile, lines: int) -> int:
-    """Bytes of a file that hold its first `lines` lines or rows; all bytes of a .txt file, which is one document."""
+def _read_bytes(file: LocalFile, field: str, lines: int, text_bytes: int) -> float:
+    """Bytes of a file that hold its first `lines` lines or rows; all bytes of a .txt file, which is one document.
+
+    Args:
+        text_bytes: of the texts in these lines.
+    """
     match file.suffix:
         case ".txt":
             return file.path.stat().st_size
@@ -122,7 +126,18 @@ def _read_bytes(file: LocalFile, lines: int) -> int:
             with file.path.open("rb") as opened:
                 return sum(len(line) for line in islice(opened, lines))
         case ".parquet":
-            return file.path.stat().st_size * lines // max(int(pq.read_metadata(file.path).num_rows), 1)
+            return file.path.stat().st_size * _read_share(pq.read_metadata(file.path), field, lines, text_bytes)
+
+
+def _read_share(metadata: pq.FileMetaData, field: str, rows: int, text_bytes: int) -> float:
+    """Share of a parquet file's column in its first rows: of its rows or of its bytes, whichever is more.
+
+    Where rows are sorted by length, or most are null, the first ones may be far longer than the others.
+    """
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    column_bytes = sum(int(column.total_uncompressed_size) for column in columns if column.path_in_schema == field)
+    return max(rows / max(int(metadata.num_rows), 1), min(1.0, text_bytes / max(column_bytes, 1)))
 
 
 def written_bytes(texts: Iterable[str]) -> int:
