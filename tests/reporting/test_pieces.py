@@ -19,6 +19,9 @@ def test_a_text_ends_between_two_characters() -> None:
     assert text_of([0, 2], SPELLED) == " the", "the character has only begun"
     assert text_of([4, 5, 6], SPELLED) == "a", "an output matrix may have more rows than there are tokens"
     assert text_of([3, 5, 0], SPELLED) == "\\xaca the", "bytes that are no character in its midst are shown"
+    assert text_of([0, 3, 5], SPELLED) == " the\\xaca", "and near its end, with what follows"
+    assert text_of([3], SPELLED) == "\\xac"
+    assert text_of([3, 5, 2], SPELLED) == "\\xaca"
 
 
 def test_segments_end_where_both_tokenizers_cut() -> None:

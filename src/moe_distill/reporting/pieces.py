@@ -1,5 +1,6 @@
 """Pieces of text as tokenizers cut it, so that a person can see them: spaces and broken characters included."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -53,12 +54,8 @@ def text_of(ids: Sequence[int], spelled: Sequence[bytes | None]) -> str:
     An id beyond the tokenizer's, of a row of the output matrix that has no token, spells nothing.
     """
     joined = b"".join(spelled[number] or b"" for number in ids if number < len(spelled))
-    for cut in range(4):
-        try:
-            return joined[: len(joined) - cut].decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-    return joined.decode("utf-8", "backslashreplace")
+    # what more bytes may complete is kept back
+    return getincrementaldecoder("utf-8")("backslashreplace").decode(joined)
 
 
 def aligned_segments(teacher: Sequence[Piece], student: Sequence[Piece], read_bytes: int) -> list[Segment]:
