@@ -131,11 +131,11 @@ def test_a_measurement_is_of_the_device_that_is_here() -> None:
 
 
 def test_processes_are_told_and_more_memory_than_there_is() -> None:
-    lines = told(changed("t4x2", train={"micro_batch_windows": 32}), "T4")
+    one_each = {"batch_windows": 64, "micro_batch_windows": 32}
+    lines = told(changed("t4x2", train=one_each), "T4")
     assert "; 2 processes share capture and training" in lines[0]
     assert any(line.startswith("memory: ") and line.endswith("it does NOT fit") for line in lines)
-    checkpointed = {"micro_batch_windows": 32, "gradient_checkpointing": True}
-    lines = told(changed("t4x2", train=checkpointed), "T4")
+    lines = told(changed("t4x2", train=one_each | {"gradient_checkpointing": True}), "T4")
     assert any(line.startswith("memory: ") and line.endswith("it fits") for line in lines)
 
 

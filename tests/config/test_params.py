@@ -331,6 +331,7 @@ MISFITS = {  # pattern, what somebody writes, what is said; the first match in p
         "checkpoint_every: 1}",
         "`models.teacher_correction`: batch_windows must be a multiple of micro_batch_windows",
     ),
+    "processes": (r"processes: \d+", "processes: 2", "2 processes cannot share a step of 1 micro-batches evenly"),
     "micro batch": (r"micro_batch_windows: \d+", "micro_batch_windows: 32", "multiple of micro_batch_windows"),
 }
 

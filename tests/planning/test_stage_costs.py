@@ -80,8 +80,9 @@ def test_processes_share_a_step_and_tell_each_other_its_gradient() -> None:
     shared = make_plan(make_params(launch={"processes": 2}))
     told = 2 * (1 / 2) * 4e6 / DEVICES["T4"].link
     assert step_seconds(shared, "control") == pytest.approx((alone - 7.0) / 2 + 7.0 + told)
-    uneven = make_plan(make_params(launch={"processes": 3}))  # four micro-batches among three
-    assert step_seconds(uneven, "control") == pytest.approx((alone - 7.0) / 2 + 7.0 + 4 / 3 * 4e6 / DEVICES["T4"].link)
+    each_one = make_plan(make_params(launch={"processes": 4}))  # of the four micro-batches
+    told = 2 * (3 / 4) * 4e6 / DEVICES["T4"].link
+    assert step_seconds(each_one, "control") == pytest.approx((alone - 7.0) / 4 + 7.0 + told)
     assert named(stage_costs(shared))["teacher"].seconds == START_SECONDS + 110 * 50 * 2.0 / 2
 
 

@@ -136,7 +136,8 @@ def nothing_for_null(value: object) -> object:
 class Launch(Section):
     """Processes that capture and train together."""
 
-    processes: Positive = 1  # of torchrun on this machine; 1: none is started
+    # of torchrun on this machine; 1: none is started; a step has so many micro-batches, or a multiple
+    processes: Positive = 1
 
 
 class Profile(Section):
@@ -150,6 +151,17 @@ class Profile(Section):
     evaluate: Annotated[Evaluate, BeforeValidator(nothing_for_null)]
     baseline: Literal["full", "none"] = "full"  # the student trained on LM alone, to compare with; none: it is not
     launch: Annotated[Launch, BeforeValidator(nothing_for_null)] = Launch()
+
+    @model_validator(mode="after")
+    def _processes_share_steps(self) -> Self:
+        """On several nodes there are so many times more, which only the training knows (training/loop.py)."""
+        batch, micro = self.train.batch_windows, self.train.micro_batch_windows
+        if batch // micro % self.launch.processes:
+            raise ValueError(
+                f"{self.launch.processes} processes cannot share a step of {batch // micro} micro-batches evenly, "
+                f"which launch.processes must divide: train.batch_windows is {batch}, train.micro_batch_windows {micro}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _models_take_windows(self) -> Self:
