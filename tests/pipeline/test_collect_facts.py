@@ -1,7 +1,9 @@
 """What a report tells of a run: its commit, the command that makes it again, and what its stages wrote."""
 
+import os
 import shlex
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,6 +47,15 @@ def test_as_committed_the_command_is_dvc_repro() -> None:
     assert (facts.commit, facts.changed, facts.experiment) == (head, (), "")
     assert facts.commands == (f"git checkout {head}", "make install", "dvc repro")
     assert "torch" in facts.versions
+
+
+def test_what_git_says_is_utf8_in_any_locale() -> None:
+    Path("params.yaml").write_text(Path("params.yaml").read_text() + "# größer\n", encoding="utf-8")
+    commit()
+    code = "from moe_distill.pipeline.collect_facts import _git; print(ascii(_git('show', 'HEAD:params.yaml')))"
+    ascii_only = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = subprocess.check_output([sys.executable, "-c", code], env=ascii_only, text=True)
+    assert "gr\\xf6\\xdfer" in said
 
 
 def test_what_differs_from_the_commit_is_set_by_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,16 @@ def changed(**models: object) -> Params:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(0, "0 bytes"), (999, "999 bytes"), (1e3, "1.0 kB"), (2.5e6, "2.5 MB"), (13.2e9, "13.2 GB")]
+    ("value", "told"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1e3, "1.0 kB"),
+        (999_940, "999.9 kB"),
+        (999_960, "1.0 MB"),
+        (2.5e6, "2.5 MB"),
+        (13.2e9, "13.2 GB"),
+    ],
 )
 def test_bytes(value: float, told: str) -> None:
     assert told_bytes(value) == told

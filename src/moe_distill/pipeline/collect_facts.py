@@ -121,7 +121,7 @@ def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 def _git(*arguments: str) -> str:
     """What git says; nothing where it cannot."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=True)
     except (OSError, ValueError, subprocess.CalledProcessError):  # ValueError: it is not UTF-8
         return ""
     return done.stdout.strip("\n")

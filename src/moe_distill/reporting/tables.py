@@ -18,7 +18,7 @@ class Table:
 def told_bytes(n_bytes: float) -> str:
     """A number of bytes in the largest unit that leaves a whole one."""
     for unit, size in UNITS:
-        if n_bytes >= size:
+        if n_bytes >= 0.99995 * size:  # 1.0 MB, not 1000.0 kB
             return f"{n_bytes / size:.1f} {unit}"
     return f"{n_bytes:.0f} bytes"
 

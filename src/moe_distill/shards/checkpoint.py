@@ -111,7 +111,7 @@ def _fault(candidate: Path) -> str | None:
     try:
         manifest = json.loads((candidate / "manifest.json").read_text(encoding="utf-8"))
         differing = [name for name in FILES if sha256_file(candidate / name) != manifest[name]]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{differing[0]} differs from its hash" if differing else None
 
