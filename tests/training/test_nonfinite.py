@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from moe_distill.batches.batch import Batch
+from moe_distill.batches.batch_order import batches_from
+from moe_distill.batches.split import open_split
 from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
 from moe_distill.shards.checkpoint import newest_checkpoint
@@ -20,8 +23,12 @@ from moe_distill.training.schedule import LM_ONLY
 from moe_distill.training.step import Update, optimizer_step
 from moe_distill.training.trainer import make_trainer, save_for_next_phase, take_over
 from moe_distill.utils.device import MINIMUM_LOSS_SCALE, Runtime
+from moe_distill.utils.processes import Processes
 from tests.chain import Chain
+from tests.forked_ranks import run_ranks
+from tests.teacher.conftest import make_teacher
 from tests.training.conftest import make_batch
+from tests.training.folders import Folders, make_folders, make_params
 from tests.training.test_loop_parts import metrics_of
 
 FP16 = Runtime(torch.device("cpu"), torch.float16)
@@ -61,6 +68,44 @@ def test_a_run_of_nonfinite_steps_names_the_batch_and_keeps_the_last_good_checkp
     assert checkpoint.state["skipped_steps"] == checkpoint.step - GOOD_STEPS
     assert all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.tensors.values())
     assert not (copied.folder / ".work/export").exists()
+
+
+def diverged(processes: Processes, root: Path) -> None:
+    """From the third step on the second of two processes has a gradient that is not finite."""
+    folders, params, seen = Folders(root), make_params(max_consecutive_nonfinite=2, micro_batch_windows=2), 0
+
+    def poisoned(student: Student, *rest: Any, **more: Any) -> Update:
+        nonlocal seen
+        seen += 1
+        weight = next(student.model.parameters())
+        hook = weight.register_hook(lambda gradient: gradient * math.nan)
+        if seen < 3 or processes.is_first:
+            hook.remove()
+        try:
+            return optimizer_step(student, *rest, **more)
+        finally:
+            hook.remove()
+
+    inputs = replace(folders.inputs, targets=None, teacher_head=None)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "optimizer_step", poisoned)
+        with pytest.raises(DivergenceError) as caught:
+            control(params, inputs, folders.outputs("diverged"), processes)
+    (root / f"{processes.rank}.txt").write_text(str(caught.value))
+
+
+def test_of_two_processes_each_names_the_windows_of_both(tmp_path: Path) -> None:
+    """Which of them had what is not finite, neither can tell."""
+    folders = make_folders(tmp_path, make_teacher("dense"))
+    assert run_ranks(2, diverged, tmp_path) == [0, 0]
+    params = make_params()
+    lengths = open_split(folders.inputs.windows / "train", None).windows.token_counts
+    windows = next(batches_from(lengths, params.profile.train.batch_windows, params.experiment.seed, 3))
+    assert len(windows) == 8
+    for rank in range(2):
+        said = (tmp_path / f"{rank}.txt").read_text()
+        assert "2 steps in a row, to step 4, were not finite" in said
+        assert f"training windows {windows}" in said
 
 
 def test_the_loss_scale_never_falls_below_its_floor(student: Student, train: Train) -> None:

@@ -162,8 +162,13 @@ def _advance(trainer: Trainer, phase: Phase, context: TrainingContext, parts: li
         train.gradient_clip,
         processes=context.processes,
     )
-    _account(trainer, update, phase, train, [window for part in parts for window in part.windows])
+    _account(trainer, update, phase, train, [] if update.applied else _windows_of(context, step))
     return update, objective
+
+
+def _windows_of(context: TrainingContext, step: int) -> list[int]:
+    """All windows of a step, whichever process reads them."""
+    return next(batches_from(context.window_lengths, context.train.batch_windows, context.seed, step))
 
 
 def _record(
@@ -231,7 +236,11 @@ def _require_even_shares(train: Train, processes: Processes) -> None:
 
 
 def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, windows: list[int]) -> None:
-    """Count the step, and stop a run of non-finite ones."""
+    """Count the step, and stop a run of non-finite ones.
+
+    Args:
+        windows: of the whole step; asked for where it was not applied.
+    """
     counters = trainer.counters
     trainer.step += 1
     counters.tokens += update.metrics.counts.tokens
