@@ -21,7 +21,7 @@ from moe_distill.batches.loader import BatchReader
 from moe_distill.batches.split import Split
 from moe_distill.config.params import EarlyStopping, ExperimentParams
 from moe_distill.config.profile import Train
-from moe_distill.shards.checkpoint import newest_checkpoint, save_checkpoint
+from moe_distill.shards.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from moe_distill.shards.window_store import STUDENT_FIELDS, STUDENT_WINDOWS, WindowStore
 from moe_distill.shards.writer import ShardWriter
 from moe_distill.tracking.curves import CURVE_NAME, VALIDATION_CURVE_NAME
@@ -237,6 +237,25 @@ def test_r21_a_second_signal_ends_the_training_at_once(
     checkpoint = newest_checkpoint(tmp_path / "work")
     assert checkpoint is not None
     assert checkpoint.step == 4
+
+
+def test_r21_a_signal_while_the_last_checkpoint_is_written_is_obeyed(
+    tmp_path: Path, student: Student, setting: TrainingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(work: Path, checkpoint: Checkpoint) -> None:
+        save_checkpoint(work, checkpoint)
+        if checkpoint.step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "save_checkpoint", signalled)
+    trainer = make_trainer(replace(student, heads=None), setting.train, setting.runtime, 0)
+    phase = Phase("train_kd", 8, ("lm",), 0, False, lambda *_: LM_ONLY, lambda _step: False)
+    with pytest.raises(Terminated):
+        run_phase(trainer, phase, setting, tmp_path, Recorder())
+    resumed = Recorder()
+    assert run_phase(trainer, phase, setting, tmp_path, resumed).steps == 8
+    assert resumed.opened_at == 8
+    assert not resumed.totals, "no step was lost"
 
 
 def test_r21_losses_after_a_resume_in_fp16_with_a_scaler_that_backed_off(

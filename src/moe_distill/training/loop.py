@@ -113,6 +113,7 @@ def run_phase(
                 postponed.obey()
                 raise Terminated  # it has arrived in another process
             began = time.perf_counter()
+        postponed.obey()  # one that came while the last checkpoint was written
 
     if trainer.best:
         load_student_weights(trainer, trainer.best)
