@@ -113,6 +113,14 @@ def test_a_batch_holds_the_windows_of_its_request(stores: Stores) -> None:
     )
 
 
+def test_each_micro_batch_of_each_step_has_dropout_of_its_own(stores: Stores) -> None:
+    reader = of_stores(stores)
+    wanted = [request for step in (0, 1) for request in requests(ALL_WINDOWS, 2, noise_seed=step)]
+    seeds = [reader.read(request).dropout_seed for request in wanted]
+    assert len(set(seeds)) == len(seeds) == 6
+    assert [reader.read(request).dropout_seed for request in reversed(wanted)] == seeds[::-1], "whoever reads them"
+
+
 def test_a_batch_holds_the_targets_of_its_windows_one_after_the_other(stores: Stores) -> None:
     targets = WindowTargets(stores.student, stores.targets, rule_map(stores.student_ids), SETTINGS)
     whole, first = target_of(of_stores(stores).read(BatchRequest((2, 0)))), 0

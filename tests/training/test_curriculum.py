@@ -110,6 +110,16 @@ def test_r28_as_many_experts_are_mixed_as_are_nearest(
     assert found.router.n_experts == expected
 
 
+def test_r28_temperature_and_noise_of_the_gate_follow_the_schedule(experiment: ExperimentParams, train: Train) -> None:
+    """From the end of the first phase, at step 80, to that of the curriculum, at step 800; then they stay."""
+    changes = {"temperature_start": 3.0, "temperature_end": 1.0, "noise": 0.4}
+    changed = experiment.model_copy(update={"router": experiment.router.model_copy(update=changes)})
+    long = train.model_copy(update={"max_steps": 1000})
+    found = [objective_at(step, changed, long, {}).router for step in (0, 80, 440, 800, 999)]
+    assert [each.temperature for each in found] == pytest.approx([3.0, 3.0, 2.0, 1.0, 1.0])
+    assert [each.noise for each in found] == pytest.approx([0.4, 0.4, 0.2, 0.0, 0.0], abs=1e-9)
+
+
 def test_r28_more_experts_than_the_teacher_has_are_told_of(experiment: ExperimentParams) -> None:
     assert experiment.router.experts_end == 3
     assert experts_warning(experiment, 0) is None

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from moe_distill.batches.batch import Counts
 from moe_distill.config.params import EarlyStopping, ExperimentParams
 from moe_distill.config.profile import Train
 from moe_distill.errors import DivergenceError
-from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS
+from moe_distill.losses.registry import HIDDEN_TERMS, ROUTER_TERMS, TEXT_TERMS, LossTerm
 from moe_distill.shards.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from moe_distill.tracking.curves import Curve
+from moe_distill.training import step as step_module
 from moe_distill.training.balance import LARGEST_SCALE, updated_scales
 from moe_distill.training.early_stopping import EarlyStoppingState, observe, should_stop
 from moe_distill.training.loop import Phase, _account, _validation_set, _watch
-from moe_distill.training.objective import Student
+from moe_distill.training.objective import LossOutput, Student, evaluate_objective
 from moe_distill.training.recorder import console_line, curve_columns, expert_values, step_row, warn_of_collapse
 from moe_distill.training.schedule import (
     LM_ONLY,
@@ -31,7 +33,7 @@ from moe_distill.training.schedule import (
 from moe_distill.training.step import ExpertValues, StepMetrics, TermValue, Update, optimizer_step
 from moe_distill.training.trainer import Counters, Trainer, make_trainer, restore, student_weights, to_checkpoint
 from moe_distill.utils.device import Runtime
-from moe_distill.utils.processes import ALONE
+from moe_distill.utils.processes import ALONE, Processes
 from tests.training.conftest import make_batch, target_of
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
@@ -84,6 +86,25 @@ def test_r10_validation_windows_are_spread_evenly_over_the_split(train: Train, t
     assert max(gaps) - min(gaps) <= 1
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_processes_share_the_validation_and_know_where_their_tokens_stand(train: Train, count: int) -> None:
+    lengths = torch.tensor([2, 9, 4, 7, 3, 8, 5, 6, 1])
+    placed: dict[tuple[int, ...], int] = {}
+    for rank in range(count):
+        context = SimpleNamespace(
+            train=train.model_copy(update={"validation_windows": 9, "micro_batch_windows": 2}),
+            validation_lengths=lengths,
+            processes=Processes(rank, count),
+            validation_batches=SimpleNamespace(
+                read=lambda request: replace(make_batch(0, [2]), windows=request.windows)
+            ),
+            runtime=FP32,
+        )
+        own = _validation_set(context)  # type: ignore[arg-type]
+        placed |= dict(zip((part.windows for part in own.parts), own.first_tokens, strict=True))
+    assert placed == {(0, 1): 0, (2, 3): 11, (4, 5): 22, (6, 7): 33, (8,): 44}
+
+
 def test_r10_early_stopping_begins_after_the_last_ramp(experiment: ExperimentParams, train: Train) -> None:
     assert not ramps_are_complete(79, experiment, train)
     assert ramps_are_complete(80, experiment, train)
@@ -96,6 +117,15 @@ def test_r10_patience_counts_progress_of_min_delta_and_the_best_is_kept() -> Non
         watch = observe(watch, step, value, params)
         assert should_stop(watch, params) == (step == 6)
     assert (watch.best, watch.best_step) == (1.45, 5)
+
+
+def test_r10_patience_is_counted_from_the_last_step_of_the_warm_up_on() -> None:
+    params = EarlyStopping(patience=9, min_delta=0.0, warmup_steps=3)
+    watch, counted = EarlyStoppingState(), []
+    for step in range(1, 6):
+        watch = observe(watch, step, 1.0, params)
+        counted.append(watch.without_progress)
+    assert counted == [0, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -127,9 +157,15 @@ def test_r10_the_weights_of_the_best_validation_are_kept_not_the_last(student: S
 
 
 def test_r17_scales_follow_the_ratio_to_lm_and_are_clamped() -> None:
-    raw = {"lm": 4.0, "kd": 1.0, "layerwise": 1.0, "feature": 2.0, "attention": 1e-9}
-    scales = updated_scales({}, raw)
-    assert scales == {"layerwise": 4.0, "feature": 2.0, "attention": LARGEST_SCALE}
+    raw = {"lm": 4.0, "kd": 1.0, "layerwise": 1.0, "feature": 2.0, "attention": 1e-9, "contrastive": 1e3}
+    scales = updated_scales({}, raw | {"router_balance": -0.5})  # fewer choices where the gate is likelier
+    assert scales == {
+        "layerwise": 4.0,
+        "feature": 2.0,
+        "attention": LARGEST_SCALE,
+        "contrastive": 1.0 / LARGEST_SCALE,
+        "router_balance": 8.0,
+    }
     assert updated_scales(scales, {"lm": 4.0, "feature": 4.0})["feature"] == pytest.approx(0.98 * 2.0 + 0.02 * 1.0)
 
 
@@ -155,6 +191,29 @@ def test_r22_nonfinite_step_is_skipped_and_counted_and_a_run_of_them_stops(
     assert all(torch.equal(old, new) for old, new in zip(before, student.model.parameters(), strict=True))
     with pytest.raises(DivergenceError, match=r"3 steps in a row.*training windows \[3, 7\]"):
         _account(trainer, update, phase(), train, [3, 7])
+
+
+@pytest.mark.parametrize("what", ["loss", "term"])
+def test_r22_a_step_is_skipped_where_its_figures_alone_are_not_finite(
+    student: Student, train: Train, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The gradient is: a constant has been added to the loss, or a term is shown that was not in it."""
+
+    def infinite(*arguments: Any) -> LossOutput:
+        output = evaluate_objective(*arguments)
+        nothing = torch.tensor(math.inf)
+        if what == "loss":
+            return replace(output, loss=output.loss + nothing)
+        return replace(output, terms=output.terms | {"kd": LossTerm(nothing, nothing)})
+
+    monkeypatch.setattr(step_module, "evaluate_objective", infinite)
+    trainer = make_trainer(student, train, FP32, 0)
+    before = student_weights(trainer)
+    batch = make_batch(0, [12], with_runs=False)
+    update = optimizer_step(student, [batch], LM_ONLY, trainer.optimizer, trainer.scaler, FP32, 1.0)
+    assert math.isfinite(update.gradient_norm)
+    assert not update.applied
+    assert all(torch.equal(weight, before[name]) for name, weight in student_weights(trainer).items())
 
 
 def test_r22_a_good_step_ends_the_run_of_bad_ones(student: Student, train: Train) -> None:

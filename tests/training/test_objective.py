@@ -22,7 +22,17 @@ from moe_distill.training.schedule import objective_at
 from moe_distill.training.step import StepMetrics, optimizer_step, validate
 from moe_distill.training.trainer import make_trainer
 from moe_distill.utils.device import Runtime
-from tests.training.conftest import LAYERS, heads_of, in_stretches, make_batch, merged, target_of, whole_set
+from tests.training.conftest import (
+    LAYERS,
+    heads_of,
+    in_stretches,
+    make_batch,
+    make_student,
+    make_teacher_head,
+    merged,
+    target_of,
+    whole_set,
+)
 
 FP32 = Runtime(torch.device("cpu"), torch.float32)
 ALL_TERMS = TEXT_TERMS + HIDDEN_TERMS + ROUTER_TERMS
@@ -71,6 +81,17 @@ def test_r24_gradient_is_the_same_for_every_split_of_a_step(student: Student, fu
         assert split.experts is not None
         assert split.experts.shares == pytest.approx(metrics.experts.shares)
         assert split.experts.divergence == pytest.approx(metrics.experts.divergence, abs=1e-6)
+
+
+def test_a_validation_is_without_dropout_and_the_next_step_has_it_again(full: Objective) -> None:
+    student = make_student(make_teacher_head(), dropout=0.5)
+    student.model.train()
+    batch = make_batch(0, [12, 9])
+    torch.manual_seed(1)
+    first = validate(student, whole_set([batch]), full)
+    assert student.model.training
+    torch.manual_seed(2)
+    assert validate(student, whole_set([batch]), full) == first
 
 
 def test_validation_is_without_exploration_noise(student: Student, full: Objective) -> None:
