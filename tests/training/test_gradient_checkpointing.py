@@ -1,13 +1,11 @@
 """A student whose layers are computed twice learns the same, to the bit, and is exported the same."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
@@ -61,10 +59,8 @@ def test_losses_and_weights_are_the_same_bits_dropout_included(
     assert config == same_config
 
 
-def test_a_family_that_cannot_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_family_that_cannot_is_refused_in_one_line() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=2))
     model.supports_gradient_checkpointing = False
     with pytest.raises(ConfigError, match=r"layers of a gpt2 model.*set `train\.gradient_checkpointing: false`"):
         checkpoint_layers(model, "train.gradient_checkpointing")
-    assert isinstance(model, nn.Module)
-    assert list(tmp_path.iterdir()) == []
