@@ -167,12 +167,24 @@ def test_a_lock_that_was_cut_off_is_named_and_removed(path: Path, content: str) 
     assert not path.exists()
 
 
-def test_dvc_is_seen_as_a_module_of_python_too(project: Path) -> None:
-    (project / "dvc").mkdir()
-    (project / "dvc/__main__.py").write_text("import time; time.sleep(60)")
-    with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=project) as process:
+@pytest.mark.parametrize(
+    ("words", "is_seen"),
+    [
+        (["-m", "dvc", "repro"], True),
+        (["dvc", "repro"], True),
+        (["-m", "dvc", "daemon", "-q"], False),
+        (["x", "dvc"], False),
+    ],
+    ids=lambda each: str(each),
+)
+def test_a_dvc_is_seen_however_it_was_started(project: Path, words: list[str], is_seen: bool) -> None:
+    """But not the process that a dvc leaves behind to look for a newer one."""
+    for folder in ("dvc", "x"):
+        (project / folder).mkdir()
+        (project / folder / "__main__.py").write_text("import time; time.sleep(60)")
+    with subprocess.Popen([sys.executable, *words], cwd=project) as process:
         try:
-            assert live_program(project) == ("dvc", process.pid)
+            assert live_program(project) == (("dvc", process.pid) if is_seen else None)
         finally:
             process.kill()
 

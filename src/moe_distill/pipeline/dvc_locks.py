@@ -19,13 +19,17 @@ class StaleLock:
 
 
 def live_program(root: Path) -> tuple[str, int] | None:
-    """Name and pid of a running `dvc` or `git` whose current folder is `root` or below; None: there is none."""
+    """Name and pid of a running `dvc` or `git` whose current folder is `root` or below; None: there is none.
+
+    `dvc daemon`, which a dvc leaves behind to look for a newer version, does nothing in a repository.
+    """
     for process in psutil.process_iter(["cmdline", "cwd"]):
         words, folder = process.info["cmdline"] or [], process.info["cwd"]
-        words = words[2:3] if words[1:2] == ["-m"] else words[:2]
-        programs = [name for name in (Path(word).name for word in words) if name in ("dvc", "git")]
-        if programs and folder and Path(folder).is_relative_to(root.resolve()):
-            return programs[0], int(process.pid)
+        for place in (2,) if words[1:2] == ["-m"] else (0, 1):
+            name, first = ("".join(words[place + offset : place + offset + 1]) for offset in (0, 1))
+            is_one = Path(name).name in ("dvc", "git") and first != "daemon"
+            if is_one and folder and Path(folder).is_relative_to(root.resolve()):
+                return Path(name).name, int(process.pid)
     return None
 
 

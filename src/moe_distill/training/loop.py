@@ -113,7 +113,9 @@ def run_phase(
                 postponed.obey()
                 raise Terminated  # it has arrived in another process
             began = time.perf_counter()
-        postponed.obey()  # one that came while the last checkpoint was written
+        if any(processes.anywhere([postponed.arrived])):  # while the last checkpoint was written
+            postponed.obey()
+            raise Terminated
 
     if trainer.best:
         load_student_weights(trainer, trainer.best)
