@@ -135,6 +135,17 @@ def test_a_block_that_differs_is_not_replayed(change: Callable[[PreTrainedModel]
     assert reason in said
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e-5])
+def test_a_block_that_adds_little_is_replayed_and_compared_as_strictly(scale: float) -> None:
+    """So little that the residual stream, of about 1, would round it off."""
+    model = make_model("qwen3_moe", 120)
+    with torch.no_grad():
+        block_of(model).get_parameter("experts.down_proj").mul_(scale)
+    assert isinstance(found(model), MoeBlock)
+    change_block_output(model)
+    assert "replayed, its output differs by" in str(found(model))
+
+
 def test_dense_last_layers_and_dense_models_have_other_reasons() -> None:
     assert found(make_model("llama", 120)) == "the teacher has no experts"
     assert found(make_model("jamba", 120)) == "the teacher's last layer is dense"

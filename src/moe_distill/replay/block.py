@@ -102,10 +102,10 @@ def selection_bias(head: TeacherHead) -> Tensor | None:
 
 
 def routed_hidden(unrouted_NT: Tensor, expert_outputs_NET: Tensor, mixture_NE: Tensor) -> Tensor:
-    """The residual stream after the block for any mixture of the experts, [N, T].
+    """What the block makes of any mixture of the experts, [N, T].
 
     Args:
-        unrouted_NT: the residual stream that enters the block, and the output of shared experts.
+        unrouted_NT: what they are added to: the residual stream that enters the block, and the output of shared experts.
     """
     return unrouted_NT + torch.einsum("ne,net->nt", mixture_NE, expert_outputs_NET)
 
@@ -116,6 +116,13 @@ def replayed_residual(head: TeacherHead, moe_input_NT: Tensor) -> Tensor:
     unrouted_NT = moe_input_NT + shared_output(head, read_NT)
     mixture_NE = teacher_mixture(head, gate_logits(head, read_NT))
     return routed_hidden(unrouted_NT, expert_outputs(head, read_NT), mixture_NE)
+
+
+def block_output(head: TeacherHead, moe_input_NT: Tensor) -> Tensor:
+    """What the block adds to the residual stream as the teacher itself routes, [N, T]."""
+    read_NT = block_input(head, moe_input_NT)
+    mixture_NE = teacher_mixture(head, gate_logits(head, read_NT))
+    return routed_hidden(shared_output(head, read_NT), expert_outputs(head, read_NT), mixture_NE)
 
 
 def final_hidden(head: TeacherHead, residual_NT: Tensor) -> Tensor:
