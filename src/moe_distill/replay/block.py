@@ -105,7 +105,7 @@ def routed_hidden(unrouted_NT: Tensor, expert_outputs_NET: Tensor, mixture_NE: T
     """What the block makes of any mixture of the experts, [N, T].
 
     Args:
-        unrouted_NT: what they are added to: the residual stream that enters the block, and the output of shared experts.
+        unrouted_NT: what they are added to: the stream that enters the block, and what shared experts give.
     """
     return unrouted_NT + torch.einsum("ne,net->nt", mixture_NE, expert_outputs_NET)
 
