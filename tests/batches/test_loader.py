@@ -236,7 +236,8 @@ def test_workers_live_as_long_as_their_parent(tmp_path: Path, ends: str) -> None
         if ends != "SIGKILL":
             assert parent.stdout.readline() == "2 2\n"
         assert parent.wait(30) == (-signal.SIGKILL if ends == "SIGKILL" else 0)
-    assert psutil.wait_procs(workers, timeout=2)[1] == []
+    alive = psutil.wait_procs(workers, timeout=2)[1]
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []  # whom init is slow to bury
     with FileLock(tmp_path / "lock", timeout=0):
         pass
 

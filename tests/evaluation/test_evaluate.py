@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from moe_distill.evaluation.evaluate import (
     AGREED_WITH,
@@ -25,7 +26,7 @@ from moe_distill.shards.teacher_store import open_targets
 from moe_distill.shards.window_store import STUDENT_WINDOWS, WindowStore
 from moe_distill.targets.next_token_counts import load_vocabulary_map
 from moe_distill.targets.window_targets import WindowTargets
-from tests.chain import Chain
+from tests.chain import Chain, capture, tokenize, topic_texts, write_corpus
 from tests.params import fixed_params
 from tests.shards.forge import forge_metadata
 from tests.stores import BYTES, Stores
@@ -53,6 +54,10 @@ NOISE = {"student_init": 0.5, "student_kd": 0.1, "lm_only": 0.2, "student": 0.05
 def four_students(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, dict[str, float]]:
     """A chain whose four students differ, on text of two sources; and its figures."""
     copied = chain.copy(tmp_path_factory.mktemp("four") / "chain")
+    shutil.rmtree(copied.folder / "data/corpus")
+    write_corpus(copied.folder / "data/corpus", [text[:1500] for text in topic_texts(40)])  # several are validated on
+    tokenize(copied.folder, copied.params)
+    capture(copied.folder, copied.params)
     untrained = load_file(chain.folder / "models/student_init/model.safetensors")
     folders = {name: copied.folder / name for name in NOISE}
     for seed, (name, folder) in enumerate(folders.items()):
@@ -64,9 +69,16 @@ def four_students(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> tup
         }
         (folder / "model.safetensors").unlink()
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    forge_metadata(copied.windows / "validation", source_names='["a", "b"]', source_starts=[0, 2])
+    path = copied.windows / "validation"
+    last = int(documents_of(WindowStore(path, STUDENT_WINDOWS)).max())
+    assert last > 0
+    forge_metadata(path, source_names='["a", "b"]', source_starts=[0, last])
     inputs = EvaluationInputs(copied.folder / "data/windows", copied.targets, *folders.values())
     return copied, evaluate(inputs, copied.params.profile.evaluate, torch.device("cpu")).metrics
+
+
+def documents_of(windows: WindowStore) -> Tensor:
+    return torch.cat(list(windows.reader.columns("documents")))
 
 
 def test_the_figures_of_each_student_are_those_of_its_own_folder(four_students: tuple[Chain, dict[str, float]]) -> None:
@@ -82,8 +94,8 @@ def test_the_figures_of_each_student_are_those_of_its_own_folder(four_students: 
     assert figures["gain_over_lm_only"] == pytest.approx(bpb["lm_only"] - bpb["student"], rel=1e-4)
     to_teacher = bpb["student_init"] - figures["teacher_bits_per_byte"]
     assert figures["retention"] == pytest.approx((bpb["student_init"] - bpb["student"]) / to_teacher, rel=1e-4)
-    documents = torch.cat(list(windows.reader.columns("documents")))
-    for source, of_it in (("a", documents < 2), ("b", documents >= 2)):
+    documents = documents_of(windows)
+    for source, of_it in (("a", documents < documents.max()), ("b", documents == documents.max())):
         bits = float(scores["student"].nll_W[of_it].sum()) / math.log(2)
         assert figures[f"bits_per_byte_{source}"] == pytest.approx(
             bits / int(windows.byte_counts[of_it].sum()), rel=1e-5
