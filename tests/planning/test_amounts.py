@@ -1,10 +1,13 @@
 """Bytes that a plan tells, against what the stages write."""
 
+import math
 from pathlib import Path
+from random import Random
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from moe_distill.config.params import Params
 from moe_distill.planning.amounts import count_amounts, count_bytes
 from moe_distill.planning.devices import find_device
 from moe_distill.planning.model_configs import find_configs
@@ -27,3 +30,21 @@ def test_the_head_is_in_the_precision_that_the_device_captures_in(
     stored = count_bytes(params, count_amounts(params, {}, {}), *of_both, find_device(device))
     written = find_architecture(AutoModelForCausalLM.from_config(teacher)).head_bytes  # in fp32
     assert stored.head == pytest.approx(share * written, rel=0.01)
+
+
+def test_the_corpus_is_that_of_its_files_and_unknown_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    values = fixed_params("tiny").model_dump()
+    values["profile"]["corpus"]["sources"] = [{"kind": "files", "paths": ["mine.txt"]}]
+    params = Params.model_validate(values)
+    teacher, student = find_configs(params.profile)
+    assert teacher is not None
+    assert student is not None
+    of_both = (count_work(teacher), teacher), (count_work(student), student)
+    amounts, device = count_amounts(params, {}, {}), find_device("CPU")
+    assert math.isnan(count_bytes(params, amounts, *of_both, device).corpus)
+    Path("mine.txt").write_bytes(Random(0).randbytes(300_000).hex().encode())
+    assert count_bytes(params, amounts, *of_both, device).corpus == pytest.approx(300_000, rel=0.15)

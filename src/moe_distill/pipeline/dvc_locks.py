@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-EXPERIMENTS = Path(".dvc/tmp/exps/rwlock")  # held by `dvc exp run` from its beginning to its end
+EXPERIMENTS = Path(".dvc/tmp/exps/rwlock")  # `dvc exp run` holds it until the experiment has its commit
 RWLOCKS = (Path(".dvc/tmp/rwlock"), EXPERIMENTS)
 
 

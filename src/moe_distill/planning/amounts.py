@@ -13,6 +13,8 @@ from transformers import PreTrainedConfig
 from moe_distill.config.corpus_keys import Hub
 from moe_distill.config.model_keys import HubModel
 from moe_distill.config.params import Params
+from moe_distill.corpus.corpus_disk_use import corpus_bytes
+from moe_distill.errors import DataError
 from moe_distill.planning.devices import Device
 from moe_distill.planning.model_configs import STUDENT, TEACHER, is_current
 from moe_distill.planning.model_work import ModelWork
@@ -115,12 +117,15 @@ def download_bytes(params: Params, stored: StoredBytes) -> float:
 
 
 def _corpus(params: Params) -> float:
-    """Bytes of text that a limit allows, as if it were not compressed; only sources of the hub have one in bytes."""
-    total = 0.0
-    for source in params.profile.corpus.sources:
-        if isinstance(source, Hub):
-            total += source.max_documents * (source.join_rows_to_characters or DEFAULT_DOCUMENT)
-    return total
+    """Bytes of both splits: of sources that are here by a sample, of the hub's what limits allow, uncompressed."""
+    corpus = params.profile.corpus
+    of_hub = [source for source in corpus.sources if isinstance(source, Hub)]
+    allowed = sum(source.max_documents * (source.join_rows_to_characters or DEFAULT_DOCUMENT) for source in of_hub)
+    try:
+        here = [source for source in corpus.sources if not isinstance(source, Hub)]
+        return allowed + corpus_bytes(corpus.model_copy(update={"sources": here}))
+    except DataError:  # their files are elsewhere
+        return UNKNOWN
 
 
 def _model(folder: Path, work: ModelWork, config: PreTrainedConfig) -> float:
