@@ -4,6 +4,7 @@ import os
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,21 @@ def test_a_folder_that_cannot_be_listed_or_opened_is_refused(monkeypatch: pytest
     monkeypatch.setattr(os, call, refused)
     with pytest.raises(DataError, match=r"`texts` cannot be read.*(Permission denied|its rights).*deep"):
         local_files(["texts"])
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_file_in_a_folder_that_cannot_be_opened_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a glob finds it, which lists the folder alone."""
+    real = os.stat
+
+    def refused(path: str, *arguments: Any, **named: Any) -> object:
+        if str(path).endswith("b.TXT"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(DataError, match=r"cannot be read.*Permission denied"):
+        local_files(["texts/*/*.TXT"])
 
 
 def test_listing_holds_little_more_than_the_names(folder: Path) -> None:

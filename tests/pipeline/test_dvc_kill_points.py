@@ -104,8 +104,8 @@ def test_r21_files_that_the_user_removed_or_added_stop_nothing(call: int) -> Non
     list(repair_repository(Path()))
     the_users_edits_stand()
     everything_is_in_place()
-    if call == 4:
-        assert Path("new.md").read_text() == "newer"
+    assert Path("new.md").read_text() == ("newer" if call == 4 else "new")
+    assert not Path("old.md").exists()
 
 
 @pytest.mark.usefixtures("project")
@@ -190,6 +190,24 @@ def test_killed_before_anything_is_stashed_leaves_the_lock_of_the_index() -> Non
     assert [line.split()[1] for line in repair_repository(Path())] == [".dvc/tmp/exps/rwlock,", ".git/index.lock,"]
     the_users_edits_stand()
     everything_is_in_place()
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("step", ["scmrepo.git:Git:checkout", "dvc.repo.experiments.stash:ExpStash:apply"])
+def test_r21_a_file_that_the_user_removed_or_added_is_so_again(step: str) -> None:
+    """The edits are in git's stash alone."""
+    Path("old.md").unlink()
+    Path("new.md").write_text("new")
+    git("add", "new.md")
+    killed_at(step)
+    assert Path("old.md").exists()
+    assert not Path("new.md").exists()
+    list(repair_repository(Path()))
+    assert not Path("old.md").exists()
+    assert Path("new.md").read_text() == "new"
+    the_users_edits_stand()
+    everything_is_in_place()
+    assert git("stash", "list") == ""
 
 
 CHANGES = "openat,write,rename,link,unlink,rmdir,mkdir,ftruncate"  # the calls with which dvc and git change files

@@ -12,7 +12,7 @@ import pytest
 
 from moe_distill.commands import doctor
 from moe_distill.errors import ResourceError
-from moe_distill.pipeline.dvc_locks import RWLOCKS, live_program, stale_locks
+from moe_distill.pipeline.dvc_locks import EXPERIMENTS, RWLOCKS, live_program, stale_locks
 from moe_distill.pipeline.dvc_repair import killed_experiment, repair_repository
 
 from .conftest import (
@@ -129,6 +129,60 @@ def test_a_head_that_its_user_detached_at_the_tip_of_the_branch_stays() -> None:
     assert not head().startswith("ref:")
 
 
+DEAD_HOLDER = {"read": {}, "write": {"workspace": {"pid": 2**22 + 1, "cmd": "dvc exp run"}}}  # no pid is that high
+
+
+def leave_the_lock_of_a_dead_experiment() -> None:
+    EXPERIMENTS.parent.mkdir(parents=True, exist_ok=True)
+    EXPERIMENTS.write_text(json.dumps(DEAD_HOLDER))
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("options", [("-m", "my own work"), ("-u", "-m", "and new files")])
+def test_a_stash_with_words_of_its_user_is_left_alone_beside_a_dead_lock(options: tuple[str, ...]) -> None:
+    leave_the_lock_of_a_dead_experiment()
+    Path("new.txt").write_text("new")
+    git("stash", "push", "-q", *options)
+    assert len(list(repair_repository(Path()))) == 1
+    assert git("stash", "list")
+    assert Path("params.yaml").read_text() == PARAMS
+
+
+@pytest.mark.usefixtures("project")
+def test_a_head_that_its_user_detached_at_a_tag_stays_beside_a_dead_lock() -> None:
+    git("tag", "v1")
+    git("commit", "-q", "--allow-empty", "-m", "second")
+    git("checkout", "-q", "v1")
+    git("add", "params.yaml")
+    leave_the_lock_of_a_dead_experiment()
+    assert len(list(repair_repository(Path()))) == 1
+    assert not head().startswith("ref:")
+    assert git("diff", "--cached", "--name-only") == "params.yaml"
+
+
+@pytest.mark.usefixtures("project")
+def test_r21_a_new_file_with_a_value_of_the_experiment_gets_its_own_back() -> None:
+    Path("mine two.yaml").write_text("lr: 1\n")
+    git("add", "mine two.yaml")
+    kill_when(stage_runs, "-S", "mine two.yaml:lr=5")
+    assert "lr: 5" in Path("mine two.yaml").read_text()
+    assert any("mine two.yaml" in finding.text for finding in doctor._killed_dvc())
+    list(repair_repository(Path()))
+    assert Path("mine two.yaml").read_text() == "lr: 1\n"
+    the_users_edits_stand()
+
+
+def test_git_in_another_checkout_of_the_repository_is_seen(project: Path) -> None:
+    git("worktree", "add", "-q", "../other", "-b", "other")
+    with subprocess.Popen(
+        ["git", "cat-file", "--batch"], cwd=project.parent / "other", stdin=subprocess.PIPE
+    ) as process:
+        try:
+            assert live_program(project) == ("git", process.pid)
+        finally:
+            process.kill()
+
+
 def test_nothing_is_put_right_while_dvc_is_alive(project: Path) -> None:
     dvc = subprocess.Popen([DVC, "repro"], env=environment(), start_new_session=True, stdout=subprocess.DEVNULL)
     try:
@@ -139,7 +193,8 @@ def test_nothing_is_put_right_while_dvc_is_alive(project: Path) -> None:
             list(repair_repository(Path()))
         assert [finding.text for finding in doctor._killed_dvc()] == [f"runs here as process {dvc.pid}"]
         assert live_program(project.parent) == ("dvc", dvc.pid)
-        assert live_program(project / ".dvc") is None
+        (project.parent / "elsewhere").mkdir()
+        assert live_program(project.parent / "elsewhere") is None
     finally:
         os.killpg(dvc.pid, signal.SIGKILL)
         dvc.wait()

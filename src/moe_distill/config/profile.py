@@ -136,7 +136,7 @@ def nothing_for_null(value: object) -> object:
 class Launch(Section):
     """Processes that capture and train together."""
 
-    # of torchrun on this machine; 1: none is started; a step has so many micro-batches, or a multiple
+    # of torchrun on this machine; 1: none is started; must divide the micro-batches of a step
     processes: Positive = 1
 
 

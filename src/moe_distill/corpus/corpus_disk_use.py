@@ -37,7 +37,8 @@ class _Sample:
 
 
 def corpus_bytes(params: Corpus) -> int:
-    """Estimated bytes of both splits. Duplicates are not known, and are counted as if they were kept.
+    """Estimated bytes of both splits. Duplicates are not known, and are counted as if they were kept; but for
+    rows of a parquet file that its dictionary holds once.
 
     Raises:
         DataError: a path matches nothing, a file of the sample cannot be read, or a dataset cannot be reached.

@@ -6,6 +6,7 @@ There may be millions of files, and a `Path` takes a kilobyte: names are held as
 import errno
 import glob
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -67,14 +68,24 @@ def printable(name: str) -> str:
 
 
 def _texts(path: str, root: Path) -> list[str]:
-    names = [name for name in _matches(path, root) if _is_text(name, root)]
+    try:
+        names = [name for name in _matches(path, root) if _is_text(name, root)]
+    except PermissionError as error:
+        raise DataError(f"`{path}` cannot be read", str(error), "change `paths` in corpus.sources") from error
     if not names:
         raise DataError(f"`{path}` matches no {', '.join(SUFFIXES)} file", fix="change `paths` in corpus.sources")
     return names
 
 
 def _is_text(name: str, root: Path) -> bool:
-    return _suffix(name) in SUFFIXES and os.path.isfile(os.path.join(root, name))
+    if _suffix(name) not in SUFFIXES:
+        return False
+    try:
+        return stat.S_ISREG(os.stat(os.path.join(root, name)).st_mode)
+    except PermissionError:  # the rights of its folder
+        raise
+    except (OSError, ValueError):  # a link to nowhere, or a name that no file can have
+        return False
 
 
 def _kind(name: str, root: Path) -> str:

@@ -1,6 +1,7 @@
-"""Who works in a repository: running `dvc` and `git` processes, and the locks that dead ones have left in .dvc/tmp."""
+"""Who works in a repository: running `dvc` and `git` processes, and the locks that dead ones have left."""
 
 import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,18 +20,29 @@ class StaleLock:
 
 
 def live_program(root: Path) -> tuple[str, int] | None:
-    """Name and pid of a running `dvc` or `git` whose current folder is `root` or below; None: there is none.
+    """Name and pid of a running `dvc` or `git` in `root` or another checkout of its repository; None: there is none.
 
     `dvc daemon`, which a dvc leaves behind to look for a newer version, does nothing in a repository.
     """
+    folders = [root.resolve(), *(Path(line.removeprefix("worktree ")) for line in _worktrees(root))]
     for process in psutil.process_iter(["cmdline", "cwd"]):
         words, folder = process.info["cmdline"] or [], process.info["cwd"]
         for place in (2,) if words[1:2] == ["-m"] else (0, 1):
             name, first = ("".join(words[place + offset : place + offset + 1]) for offset in (0, 1))
             is_one = Path(name).name in ("dvc", "git") and first != "daemon"
-            if is_one and folder and Path(folder).is_relative_to(root.resolve()):
+            if is_one and folder and any(map(Path(folder).is_relative_to, folders)):
                 return Path(name).name, int(process.pid)
     return None
+
+
+def _worktrees(root: Path) -> list[str]:
+    """All checkouts of a repository, which share its references; none where there is no git."""
+    command = ["git", "worktree", "list", "--porcelain"]
+    try:
+        said = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return []
+    return [line for line in said.stdout.splitlines() if line.startswith("worktree ")]
 
 
 def stale_locks() -> list[StaleLock]:

@@ -40,6 +40,7 @@ class KilledExperiment:
     branch: str | None  # branch that HEAD was detached from; None: HEAD is attached
     edits: str  # commit with the user's files as they were when the experiment began
     overwritten: tuple[str, ...]  # files that hold values of the experiment, or none of the user's edits
+    removed: tuple[str, ...]  # files that the user had removed, and that DVC has put back
     refs: tuple[str, ...]  # git references of the experiment
 
 
@@ -54,7 +55,7 @@ def killed_experiment() -> KilledExperiment | None:
     if branch is None and not is_attached:
         return None
     began = experiment_began()
-    if not (refs or began is not None or (branch is not None and _has_dvc_detached(branch))):
+    if not (refs or (began is not None if branch is None else _has_dvc_detached(branch))):
         return None
     edits, overwritten = "HEAD", tuple[str, ...]()
     if MERGE in refs and not (is_attached and _has_head_moved_since_merge()):
@@ -65,7 +66,8 @@ def killed_experiment() -> KilledExperiment | None:
         overwritten = _differing(edits)
     if branch is None and edits == "HEAD" and not refs:
         return None
-    return KilledExperiment(branch, edits, overwritten, refs)
+    removed = set(_names("--diff-filter=D", "HEAD", edits)) - set(_differing("HEAD"))
+    return KilledExperiment(branch, edits, overwritten, tuple(sorted(removed)), refs)
 
 
 def repair_repository(root: Path) -> Iterator[str]:
@@ -94,18 +96,22 @@ def _repair_git(found: KilledExperiment) -> Iterator[str]:
         _git("symbolic-ref", "HEAD", f"refs/heads/{found.branch}")
         _build_index()
         yield f"HEAD is on branch {found.branch} again, and nothing is staged"
-    before = None
-    if found.overwritten:
+    if found.overwritten or found.removed:
         _build_index()
         before = _git("stash", "create")
-        _git("checkout", found.edits, "--", *found.overwritten)
+        if before:
+            _git("stash", "store", "-m", "before moe-distill recover", before)
+        if found.overwritten:
+            _git("checkout", found.edits, "--", *found.overwritten)
+        for name in found.removed:
+            Path(name).unlink()
         _build_index()
-        yield f"{', '.join(found.overwritten)} as before the experiment; what stood there: git stash show -p"
-    if _git("for-each-ref", "--points-at", found.edits, STASH):  # what DVC would have popped; it stands in the files
-        _git("stash", "drop")
+        kept = "; what stood there: git stash show -p" if before else ""
+        yield f"{', '.join([*found.overwritten, *found.removed])} as before the experiment{kept}"
+    stashes = _git("stash", "list", "--format=%H").splitlines()
+    if found.edits in stashes:  # DVC would have popped it
+        _git("stash", "drop", f"stash@{{{stashes.index(found.edits)}}}")
         yield "dropped the stash that dvc had made of your edits, which stand in the files"
-    if before:
-        _git("stash", "store", "-m", "before moe-distill recover", before)
     for ref in found.refs:
         runs = [_git("rev-parse", ref), "workspace"] if ref == MERGE else []
         for run in runs:
@@ -126,15 +132,16 @@ def _differing(commit: str) -> tuple[str, ...]:
     with TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": f"{folder}/index"}
         _git("read-tree", commit, **index)
-        return tuple(_git("diff", "--name-only", **index).splitlines())
+        return tuple(_names(**index))
 
 
 def _overwritten(edits: str) -> tuple[str, ...]:
     """Files that hold values of EXEC_MERGE, or none of the user's edits, or were cut off while git wrote them."""
-    written = _git("diff", "--name-only", "--diff-filter=M", edits, MERGE).splitlines()
+    written = _names("--diff-filter=M", edits, MERGE)
     found = set(written) - set(_differing(MERGE))
-    edited = _git("diff", "--name-only", "--diff-filter=M", "HEAD", edits).splitlines()
+    edited = _names("--diff-filter=M", "HEAD", edits)
     found |= set(edited) - set(_differing("HEAD"))
+    found |= {each for each in _names("--diff-filter=A", "HEAD", edits) if not Path(each).exists()}
     return tuple(sorted(found | {each for each in [*written, *edited] if _is_half_written(each)}))
 
 
@@ -143,9 +150,19 @@ def _is_half_written(name: str) -> bool:
 
     One that is not there is one of those: it was there when the experiment began, and git removes what it rewrites.
     """
+    if Path(name).is_dir():  # a submodule
+        return False
     found = Path(name).read_bytes() if Path(name).is_file() else b""
-    wholes = [_git_bytes("show", f"{commit}:{name}") for commit in (MERGE, "HEAD")]
+    wholes = [_content(commit, name) for commit in (MERGE, "HEAD")]
     return any(len(found) < len(whole) and whole.startswith(found) for whole in wholes)
+
+
+def _content(commit: str, name: str) -> bytes:
+    """A file of a commit; nothing where it has none."""
+    try:
+        return _git_bytes("cat-file", "blob", f"{commit}:{name}")
+    except ResourceError:
+        return b""
 
 
 def _branch_before_detachment() -> str | None:
@@ -160,7 +177,8 @@ def _branch_before_detachment() -> str | None:
 
 def _stash_before(merge: str) -> str | None:
     """The dropped stash of the user's edits: on the same parent as `merge`, at most a minute older; or None."""
-    parent, end = _git("log", "-1", "--format=%P %ct", merge).split()[0::2]
+    parents, end = _git("log", "-1", "--format=%P|%ct", merge).split("|")
+    parent = parents.split()[0]
     lines = _git("fsck", "--unreachable", "--no-reflogs", "--no-progress").splitlines()
     commits = [line.split()[2] for line in lines if line.startswith("unreachable commit ")]
     stashes = []
@@ -180,7 +198,7 @@ def _is_stash_of_dvc(refs: tuple[str, ...], began: float | None) -> bool:
     """
     if not _git("for-each-ref", STASH):
         return False
-    parent, made = _git("log", "-1", "--format=%P %ct", STASH).split()[0::2]
+    parents, made, subject = _git("log", "-1", "--format=%P|%ct|%s", STASH).split("|", 2)
     if QUEUED in refs and _git("rev-parse", QUEUED) != _git("rev-parse", "HEAD"):  # DVC sets it to HEAD first
         seconds = int(_git("log", "-1", "--format=%ct", QUEUED)) - int(made)
     elif began is not None:
@@ -188,7 +206,8 @@ def _is_stash_of_dvc(refs: tuple[str, ...], began: float | None) -> bool:
     else:
         detached = _git("reflog", "-1", "--format=%gd", "--date=unix", "HEAD").removeprefix("HEAD@{").removesuffix("}")
         seconds = int(detached) - int(made)
-    return parent == _git("rev-parse", "HEAD") and 0 <= seconds <= STASH_SECONDS
+    is_on_head = parents.split()[0] == _git("rev-parse", "HEAD")
+    return is_on_head and subject.startswith("WIP on ") and 0 <= seconds <= STASH_SECONDS
 
 
 def _has_dvc_detached(branch: str) -> bool:
@@ -205,13 +224,18 @@ def _has_head_moved_since_merge() -> bool:
     return not merge.is_file() or head.stat().st_mtime_ns > merge.stat().st_mtime_ns
 
 
+def _names(*arguments: str, **environment: str) -> list[str]:
+    """Files that a `git diff` names, whatever letters they have."""
+    said = _git_bytes("diff", "-z", "--name-only", *arguments, **environment)
+    return said.decode("utf-8", "surrogateescape").split("\0")[:-1]
+
+
 def _git(*arguments: str, **environment: str) -> str:
     return _git_bytes(*arguments, **environment).decode("utf-8", "surrogateescape").strip()
 
 
 def _git_bytes(*arguments: str, **environment: str) -> bytes:
-    command = ["git", "-c", "core.quotePath=false", *arguments]  # names as they are, also with other letters than ASCII
-    done = subprocess.run(command, capture_output=True, env=os.environ | environment)
+    done = subprocess.run(["git", "--literal-pathspecs", *arguments], capture_output=True, env=os.environ | environment)
     if done.returncode:
         reason = done.stderr.decode("utf-8", "replace").strip().replace("\n", " ")
         raise ResourceError(f"git {' '.join(arguments)} fails", reason)

@@ -124,8 +124,8 @@ def _corpus(params: Params) -> float:
     try:
         here = [source for source in corpus.sources if not isinstance(source, Hub)]
         return allowed + corpus_bytes(corpus.model_copy(update={"sources": here}))
-    except DataError:  # their files are elsewhere
-        return UNKNOWN
+    except DataError:  # their files are elsewhere; all else can be told
+        return allowed
 
 
 def _model(folder: Path, work: ModelWork, config: PreTrainedConfig) -> float:

@@ -35,7 +35,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint below `folder` and remove all but the newest ones.
 
-    One of more steps was not taken, since it is broken: it would else outlive each that is written until then.
+    One of more steps is broken, or it had been taken. It is removed too, or the new one would be the oldest.
     """
     final = folder / f"checkpoint_{checkpoint.step:06d}"
     incoming = folder / f".{final.name}.{os.getpid()}.tmp"

@@ -113,7 +113,10 @@ def run_phase(
                 postponed.obey()
                 raise Terminated  # it has arrived in another process
             began = time.perf_counter()
-        if any(processes.anywhere([postponed.arrived])):  # while the last checkpoint was written
+        if any(processes.anywhere([postponed.arrived])):  # after the last step
+            if processes.is_first:
+                save_checkpoint(work, to_checkpoint(trainer))
+            processes.wait()
             postponed.obey()
             raise Terminated
 
@@ -242,7 +245,7 @@ def _account(trainer: Trainer, update: Update, phase: Phase, train: Train, windo
     """Count the step, and stop a run of non-finite ones.
 
     Args:
-        windows: of the whole step; asked for where it was not applied.
+        windows: of the whole step; read only where it was not applied.
     """
     counters = trainer.counters
     trainer.step += 1
