@@ -61,9 +61,13 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Edited by its user: one file and one parameter, not committed."""
     shutil.copytree(template, tmp_path / "project", symlinks=True)
     monkeypatch.chdir(tmp_path / "project")
-    edit("nötes.md", "first\n", "first\nof the user\n")
-    edit("params.yaml", "kd_weight: 0.9", "kd_weight: 0.8 # of the user")
+    write_users_edits(Path())
     return tmp_path / "project"
+
+
+def write_users_edits(folder: Path) -> None:
+    for name, content in USERS.items():
+        (folder / name).write_text(content)
 
 
 def environment() -> dict[str, str]:
@@ -92,8 +96,7 @@ def everything_is_in_place() -> None:
 
 
 def the_users_edits_stand() -> None:
-    assert Path("nötes.md").read_text() == "first\nof the user\n"
-    assert Path("params.yaml").read_text() == PARAMS.replace("0.9", "0.8 # of the user")
+    assert {name: Path(name).read_text() for name in USERS} == USERS
 
 
 def kill_when(is_time: Callable[[], bool], *arguments: str) -> int:

@@ -26,6 +26,7 @@ from .conftest import (
     kill_when,
     stage_runs,
     the_users_edits_stand,
+    write_users_edits,
 )
 
 KILLED_AT = """
@@ -175,6 +176,7 @@ def test_r21_killed_when_the_experiment_has_its_commit(step: str, call: int, tem
     edit("params.yaml", f"temperature: {temperature}", "temperature: 1.0")
     the_users_edits_stand()
     everything_is_in_place()
+    assert Path("dvc.lock").exists(), "new in the experiment's commit, and no file that the user had removed"
     assert git("for-each-ref", "refs/exps/*/*/*")  # the experiment itself
     assert not Path(".git", EXEC_REFS, "EXEC_BRANCH").exists()  # a link to it, with which the next run would fail
 
@@ -230,8 +232,7 @@ def quick(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fresh(quick: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(quick, folder, symlinks=True)
-    for name, content in USERS.items():
-        (folder / name).write_text(content)
+    write_users_edits(folder)
     return folder
 
 

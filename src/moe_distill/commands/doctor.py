@@ -146,8 +146,8 @@ def _killed_dvc() -> Iterator[Finding]:
     found, repair = killed_experiment(), "put right by: moe-distill recover"
     if found is not None and found.branch is not None:
         yield Finding("git", f"HEAD was left detached from branch {found.branch} by a killed dvc; {repair}", ok=False)
-    if found is not None and found.overwritten:
-        names = ", ".join(found.overwritten)
+    if found is not None and (found.overwritten or found.removed):
+        names = ", ".join([*found.overwritten, *found.removed])
         yield Finding("experiment", f"a killed experiment has changed {names}; {repair}", ok=False)
     if found is not None and found.refs:
         yield Finding("references", f"{', '.join(found.refs)} are of a killed experiment; {repair}", ok=False)

@@ -68,10 +68,7 @@ def printable(name: str) -> str:
 
 
 def _texts(path: str, root: Path) -> list[str]:
-    try:
-        names = [name for name in _matches(path, root) if _is_text(name, root)]
-    except PermissionError as error:
-        raise DataError(f"`{path}` cannot be read", str(error), "change `paths` in corpus.sources") from error
+    names = [name for name in _matches(path, root) if _is_text(name, root)]
     if not names:
         raise DataError(f"`{path}` matches no {', '.join(SUFFIXES)} file", fix="change `paths` in corpus.sources")
     return names
@@ -82,8 +79,9 @@ def _is_text(name: str, root: Path) -> bool:
         return False
     try:
         return stat.S_ISREG(os.stat(os.path.join(root, name)).st_mode)
-    except PermissionError:  # the rights of its folder
-        raise
+    except PermissionError as error:  # the rights of its folder
+        fix = "give its folder the right to be opened, or change `paths` in corpus.sources"
+        raise DataError(f"`{printable(name)}` cannot be read", str(error), fix) from error
     except (OSError, ValueError):  # a link to nowhere, or a name that no file can have
         return False
 

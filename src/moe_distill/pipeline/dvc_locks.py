@@ -24,25 +24,27 @@ def live_program(root: Path) -> tuple[str, int] | None:
 
     `dvc daemon`, which a dvc leaves behind to look for a newer version, does nothing in a repository.
     """
-    folders = [root.resolve(), *(Path(line.removeprefix("worktree ")) for line in _worktrees(root))]
+    folders = [root.resolve(), *_worktrees(root)]
     for process in psutil.process_iter(["cmdline", "cwd"]):
         words, folder = process.info["cmdline"] or [], process.info["cwd"]
         for place in (2,) if words[1:2] == ["-m"] else (0, 1):
-            name, first = ("".join(words[place + offset : place + offset + 1]) for offset in (0, 1))
-            is_one = Path(name).name in ("dvc", "git") and first != "daemon"
+            program, argument = [*words[place:], "", ""][:2]
+            name = Path(program).name
+            is_one = name in ("dvc", "git") and argument != "daemon"
             if is_one and folder and any(map(Path(folder).is_relative_to, folders)):
-                return Path(name).name, int(process.pid)
+                return name, int(process.pid)
     return None
 
 
-def _worktrees(root: Path) -> list[str]:
+def _worktrees(root: Path) -> list[Path]:
     """All checkouts of a repository, which share its references; none where there is no git."""
     command = ["git", "worktree", "list", "--porcelain"]
     try:
         said = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", errors="surrogateescape")
     except OSError:
         return []
-    return [line for line in said.stdout.splitlines() if line.startswith("worktree ")]
+    lines = said.stdout.splitlines()
+    return [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
 
 
 def stale_locks() -> list[StaleLock]:

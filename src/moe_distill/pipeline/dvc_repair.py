@@ -58,15 +58,16 @@ def killed_experiment() -> KilledExperiment | None:
     if not (refs or (began is not None if branch is None else _has_dvc_detached(branch))):
         return None
     edits, overwritten = "HEAD", tuple[str, ...]()
+    start = f"refs/heads/{branch}" if branch else "HEAD"  # where the experiment began; HEAD may be at its own commit
     if MERGE in refs and not (is_attached and _has_head_moved_since_merge()):
         edits = _stash_before(MERGE) or f"{EXEC_REFS}/EXEC_HEAD"
-        overwritten = _overwritten(edits)
+        overwritten = _overwritten(start, edits)
     elif MERGE not in refs and _is_stash_of_dvc(refs, began if is_attached else None):
         edits = _git("rev-parse", STASH)
         overwritten = _differing(edits)
     if branch is None and edits == "HEAD" and not refs:
         return None
-    removed = set(_names("--diff-filter=D", "HEAD", edits)) - set(_differing("HEAD"))
+    removed = set(_names("--diff-filter=D", start, edits)) - set(_differing(start)) if edits != "HEAD" else set()
     return KilledExperiment(branch, edits, overwritten, tuple(sorted(removed)), refs)
 
 
@@ -103,8 +104,8 @@ def _repair_git(found: KilledExperiment) -> Iterator[str]:
             _git("stash", "store", "-m", "before moe-distill recover", before)
         if found.overwritten:
             _git("checkout", found.edits, "--", *found.overwritten)
-        for name in found.removed:
-            Path(name).unlink()
+        if found.removed:
+            _git("rm", "--quiet", "--force", "--", *found.removed)
         _build_index()
         kept = "; what stood there: git stash show -p" if before else ""
         yield f"{', '.join([*found.overwritten, *found.removed])} as before the experiment{kept}"
@@ -135,25 +136,25 @@ def _differing(commit: str) -> tuple[str, ...]:
         return tuple(_names(**index))
 
 
-def _overwritten(edits: str) -> tuple[str, ...]:
+def _overwritten(start: str, edits: str) -> tuple[str, ...]:
     """Files that hold values of EXEC_MERGE, or none of the user's edits, or were cut off while git wrote them."""
     written = _names("--diff-filter=M", edits, MERGE)
     found = set(written) - set(_differing(MERGE))
-    edited = _names("--diff-filter=M", "HEAD", edits)
-    found |= set(edited) - set(_differing("HEAD"))
-    found |= {each for each in _names("--diff-filter=A", "HEAD", edits) if not Path(each).exists()}
-    return tuple(sorted(found | {each for each in [*written, *edited] if _is_half_written(each)}))
+    edited = _names("--diff-filter=M", start, edits)
+    found |= set(edited) - set(_differing(start))
+    found |= {each for each in _names("--diff-filter=A", start, edits) if not Path(each).exists()}
+    return tuple(sorted(found | {each for each in [*written, *edited] if _is_half_written(each, start)}))
 
 
-def _is_half_written(name: str) -> bool:
-    """Whether a file holds only the beginning of its content in EXEC_MERGE or HEAD: git was killed while it wrote it.
+def _is_half_written(name: str, start: str) -> bool:
+    """Whether a file holds only the beginning of its content in EXEC_MERGE or `start`: git was killed as it wrote it.
 
     One that is not there is one of those: it was there when the experiment began, and git removes what it rewrites.
     """
     if Path(name).is_dir():  # a submodule
         return False
     found = Path(name).read_bytes() if Path(name).is_file() else b""
-    wholes = [_content(commit, name) for commit in (MERGE, "HEAD")]
+    wholes = [_content(commit, name) for commit in (MERGE, start)]
     return any(len(found) < len(whole) and whole.startswith(found) for whole in wholes)
 
 

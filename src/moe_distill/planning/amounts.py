@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from moe_distill.config.corpus_keys import Hub
+from moe_distill.config.corpus_keys import Files, Hub
 from moe_distill.config.model_keys import HubModel
 from moe_distill.config.params import Params
 from moe_distill.corpus.corpus_disk_use import corpus_bytes
@@ -117,13 +117,16 @@ def download_bytes(params: Params, stored: StoredBytes) -> float:
 
 
 def _corpus(params: Params) -> float:
-    """Bytes of both splits: of sources that are here by a sample, of the hub's what limits allow, uncompressed."""
+    """Bytes of both splits: of files by a sample, of the hub's text what limits allow, uncompressed.
+
+    The documentation of Python is left out: it is a megabyte, and takes seconds to estimate.
+    """
     corpus = params.profile.corpus
     of_hub = [source for source in corpus.sources if isinstance(source, Hub)]
     allowed = sum(source.max_documents * (source.join_rows_to_characters or DEFAULT_DOCUMENT) for source in of_hub)
     try:
-        here = [source for source in corpus.sources if not isinstance(source, Hub)]
-        return allowed + corpus_bytes(corpus.model_copy(update={"sources": here}))
+        of_files = [source for source in corpus.sources if isinstance(source, Files)]
+        return allowed + corpus_bytes(corpus.model_copy(update={"sources": of_files}))
     except DataError:  # their files are elsewhere; all else can be told
         return allowed
 

@@ -115,9 +115,9 @@ def _safely(act: Callable[[float], None], running: bool = False) -> bool:
         return False
     try:
         act(RUNNING_LOCK_SECONDS if running else LOCK_SECONDS)
-        pause = PAUSE if running else 0
+        succeeded, pause = True, PAUSE if running else 0
     except Exception as error:  # any at all: hours of training are worth more than their copy in a database
-        pause = PAUSE_AFTER_FAILURE
+        succeeded, pause = False, PAUSE_AFTER_FAILURE
         reason = what_failed(error)
         if reason not in _pace.logged:
             way_out = "the curves stay in metrics/curves and are filled in by the next stage or `moe-distill track`"
@@ -125,7 +125,7 @@ def _safely(act: Callable[[float], None], running: bool = False) -> bool:
         _pace.logged.add(reason)
     now = time.monotonic()
     _pace.next_at = now + pause * (now - began)
-    return pause != PAUSE_AFTER_FAILURE
+    return succeeded
 
 
 def _begin(store: MlflowStore, params: Params, stage: str, started: float) -> None:

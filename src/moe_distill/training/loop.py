@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from moe_distill.training.step import StepMetrics, Update, ValidationSet, optimi
 from moe_distill.training.trainer import Trainer, load_student_weights, restore, student_weights, to_checkpoint
 from moe_distill.utils.device import Runtime
 from moe_distill.utils.processes import ALONE, Processes
-from moe_distill.utils.signals import Terminated, postponed_signals
+from moe_distill.utils.signals import Postponed, Terminated, postponed_signals
 from moe_distill.utils.tensors import to_device
 
 
@@ -109,16 +110,12 @@ def run_phase(
             if processes.is_first and (is_to_end or trainer.step % train.checkpoint_every == 0):
                 save_checkpoint(work, to_checkpoint(trainer))
             if is_to_end:
-                processes.wait()  # for the checkpoint
-                postponed.obey()
-                raise Terminated  # it has arrived in another process
+                _end(postponed, processes)
             began = time.perf_counter()
         if any(processes.anywhere([postponed.arrived])):  # after the last step
             if processes.is_first:
                 save_checkpoint(work, to_checkpoint(trainer))
-            processes.wait()
-            postponed.obey()
-            raise Terminated
+            _end(postponed, processes)
 
     if trainer.best:
         load_student_weights(trainer, trainer.best)
@@ -151,6 +148,13 @@ def _steps(context: TrainingContext, first_step: int, last_step: int) -> Generat
     for _ in range(first_step, last_step):
         n_parts = train.batch_windows // train.micro_batch_windows // context.processes.count
         yield [to_device(batch, device) for batch in islice(batches, n_parts)]
+
+
+def _end(postponed: Postponed, processes: Processes) -> NoReturn:
+    """End this process for a signal, once the checkpoint is there."""
+    processes.wait()
+    postponed.obey()
+    raise Terminated  # it has arrived in another process
 
 
 def _advance(trainer: Trainer, phase: Phase, context: TrainingContext, parts: list[Batch]) -> tuple[Update, Objective]:
